@@ -1,0 +1,61 @@
+# Everything runs in .venv, which `make venv` prepares from any python3 >= 3.11 that has venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+DOCS_STAMP := .venv/.stamp-docs
+OUT ?= tplimit-demo
+
+.PHONY: help venv test test-slow lint format types demo demo-small bench docs clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(STAMP)  ## prepare .venv: tplimit (editable), its tests, linters and the demo's data
+
+# A new pyproject.toml means new dependencies. pip 25.1 is the first that reads dependency groups.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[demo]" --group dev
+	@touch $@
+
+test: $(STAMP)  ## fast tests and doctests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)  ## only the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+demo: $(STAMP)  ## the main job: handwritten digits at finite and infinite width
+	$(BIN)/tplimit demo --out $(OUT)
+
+demo-small: $(STAMP)  ## the same in seconds, into a temporary folder
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	$(BIN)/tplimit demo --out "$$out" --widths 32,64,128 --seeds 4 --replicates 2 --steps 3 --samples 512
+
+bench: $(STAMP)  ## every script in benchmarks/, one after the other
+	@set -e; for script in $$(find benchmarks -name '*.py' | sort); do \
+	    echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(DOCS_STAMP)  ## HTML pages in docs/_build
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build dist docs/_build tplimit-demo tplimit-compare
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

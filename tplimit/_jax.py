@@ -1,0 +1,103 @@
+"""Everything tplimit takes from JAX outside its public numerical API. No other file does."""
+
+import os
+import traceback
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex_core
+from jax.extend import source_info_util
+from jax.extend.core import primitives
+
+from tplimit.errors import Location
+
+Primitive = jex_core.Primitive
+Jaxpr = jex_core.Jaxpr
+JaxprEqn = jex_core.JaxprEqn
+ClosedJaxpr = jex_core.ClosedJaxpr
+Literal = jex_core.Literal
+Var = jex_core.Var
+
+__all__ = [
+    "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var",
+    "inner_program", "is_jaxpr", "is_key", "location", "open_jaxpr", "primitives", "scan_layout", "split_p", "user_location",
+]  # fmt: skip
+
+# ``split`` has no entry among the public primitives; its equation shows it.
+split_p = jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(np.zeros(2, np.float32)).eqns[0].primitive
+
+# Frames of this package are never "the user's line". The match is by prefix, hence the separator.
+source_info_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)) + os.sep)
+
+# Primitives whose body is simply evaluated in place, with the parameter that holds it.
+_INLINE: dict[str, str] = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_lin": "jaxpr",
+}
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Whether a parameter is a jaxpr, open or closed (one class from JAX 0.12 on)."""
+    return isinstance(value, (Jaxpr, ClosedJaxpr))
+
+
+def open_jaxpr(value: Any) -> tuple[Any, list[Any]]:
+    """The open jaxpr and its constants. From JAX 0.12 ``ClosedJaxpr is Jaxpr``."""
+    if isinstance(value, ClosedJaxpr):
+        inner = getattr(value, "jaxpr", value)
+        return inner, list(value.consts)
+    return value, list(getattr(value, "consts", ()))
+
+
+def inner_program(equation: Any) -> Any | None:
+    """The jaxpr that a call-like equation merely evaluates, or None."""
+    name = _INLINE.get(equation.primitive.name)
+    if name is None:
+        return None
+    return equation.params.get(name)
+
+
+def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of constants and of carried values of a ``scan`` equation.
+
+    ``num_consts`` and ``num_carry`` became one flat-tree parameter pair in JAX 0.11.
+    """
+    if "num_consts" in params:
+        return int(params["num_consts"]), int(params["num_carry"])
+    consts, carry, *_ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def location(equation: Any) -> Location | None:
+    """The user's file, line and function, or None (bodies of cached jits carry none)."""
+    text = source_info_util.summarize(equation.source_info)
+    head, _, function = text.rpartition(" (")
+    parts = head.rsplit(":", 2)
+    if len(parts) < 3 or not parts[1].isdigit():
+        return None
+    return Location(parts[0], int(parts[1]), function.rstrip(")"))
+
+
+def user_location(error: BaseException) -> Location | None:
+    """The innermost frame of an exception that is neither JAX's nor tplimit's."""
+    hidden = tuple(os.path.dirname(os.path.abspath(str(m))) + os.sep for m in (jax.__file__, __file__))
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(hidden) and "site-packages" not in file:
+            found = Location(file, line, frame.f_code.co_name)
+    return found
+
+
+def is_key(value: Any) -> bool:
+    """Whether an array holds typed random keys."""
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)

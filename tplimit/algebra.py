@@ -1,0 +1,348 @@
+"""Arithmetic of values ``n^e c + O(n^rho)``: sums, products, powers, functions, width averages."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.errors import CancellationError, NoLimitError
+from tplimit.interpret import Context
+from tplimit.values import Tensor, demoted, masked, tensor
+from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
+
+#: A mean of particles counts as zero when it is below this many of its standard errors.
+ZERO_SIGMAS = 5.0
+
+#: Taylor terms tried at 0 before a function is called flat.
+_TAYLOR_ORDER = 6
+
+
+def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
+    """Common width axis and space of operands that are combined coordinate by coordinate."""
+    axes = {value.axis for value in values if value.axis is not None}
+    if len(axes) > 1:
+        ctx.fail("Vectors with different width axes are combined coordinate by coordinate.")
+    space = ctx.unify(*(value.space for value in values))
+    return (axes.pop() if axes else None), space
+
+
+def _total(*noises: Any) -> Any:
+    known = [noise for noise in noises if noise is not None]
+    return sum(known[1:], known[0]) if known else None
+
+
+def _zero_mask(value: Tensor, shape: Any) -> Any:
+    if value.zeros is not None:
+        return value.zeros
+    return jnp.ones(shape, bool) if value.vanishes else None
+
+
+def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
+    """``a + sign b``. Equal exponents add; of unequal ones the smaller joins the remainder."""
+    axis, space = frame(ctx, a, b)
+    if a is b and sign < 0:
+        return tensor(np.zeros(a.shape, a.dtype), NONE, NONE, axis, space)
+    if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
+        return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
+    exponents = a.exponents.maximum(b.exponents)
+    lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
+    x, y = aligned(a, exponents), aligned(b, exponents)
+    coefficient = x + y if sign > 0 else x - y
+    remainder = a.remainder.maximum(b.remainder, lost)
+    masks = _zero_mask(a, jnp.shape(coefficient)), _zero_mask(b, jnp.shape(coefficient))
+    zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
+    if a.vanishes and b.vanishes:
+        zeros = None
+    noise = _total(a.noise, b.noise)
+    if noise is not None:
+        noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
+    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+
+
+def aligned(value: Tensor, exponents: Exponents) -> Any:
+    """Coefficient with zeros where the value is of lower order than ``exponents``."""
+    if value.exponents == exponents:
+        return value.coefficient
+    same = np.asarray(
+        value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool
+    )
+    if same.all():
+        return value.coefficient
+    if not same.any():
+        return np.zeros(value.shape, value.dtype)
+    return jnp.where(same, value.coefficient, 0)
+
+
+def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:
+    """Exponents and remainder of a product."""
+    e, f, r, s = a.exponents, b.exponents, a.remainder, b.remainder
+    return e + f, (e + s).maximum(r + f, r + s)
+
+
+def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    """``a b``: exponents add."""
+    axis, space = frame(ctx, a, b)
+    exponents, remainder = product_exponents(a, b)
+    coefficient = a.coefficient * b.coefficient
+    noise = product_noise(a, b, lambda x, y: x * y)
+    masks = [value.zeros for value in (a, b) if value.zeros is not None]
+    zeros = None
+    if masks and axis is not None:
+        zeros = masks[0] if len(masks) == 1 else masks[0] | masks[1]
+        zeros = jnp.broadcast_to(zeros, jnp.shape(coefficient))
+    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+
+
+def product_noise(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> Any:
+    """First-order standard error of a bilinear function (an upper bound)."""
+    first = None if a.noise is None else bilinear(a.noise, jnp.abs(b.coefficient))
+    second = None if b.noise is None else bilinear(jnp.abs(a.coefficient), b.noise)
+    return _total(first, second)
+
+
+def _finite_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
+    if value.noise is None:
+        return None
+    tangent = jnp.broadcast_to(value.noise, jnp.shape(value.coefficient))
+    return jnp.abs(jax.jvp(fn, (jnp.asarray(value.coefficient),), (tangent,))[1])
+
+
+def known(ctx: Context, value: Tensor, what: str) -> None:
+    """Require the leading term to be known: the remainder is smaller everywhere."""
+    hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    if np.any(np.asarray(hidden.array, dtype=bool)):
+        ctx.fail(
+            f"{what} needs the leading term of a value of which only the order is known.",
+            CancellationError,
+            "Leading terms have cancelled; the next term decides, and this version keeps one.",
+        )
+
+
+def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
+    """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
+    if p < 0:
+        known(ctx, value, "Dividing by")
+        if value.exponents.max() == NEVER:
+            ctx.fail("Division by a value that is exactly zero.", CancellationError)
+    exponents = value.exponents.times(p)
+
+    def left(e: Exponent, rho: Exponent) -> Exponent:
+        if rho == NEVER:
+            return NEVER
+        return rho * p if e == NEVER else e * p + (rho - e)
+
+    remainder = value.exponents.map(left, value.remainder)
+    return tensor(
+        fn(value.coefficient), exponents, remainder, value.axis, value.space,
+        _finite_noise(fn, value), value.zeros if p > 0 else None,
+    )  # fmt: skip
+
+
+def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
+    """A linear function acting entry by entry: exponents stay."""
+    noise = None if value.noise is None else jnp.abs(fn(value.noise))
+    return tensor(
+        fn(value.coefficient), value.exponents, value.remainder, value.axis, value.space,
+        noise, value.zeros,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def taylor(fn: Callable[[Any], Any]) -> tuple[float, ...]:
+    """Taylor coefficients of ``fn`` at 0, order 0 to ``_TAYLOR_ORDER``."""
+    coefficients, derivative, factorial = [], fn, 1.0
+    with jax.ensure_compile_time_eval():
+        for order in range(_TAYLOR_ORDER + 1):
+            factorial *= max(order, 1)
+            coefficients.append(float(derivative(jnp.asarray(0.0, jnp.float32))) / factorial)
+            derivative = _derivative(derivative)
+    return tuple(coefficients)
+
+
+def _derivative(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
+
+
+def apply_function(
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+) -> Tensor:
+    """A smooth function, entry by entry.
+
+    At exponent 0 it acts on the coefficient; below, its Taylor expansion at 0 gives the first
+    non-vanishing term; above, it goes to its limits at plus and minus infinity, if it has them.
+    """
+    if value.remainder.max() > 0:
+        ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
+    if value.exponents == ZERO:
+        return tensor(
+            fn(value.coefficient), ZERO, value.remainder, value.axis, value.space,
+            _finite_noise(fn, value), _kept_zeros(fn, value),
+        )  # fmt: skip
+    parts = []
+    for level in value.exponents.levels():
+        parts.append((level, _at_level(ctx, value, fn, name, saturation, level)))
+    if len(parts) == 1:
+        return parts[0][1]
+    return _assembled(value, parts)
+
+
+def _kept_zeros(fn: Callable[[Any], Any], value: Tensor) -> Any:
+    return value.zeros if value.zeros is not None and taylor(fn)[0] == 0 else None
+
+
+def _at_level(
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+    level: Exponent,
+) -> Tensor:
+    c, rho = value.coefficient, value.remainder
+    if level == 0:
+        noise = _finite_noise(fn, value)
+        return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
+    if level > 0:
+        return _saturated(ctx, value, name, saturation, level)
+    series = taylor(fn)
+    if not np.all(np.isfinite(series)):
+        ctx.fail(
+            f"{name} of a value that vanishes like n^{level} has no expansion at 0.", NoLimitError
+        )
+    orders = [k for k, a in enumerate(series) if a != 0]
+    if not orders:
+        ctx.fail(f"{name} is flat at 0 up to order {_TAYLOR_ORDER}.", CancellationError)
+    first = orders[0]
+    second = orders[1] if len(orders) > 1 else _TAYLOR_ORDER + 1
+    if level == NEVER:
+        exponents = ZERO if first == 0 else NONE
+        known_rest: Exponent = NEVER
+    else:
+        exponents, known_rest = Exponents(first * level), second * level
+    # The unknown part enters with the derivative, of relative order (first - 1) or (second - 1).
+    factor = max(first, 1) - 1
+    if first == 0:
+        factor = second - 1
+    slope: Exponent = Fraction(0) if factor == 0 else factor * level
+    remainder = (rho + slope).maximum(known_rest)
+
+    def leading(x: Any) -> Any:
+        return jnp.asarray(series[first], jnp.result_type(x)) * x**first
+
+    noise = None if first == 0 else _finite_noise(leading, value)
+    zeros = value.zeros if first > 0 else None
+    return tensor(leading(c), exponents, remainder, value.axis, value.space, noise, zeros)
+
+
+def _saturated(
+    ctx: Context, value: Tensor, name: str, saturation: tuple[float, float] | None, level: Exponent
+) -> Tensor:
+    if saturation is None:
+        ctx.fail(
+            f"{name} of a value that grows like n^{level} has no limit.",
+            NoLimitError,
+            "Rescale the initialisation or the learning rate with the width.",
+        )
+    known(ctx, value, name)
+    signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
+    low, high = saturation
+    dtype = value.dtype
+    out = jnp.where(value.coefficient > 0, jnp.asarray(high, dtype), jnp.asarray(low, dtype))
+    zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
+    exponents = NONE if low == high == 0 else ZERO
+    return tensor(out, exponents, NONE, value.axis, value.space, None, zeros)
+
+
+def significant(value: Tensor) -> Any:
+    """Whether some entry of a finite array differs from 0 beyond its standard error."""
+    if value.noise is None:
+        return True
+    return jnp.any(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise)
+
+
+def signs_known(ctx: Context, value: Tensor, what: str) -> None:
+    """Check, when the run is over, that the signs of the leading coefficient are known."""
+    error = ctx.error(
+        f"{what}: its leading coefficient is zero within the sampling error.",
+        CancellationError,
+        "The next term of the expansion in the width decides, which this version does not compute.",
+    )
+    if value.axis is None:
+        ctx.check(significant(value), error)
+    elif not value.exact:
+        zero = value.coefficient == 0
+        if value.zeros is not None:
+            zero = zero & ~value.zeros
+        ctx.check(~jnp.any(zero), error)
+
+
+def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:
+    """Results at the different exponents put together entry by entry."""
+    coefficient, noise = parts[0][1].coefficient, parts[0][1].noise
+    exponents, remainder = parts[0][1].exponents, parts[0][1].remainder
+    for level, part in parts[1:]:
+        mask = value.exponents.mask(level)
+        coefficient = jnp.where(mask, part.coefficient, coefficient)
+        if noise is not None or part.noise is not None:
+            zero = jnp.zeros((), jnp.result_type(coefficient))
+            noise = jnp.where(
+                mask, zero if part.noise is None else part.noise, zero if noise is None else noise
+            )
+        static = Exponents(mask.astype(object))
+        exponents = static.map(lambda m, new, old: new if m else old, part.exponents, exponents)
+        remainder = static.map(lambda m, new, old: new if m else old, part.remainder, remainder)
+    return tensor(coefficient, exponents, remainder, value.axis, value.space, noise)
+
+
+def width_factor(ctx: Context, size: Size) -> tuple[float, Fraction]:
+    """A sum over a width is this coefficient times the mean, at this additional exponent."""
+    if size.power != 1:
+        ctx.fail(f"A sum over an axis of length {size}, which is not a width.")
+    return ctx.scale(float(size.ratio), Fraction(1))
+
+
+def sum_exponents(ctx: Context, exponents: Exponents, remainder: Exponents, gain: Fraction) -> Any:
+    """Exponents and remainder of a width sum: the mean at ``e + 1``, fluctuations at ``e + 1/2``."""
+    if ctx.exact:
+        return exponents, remainder
+    return exponents + gain, (remainder + gain).maximum(exponents + gain * HALF)
+
+
+def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -> Tensor:
+    """Sum over the width axis: the law of large numbers (Master Theorem, Yang, TP III).
+
+    The standard error of the mean over particles is kept as noise, to tell a coefficient that
+    vanishes from one that does not.
+    """
+    value = demoted(value) if _varies_along(value) else value
+    factor, gain = width_factor(ctx, size)
+    c = jnp.asarray(value.coefficient)
+    if c.dtype.kind in "bui":
+        c = c.astype(jnp.result_type(float))
+    axis = value.axis
+    assert axis is not None
+    coefficient = factor * jnp.mean(c, axis=axis)
+    noise = None
+    if not ctx.exact:
+        noise = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
+    exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)
+    exponents, remainder = sum_exponents(ctx, exponents, remainder, gain)
+    return tensor(coefficient, exponents, remainder, None, None, noise)
+
+
+def _varies_along(value: Tensor) -> bool:
+    return not value.exponents.uniform and value.exponents.array.ndim != len(value.shape)
+
+
+def _dropped(exponents: Exponents, axis: int) -> Exponents:
+    if exponents.uniform:
+        return exponents
+    return Exponents(np.take(exponents.array, 0, axis=axis))

@@ -1,0 +1,59 @@
+"""Small data for the command line: real handwritten digits, or random points."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Data", "digits", "random_points"]
+
+
+class Data(NamedTuple):
+    """Training and test points, float32: inputs (points, dimension), labels ±1 (points,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def digits(train: int, test: int, classes: tuple[int, int] = (3, 8), seed: int = 0) -> Data:
+    """Two classes of the 8 x 8 handwritten digits that scikit-learn ships, as many of each.
+
+    Pixels are centred by the mean of the training points and scaled so that their mean square over
+    training points and pixels is 1. Labels are -1 for the first class and +1 for the second.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+        ValueError: more points are wanted than there are.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the digits come with scikit-learn, which is not installed: pip install "tplimit[demo]"'
+        ) from error
+    source = load_digits()
+    generator = np.random.default_rng(seed)
+    rows = [generator.permutation(np.flatnonzero(source.target == c)) for c in classes]
+    available = 2 * min(map(len, rows))
+    if train + test > available:
+        raise ValueError(f"{train + test} points wanted, the two classes have {available}")
+    # One of each class in turn, so that every minibatch is balanced.
+    order = np.stack([r[: available // 2] for r in rows], axis=1).ravel()[: train + test]
+    x, y = source.data[order], np.where(source.target[order] == classes[0], -1.0, 1.0)
+    x = x - x[:train].mean(axis=0)
+    x = x / np.sqrt(np.mean(x[:train] ** 2))
+    return _split(x, y, train)
+
+
+def random_points(train: int, test: int, inputs: int = 16, seed: int = 0) -> Data:
+    """Standard normal inputs with random labels ±1."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((train + test, inputs))
+    return _split(x, generator.choice([-1.0, 1.0], train + test), train)
+
+
+def _split(x: np.ndarray, y: np.ndarray, train: int) -> Data:
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    return Data(x[:train], y[:train], x[train:], y[train:])

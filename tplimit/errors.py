@@ -1,0 +1,86 @@
+"""Errors of tplimit: each names the operation and the user's line, and says what to do."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in the user's program."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} ({self.function})"
+
+
+class LimitError(Exception):
+    """Base of all errors of tplimit.
+
+    Args:
+        reason: what is wrong, in plain words.
+        operation: the operation with the shapes of its operands.
+        location: the user's file, line and function.
+        advice: what to do.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        operation: str | None = None,
+        location: Location | None = None,
+        advice: str | None = None,
+    ) -> None:
+        self.reason = reason
+        self.operation = operation
+        self.location = location
+        self.advice = advice
+        lines = [reason]
+        if operation is not None:
+            lines.append(f"operation: {operation}")
+        if location is not None:
+            lines.append(f"at: {location}")
+        if advice is not None:
+            lines.append(advice)
+        super().__init__("\n".join(lines))
+
+
+class DivergenceError(LimitError):
+    """A number was asked for that grows with the width."""
+
+
+class CancellationError(LimitError):
+    """The known terms cancel or vanish, and the next term, which decides, is not known."""
+
+
+class NoLimitError(LimitError):
+    """The operation has no infinite-width limit."""
+
+
+class WidthError(LimitError):
+    """Widths are used inconsistently, or their ratio or divisibility is not what is needed."""
+
+
+class UnsupportedOperationError(LimitError):
+    """tplimit has no rule for the operation on these values."""
+
+
+OPAQUE = (
+    "A limit value is opaque outside of a limited function: it stands for a random variable, "
+    "not for an array."
+)
+OPAQUE_ADVICE = (
+    "Apply the operation inside: tp.limit(fn)(value, ...), for instance "
+    "tp.limit(optimizer.init)(theta)."
+)
+CANCELLATION_ADVICE = (
+    "The leading coefficient vanishes (for instance because a readout is symmetric and "
+    "independent of the features, as in the NTK parameterization), so the next term of the "
+    "expansion in the width decides, which this version does not compute."
+)
+DIVERGENCE_ADVICE = (
+    "The parameterization is unstable here: rescale the initialisation or the learning rate with "
+    "the width, or use tp.leading to see coefficient and exponent."
+)

@@ -1,0 +1,1 @@
+"""Gaussian mathematics of the limit; knows nothing of jaxprs."""

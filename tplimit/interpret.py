@@ -1,0 +1,357 @@
+"""The interpreter: one loop over the equations of a program, one table of rules.
+
+A rule is a function ``rule(ctx, *values, **params)`` returning one value or a list of values.
+``params`` come with lengths that grow as ``Size``; ``ctx.resolve`` makes them numbers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit._jax import Primitive
+from tplimit.bank import Bank
+from tplimit.errors import LimitError, UnsupportedOperationError, WidthError
+from tplimit.gaussian import deferred
+from tplimit.trace import Constant, Equation, Operand, Program, Slot
+from tplimit.values import Tensor, Value, exactly, tensor
+from tplimit.widths import Size
+
+Rule = Callable[..., Any]
+
+#: Constant folding stops at arrays of this many entries.
+_FOLD_LIMIT = 4096
+
+
+@dataclass
+class Rules:
+    """Table of rules, keyed by primitive object. A primitive has a rule, is refused with a
+    reason, or is unknown."""
+
+    rules: dict[Primitive, Rule] = field(default_factory=dict)
+    refused: dict[Primitive, str] = field(default_factory=dict)
+
+    def __call__(self, *primitives: Primitive) -> Callable[[Rule], Rule]:
+        """Decorator that enters a function as the rule of ``primitives``."""
+
+        def enter(rule: Rule) -> Rule:
+            for primitive in primitives:
+                self._new(primitive)
+                self.rules[primitive] = rule
+            return rule
+
+        return enter
+
+    def refuse(self, reason: str, *primitives: Primitive) -> None:
+        """Say that ``primitives`` have no limit on values with a width, and why."""
+        for primitive in primitives:
+            self._new(primitive)
+            self.refused[primitive] = reason
+
+    def _new(self, primitive: Primitive) -> None:
+        if primitive in self.rules or primitive in self.refused:
+            raise ValueError(f"There is already a rule for {primitive.name}.")
+
+    def copy(self) -> "Rules":
+        return Rules(dict(self.rules), dict(self.refused))
+
+    def describe(self) -> str:
+        """A Markdown table of the supported operations."""
+        lines = ["| primitive | rule |", "| --- | --- |"]
+        entries = [(p.name, (r.__doc__ or "").strip().splitlines()[0]) for p, r in self.rules.items()]
+        entries += [(p.name, f"refused: {why}") for p, why in self.refused.items()]
+        lines += [f"| `{name}` | {text} |" for name, text in sorted(entries)]
+        return "\n".join(lines)
+
+
+RULES = Rules()
+
+
+class NeedDecision(Exception):
+    """A static choice depends on the value of a finite variable that must be computed first."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__(slot)
+        self.slot = slot
+
+
+@dataclass
+class Check:
+    """A condition on numbers, verified after the run: ``ok`` must hold, else ``error``."""
+
+    ok: Any
+    error: LimitError
+
+
+class Context:
+    """What a rule may use: the current equation, the bank, spaces, checks, recursion."""
+
+    def __init__(
+        self,
+        bank: Bank | None,
+        *,
+        classes: Mapping[int, int] | None = None,
+        decisions: Mapping[Slot, np.ndarray | None] | None = None,
+        rules: Rules = RULES,
+        dry: bool = False,
+    ) -> None:
+        self.bank = bank
+        self.rules = rules
+        self.dry = dry
+        self.classes = dict(classes or {})
+        self.decisions = dict(decisions or {})
+        self.checks: list[Check] = []
+        self.revealed: dict[tuple[int, bool], int] = {}
+        self.nested = False
+        self.equation: Equation | None = None
+        self._memory: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
+        self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self.items: dict[int, tuple[Any, list[Value]]] = {}
+
+    # Sizes and scales -----------------------------------------------------------------------
+
+    @property
+    def exact(self) -> bool:
+        """Whether the widths are true, finite ones (a deferred network), not a limit."""
+        return self.bank is not None and self.bank.law.exact
+
+    def size(self, dim: int | Size) -> int:
+        """Length of an axis in the arrays at hand."""
+        if isinstance(dim, Size):
+            return dim.at(self.bank.n if self.bank is not None else 1)
+        return int(dim)
+
+    def shape(self, dims: Iterable[int | Size]) -> tuple[int, ...]:
+        return tuple(self.size(dim) for dim in dims)
+
+    def scale(self, coefficient: float, power: Fraction) -> tuple[float, Fraction]:
+        """``c n^p`` as coefficient and exponent; at finite width the exponent is 0."""
+        if self.exact and self.bank is not None and power != 0:
+            return coefficient * float(self.bank.n) ** float(power), Fraction(0)
+        return coefficient, power
+
+    def resolve(self, params: Any) -> Any:
+        """Parameters with every ``Size`` replaced by the length at hand."""
+        if isinstance(params, Size):
+            return self.size(params)
+        if isinstance(params, dict):
+            return {name: self.resolve(value) for name, value in params.items()}
+        if isinstance(params, (tuple, list)):
+            parts = [self.resolve(part) for part in params]
+            return type(params)(*parts) if hasattr(params, "_fields") else type(params)(parts)
+        return params
+
+    def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
+        """Evaluate a primitive on coefficients; constants are folded."""
+        params = self.resolve(params)
+        concrete = all(isinstance(a, (np.ndarray, np.generic)) for a in arrays)
+        if concrete and sum(np.size(a) for a in arrays) <= _FOLD_LIMIT:
+            with jax.ensure_compile_time_eval():
+                out = primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
+            if primitive.multiple_results:
+                return [np.asarray(o) for o in out]
+            return np.asarray(out) if out.size <= _FOLD_LIMIT else out
+        return primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
+
+    def rebind(self, *arrays: Any) -> Any:
+        """The current equation's primitive on coefficients."""
+        assert self.equation is not None
+        return self.bind(self.equation.primitive, *arrays, **self.equation.params)
+
+    # Spaces ---------------------------------------------------------------------------------
+
+    def find(self, space: int) -> int:
+        while (parent := self.classes.get(space, space)) != space:
+            space = parent
+        return space
+
+    def unify(self, *spaces: int | None) -> int | None:
+        """Declare that width axes are combined coordinate by coordinate."""
+        roots = sorted({self.find(space) for space in spaces if space is not None})
+        for other in roots[1:]:
+            self.classes[other] = roots[0]
+        return roots[0] if roots else None
+
+    # Deferred matrices ----------------------------------------------------------------------
+
+    def rows(self, value: Tensor) -> Any:
+        """Coefficient as rows ``(k, M)``, finite axes first; the same object when asked again."""
+        key = (id(value.coefficient), -1 if value.axis is None else value.axis)
+        if key not in self._rows:
+            assert value.axis is not None
+            moved = jnp.moveaxis(jnp.asarray(value.coefficient), value.axis, -1)
+            flat = moved.reshape(-1, moved.shape[-1])
+            self._rows[key] = (value.coefficient, flat)
+        return self._rows[key][1]
+
+    def query(self, index: int, transposed: bool, rows: Any) -> Any:
+        """``G x / sqrt(n_in)`` (or transposed) for rows ``(B, n_in)``; reveals and remembers."""
+        assert self.bank is not None
+        view = self.bank.view(index, transposed)
+        rows = rows.astype(view.Q.dtype)
+        count = int(rows.shape[0])
+        side = (index, transposed)
+        self.revealed[side] = self.revealed.get(side, 0) + count
+        if self.dry:
+            coordinates = jnp.zeros((count, view.capacity), rows.dtype)
+            image = jnp.zeros((count, view.Z.shape[1]), rows.dtype)
+        else:
+            earlier = [] if self.exact else self.bank.noise_rows(index, transposed, self._roots())
+            answer = deferred.query(view, rows, self.bank.law, earlier)
+            self.bank = self.bank.with_view(index, transposed, answer.store)
+            image, coordinates = answer.image, answer.coordinates
+        self.remember(index, transposed, rows, coordinates)
+        return image
+
+    def _roots(self) -> dict[int, int]:
+        return {space: self.find(space) for space in self.classes}
+
+    def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:
+        self._memory[(index, transposed, id(rows))] = (rows, coordinates)
+
+    def recall(self, index: int, transposed: bool, rows: Any) -> Any | None:
+        """Coordinates of rows that were a query's input, or None."""
+        found = self._memory.get((index, transposed, id(rows)))
+        return None if found is None else found[1]
+
+    def coordinates(self, index: int, transposed: bool, rows: Any) -> Any:
+        """Coordinates of rows in the revealed basis, revealing what is new."""
+        found = self.recall(index, transposed, rows)
+        if found is None:
+            rows = rows.astype(self.bank.view(index, transposed).Q.dtype)  # type: ignore[union-attr]
+            self.query(index, transposed, rows)
+            found = self.recall(index, transposed, rows)
+        return found
+
+    # Failures -------------------------------------------------------------------------------
+
+    def error(
+        self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""
+    ) -> LimitError:
+        equation = self.equation
+        return kind(
+            reason,
+            operation=None if equation is None else str(equation),
+            location=None if equation is None else equation.location,
+            advice=advice or None,
+        )
+
+    def fail(
+        self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""
+    ) -> NoReturn:
+        raise self.error(reason, kind, advice)
+
+    def check(self, ok: Any, error: LimitError) -> None:
+        """Require a condition on numbers; verified when the run is over."""
+        if isinstance(ok, (bool, np.bool_, np.ndarray)):
+            if not bool(np.all(ok)):
+                raise error
+            return
+        self.checks.append(Check(jnp.all(ok), error))
+
+    # Recursion ------------------------------------------------------------------------------
+
+    def run(self, program: Program, inputs: Sequence[Value]) -> list[Value]:
+        """Interpret a nested program with this context."""
+        outer, nested = self.equation, self.nested
+        self.nested = True
+        try:
+            return evaluate(self, program, inputs)
+        finally:
+            self.equation, self.nested = outer, nested
+
+    def decided(self, operand: Operand) -> np.ndarray | None:
+        """The value of a finite variable, computed before the run if that is possible."""
+        if not isinstance(operand, Slot) or self.nested:
+            return None
+        if operand in self.decisions:
+            return self.decisions[operand]
+        raise NeedDecision(operand)
+
+    def child(self, bank: Bank | None) -> "Context":
+        """A context for the body of a compiled loop, with a bank of its own."""
+        inner = Context(
+            bank, classes=self.classes, decisions=self.decisions, rules=self.rules, dry=self.dry
+        )
+        inner.classes = self.classes
+        inner.nested, inner.equation = True, self.equation
+        return inner
+
+
+def constant_value(ctx: Context, constant: Constant) -> Tensor:
+    """A number or array of the program as a value."""
+    fitted, aval = constant.fitted, constant.aval
+    axes = aval.width_axes
+    array: Any = fitted.coefficient
+    exponents, remainder = fitted.exponents, fitted.remainder
+    if ctx.exact and exponents.levels() not in ([Fraction(0)], []):
+        powers = np.asarray(exponents.map(lambda e: max(e, Fraction(-99))).array, dtype=float)
+        array = (np.asarray(array) * float(ctx.size(Size(Fraction(1)))) ** powers).astype(array.dtype)
+        return exactly(array)
+    if len(axes) == 1:
+        array = np.broadcast_to(array, ctx.shape(aval.shape))
+        return tensor(array, exponents, remainder, axes[0])
+    if len(axes) > 1:
+        raise WidthError("A constant array with two width axes is not supported.")
+    return tensor(array, exponents, remainder)
+
+
+def evaluate(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Value]:
+    """Interpret ``program`` on values."""
+    environment: dict[Slot, Value] = dict(zip(program.inputs, inputs, strict=True))
+
+    def read(operand: Operand) -> Value:
+        if isinstance(operand, Slot):
+            return environment[operand]
+        return constant_value(ctx, operand)
+
+    for equation in program.equations:
+        ctx.equation = equation
+        values = [read(operand) for operand in equation.inputs]
+        outputs = apply(ctx, equation, values)
+        environment.update(zip(equation.outputs, outputs, strict=True))
+    ctx.equation = None
+    return [read(operand) for operand in program.outputs]
+
+
+def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
+    """One equation: by its rule, or plainly where no width and no power of n is involved."""
+    rule = ctx.rules.rules.get(equation.primitive)
+    if rule is None:
+        return _without_rule(ctx, equation, values)
+    try:
+        outputs = rule(ctx, *values, **equation.params)
+    except WidthError as error:
+        if error.location is None:
+            ctx.fail(error.reason, WidthError, error.advice or "")
+        raise
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
+    primitive = equation.primitive
+    if all(_plain(value) for value in values) and not any(a.width_axes for a in equation.out_avals):
+        arrays = [value.coefficient for value in values if isinstance(value, Tensor)]
+        out = ctx.bind(primitive, *arrays, **equation.params)
+        return [exactly(o) for o in (out if primitive.multiple_results else [out])]
+    if primitive in ctx.rules.refused:
+        from tplimit.errors import NoLimitError
+
+        ctx.fail(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
+    ctx.fail(
+        f"There is no rule for the operation {primitive.name} on values that depend on a width.",
+        UnsupportedOperationError,
+        "Rewrite it with supported operations (tplimit.RULES.describe() lists them), or enter a "
+        "rule: @tplimit.RULES(primitive).",
+    )
+
+
+def _plain(value: Value) -> bool:
+    """A finite array that is known entirely and does not scale with the width."""
+    if not isinstance(value, Tensor) or not value.finite or not value.exact:
+        return False
+    return all(level == 0 or level == -np.inf for level in value.exponents.levels())

@@ -1,0 +1,343 @@
+"""Arithmetic of matrices with two width axes: sums, scales, products with vectors, absorption."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import algebra
+from tplimit.gaussian import noise
+from tplimit.interpret import Context
+from tplimit.values import (
+    Core, Gaussian, LowRank, Matrices, Matrix, Tensor, Value, demoted, map_items, tensor,
+)  # fmt: skip
+from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
+
+
+def unsupported(ctx: Context, what: str) -> NoReturn:
+    ctx.fail(f"tplimit does not support {what} of a matrix with two width axes.")
+
+
+def zero(rows: Size, columns: Size) -> Matrix:
+    return Matrix(rows, columns, None, None)
+
+
+def constant(ctx: Context, rows: Size, columns: Size, value: Tensor) -> Matrix:
+    """A matrix all of whose entries are one finite number: rank one."""
+    if value.vanishes:
+        return zero(rows, columns)
+    dtype = jnp.result_type(float) if value.dtype.kind != "f" else value.dtype
+    left = jnp.ones((1, ctx.size(rows)), dtype)
+    right = jnp.ones((1, ctx.size(columns)), dtype)
+    return Matrix(rows, columns, None, None, low_rank=(LowRank(left, right, value),))
+
+
+def add(ctx: Context, a: Value, b: Value) -> Matrices:
+    """Sum of two arrays with two width axes (or of one and a finite array)."""
+    a, b = _both(ctx, a, b)
+    return Matrices(map_items(lambda x, y: sum_of(ctx, x, y), a.items, b.items), a.axes)
+
+
+def _both(ctx: Context, a: Value, b: Value) -> tuple[Matrices, Matrices]:
+    if isinstance(a, Tensor):
+        assert isinstance(b, Matrices)
+        return _like(ctx, a, b), b
+    if isinstance(b, Tensor):
+        return a, _like(ctx, b, a)
+    if a.axes != b.axes:
+        ctx.fail("Matrices with width axes in different places are combined.")
+    return a, b
+
+
+def _like(ctx: Context, value: Tensor, other: Matrices) -> Matrices:
+    if value.axis is not None or value.shape:
+        ctx.fail("A matrix and a vector are added entry by entry without being broadcast.")
+    return other.map(lambda m: constant(ctx, m.rows, m.columns, value))
+
+
+def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
+    row_space = ctx.unify(a.row_space, b.row_space)
+    column_space = ctx.unify(a.column_space, b.column_space)
+    gaussians = _merged_gaussians(ctx, [*a.gaussians, *b.gaussians])
+    remainder = max(a.remainder, b.remainder)
+    cores, lost = _leading(
+        [*a.cores, *b.cores], [*a.low_rank, *b.low_rank]
+    )
+    low_rank = tuple(part for part in [*a.low_rank, *b.low_rank] if _level(part) not in lost)
+    remainder = max([remainder, *lost])
+    for part in [*a.low_rank, *b.low_rank]:
+        remainder = max(remainder, part.scale.remainder.max())
+    return Matrix(
+        a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder
+    )
+
+
+def _level(part: LowRank) -> Exponent:
+    return part.scale.exponents.max()
+
+
+def _leading(cores: Sequence[Core], low: Sequence[LowRank]) -> tuple[tuple[Core, ...], set[Exponent]]:
+    """Cores summed by store; of parts of different order only the largest is kept."""
+    levels = {core.exponent for core in cores} | {_level(part) for part in low}
+    levels.discard(NEVER)
+    top = max(levels, default=NEVER)
+    summed: dict[tuple[int, bool], Core] = {}
+    for core in cores:
+        if core.exponent != top:
+            continue
+        key = (core.store, core.transposed)
+        found = summed.get(key)
+        summed[key] = core if found is None else replace(found, core=found.core + core.core)
+    return tuple(summed.values()), levels - {top}
+
+
+def _merged_gaussians(ctx: Context, parts: Sequence[Gaussian]) -> tuple[Gaussian, ...]:
+    merged: dict[tuple[int, bool], Gaussian] = {}
+    for part in parts:
+        key = (part.store, part.transposed)
+        found = merged.get(key)
+        if found is None:
+            merged[key] = part
+            continue
+        scale = algebra.add(ctx, found.scale, part.scale)
+        merged[key] = replace(part, scale=scale)
+    return tuple(part for part in merged.values() if part.scale.exponents.max() != NEVER)
+
+
+def scaled(ctx: Context, value: Value, factor: Tensor) -> Matrices:
+    """A matrix array times a finite number."""
+    assert isinstance(value, Matrices)
+    return value.map(lambda matrix: scale(ctx, matrix, factor))
+
+
+def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
+    """A matrix times a finite scalar."""
+    if factor.vanishes:
+        return zero(matrix.rows, matrix.columns)
+    if not factor.exponents.uniform:
+        factor = demoted(factor)
+    level = factor.exponents.value
+    gaussians = tuple(
+        replace(g, scale=algebra.multiply(ctx, g.scale, factor)) for g in matrix.gaussians
+    )
+    cores = tuple(
+        replace(c, core=c.core * factor.coefficient, exponent=c.exponent + level)
+        for c in matrix.cores
+    )
+    low_rank = tuple(
+        replace(part, scale=algebra.multiply(ctx, part.scale, factor)) for part in matrix.low_rank
+    )
+    remainder = matrix.remainder + max(level, factor.remainder.max())
+    lost = factor.remainder.max()
+    if lost != NEVER:
+        for core in matrix.cores:
+            remainder = max(remainder, core.exponent + lost)
+    return Matrix(
+        matrix.rows, matrix.columns, matrix.row_space, matrix.column_space,
+        gaussians, cores, low_rank, remainder,
+    )  # fmt: skip
+
+
+def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
+    """Product entry by entry of a matrix array and a finite array constant along both widths."""
+    if isinstance(a, Matrices) and isinstance(b, Matrices):
+        ones = _rank_one_constants(b)
+        if ones is None:
+            a, b = b, a
+            ones = _rank_one_constants(b)
+        if ones is None:
+            unsupported(ctx, "the product, entry by entry, with another matrix")
+        items = map_items(lambda m, factor: scale(ctx, m, factor), a.items, ones)
+        return Matrices(items, a.axes)
+    matrix, factor = (a, b) if isinstance(a, Matrices) else (b, a)
+    assert isinstance(matrix, Matrices) and isinstance(factor, Tensor)
+    if factor.axis is not None or factor.shape:
+        ctx.fail("A matrix and a vector are multiplied entry by entry without being broadcast.")
+    return scaled(ctx, matrix, factor)
+
+
+def _rank_one_constants(value: Matrices) -> np.ndarray | None:
+    """The number each matrix consists of, where all are constant matrices; else None."""
+    for item in value.items.flat:
+        constant_part = len(item.low_rank) == 1 and item.row_space is item.column_space is None
+        if item.gaussians or item.cores or not (constant_part or item.vanishes):
+            return None
+    nothing = tensor(np.zeros((), np.float32), NONE)
+    return map_items(lambda m: m.low_rank[0].scale if m.low_rank else nothing, value.items)
+
+
+def select(ctx: Context, which: Tensor, cases: Sequence[Value]) -> Matrices:
+    """Choice between matrices by a finite predicate."""
+    if not which.finite or which.shape:
+        unsupported(ctx, "a choice by a mask")
+    first = next(case for case in cases if isinstance(case, Matrices))
+    total: Matrices | None = None
+    for number, case in enumerate(cases):
+        chosen = tensor((jnp.asarray(which.coefficient) == number).astype(jnp.result_type(float)))
+        part = scaled(ctx, _both(ctx, case, first)[0], chosen)
+        total = part if total is None else add(ctx, total, part)
+    assert total is not None
+    return total
+
+
+def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
+    """``A x`` over the columns of ``A``: rows ``(k, M)``, with the exponents of the finite axes.
+
+    A Gaussian part is a query of its store (``Z-hat + Z-dot``, Yang, TP III, definition of
+    NetsorT moments); a low-rank part is an average over the width times its rows.
+    """
+    ctx.unify(matrix.column_space, x.space)
+    rows = ctx.rows(x)
+    exponents, remainder = _row_exponents(x.exponents, x), _row_exponents(x.remainder, x)
+    parts: list[Tensor] = []
+    unknown: list[Exponents] = []
+    for part in matrix.gaussians:
+        parts.append(_apply_gaussian(ctx, part, rows, exponents, remainder, size))
+    factor, gain = algebra.width_factor(ctx, size)
+    for core in matrix.cores:
+        image = factor * _apply_core(ctx, core, rows)
+        lift = core.exponent + gain
+        rest = _clt(ctx, exponents + lift, remainder + lift)
+        parts.append(tensor(image, exponents + lift, rest, 1, matrix.row_space))
+    for low in matrix.low_rank:
+        image = factor * (noise.inner(rows, low.columns) @ low.rows)
+        image = image * low.scale.coefficient
+        top = low.scale.exponents.max() + gain
+        lost = low.scale.remainder.max() + gain
+        rest = _clt(ctx, exponents + top, (remainder + top).maximum(exponents + lost))
+        parts.append(tensor(image, exponents + top, rest, 1, matrix.row_space))
+    if matrix.remainder != NEVER:
+        lift = matrix.remainder + gain
+        unknown.append((exponents + lift).maximum(remainder + lift))
+    if not parts:
+        shape = (rows.shape[0], ctx.size(matrix.rows))
+        parts.append(tensor(np.zeros(shape, rows.dtype), NONE, NONE, 1, matrix.row_space))
+    total = parts[0]
+    for part_value in parts[1:]:
+        total = algebra.add(ctx, total, part_value)
+    rest = total.remainder.maximum(*unknown)
+    return tensor(total.coefficient, total.exponents, rest, 1, matrix.row_space)
+
+
+def _clt(ctx: Context, exponents: Exponents, remainder: Exponents) -> Exponents:
+    """Remainder of a width average: what was unknown, and the fluctuation at half an order less."""
+    return remainder if ctx.exact else remainder.maximum(exponents + -HALF)
+
+
+def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
+    if exponents.uniform:
+        return exponents
+    assert x.axis is not None
+    return Exponents(np.moveaxis(exponents.array, x.axis, -1).reshape(-1, 1))
+
+
+def _apply_gaussian(
+    ctx: Context, part: Gaussian, rows: Any, exponents: Exponents, remainder: Exponents, size: Size
+) -> Tensor:
+    root, gain = ctx.scale(float(size.ratio) ** 0.5, HALF)
+    image = root * ctx.query(part.store, part.transposed, rows)
+    out = tensor(image, exponents + gain, _clt(ctx, exponents + gain, remainder + gain), 1)
+    return algebra.multiply(ctx, out, part.scale)
+
+
+def _apply_core(ctx: Context, core: Core, rows: Any) -> Any:
+    """``P^T K Q x / n``. New directions are orthogonal to all of ``K``'s, so coordinates from a
+    query of the same rows serve as well."""
+    assert ctx.bank is not None
+    view = ctx.bank.view(core.store, core.transposed)
+    coordinates = ctx.recall(core.store, core.transposed, rows)
+    if coordinates is None:
+        coordinates = noise.inner(rows, view.Q)
+    kernel = core.core.T if core.transposed else core.core
+    return (coordinates @ kernel.T) @ view.P
+
+
+def absorbed(ctx: Context, value: Matrices) -> Matrices:
+    """The same matrices with low-rank parts written as cores, so that their size stays bounded."""
+    return value.map(lambda matrix: _absorb(ctx, matrix))
+
+
+def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
+    kept, cores = [], list(matrix.cores)
+    for part in matrix.low_rank:
+        home = _home(ctx, matrix, part)
+        if home is None:
+            kept.append(part)
+            continue
+        store, transposed = home
+        left = ctx.coordinates(store, not transposed, part.rows)
+        right = ctx.coordinates(store, transposed, part.columns)
+        kernel = (left.T @ right) * part.scale.coefficient
+        kernel = kernel.T if transposed else kernel
+        cores.append(Core(kernel, _level(part), store, transposed))
+    if not matrix.low_rank:
+        return matrix
+    summed, lost = _leading(cores, kept)
+    remainder = max([matrix.remainder, *lost])
+    for part in matrix.low_rank:
+        remainder = max(remainder, part.scale.remainder.max())
+    kept = [part for part in kept if _level(part) not in lost]
+    return replace(matrix, cores=summed, low_rank=tuple(kept), remainder=remainder)
+
+
+def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | None:
+    """Store in whose bases a low-rank part is written: the matrix's own, or one that knows it."""
+    for owner in (*matrix.gaussians, *matrix.cores):
+        return owner.store, owner.transposed
+    if ctx.bank is None:
+        return None
+    for index in range(len(ctx.bank.stores)):
+        for transposed in (False, True):
+            if ctx.recall(index, transposed, part.columns) is not None:
+                return index, transposed
+            if ctx.recall(index, not transposed, part.rows) is not None:
+                return index, transposed
+    return None
+
+
+def outer(
+    ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int
+) -> Matrix:
+    """``sum_k a_k (x) b_k`` of two vectors with ``rank`` rows each: a low-rank matrix."""
+    a, b = demoted(a), demoted(b)
+    if a.vanishes or b.vanishes:
+        return zero(rows, columns)
+    level = a.exponents.value + b.exponents.value
+    _, rest = algebra.product_exponents(a, b)
+    dtype = jnp.result_type(a.coefficient, b.coefficient)
+    one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()))
+    left, right = ctx.rows(a), ctx.rows(b)
+    if left.shape[0] != rank or right.shape[0] != rank:
+        ctx.fail("An outer product with finite axes left over.")
+    return Matrix(rows, columns, a.space, b.space, low_rank=(LowRank(left, right, one),))
+
+
+def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
+    """``A B``, one of the two being of low rank."""
+    ctx.unify(a.column_space, b.row_space)
+    if b.gaussians or b.cores:
+        if a.gaussians or a.cores:
+            ctx.fail(
+                "The product of two Gaussian matrices is not formed.",
+                advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
+            )
+        return product(ctx, b.T, a.T, inner_size).T
+    parts, remainder = [], a.remainder + b.remainder + 1
+    for low in b.low_rank:
+        x = tensor(low.rows, low.scale.exponents, low.scale.remainder, 1, b.row_space)
+        image = apply(ctx, a, x, inner_size)
+        image = demoted(image)
+        one = tensor(low.scale.coefficient, image.exponents, image.remainder)
+        parts.append(LowRank(image.coefficient, low.columns, one))
+    return Matrix(
+        a.rows, b.columns, a.row_space, b.column_space, low_rank=tuple(parts), remainder=remainder
+    )
+
+
+__all__ = [
+    "absorbed", "add", "apply", "constant", "multiply", "outer", "product", "scale", "scaled",
+    "select", "sum_of", "unsupported", "zero",
+]  # fmt: skip
+

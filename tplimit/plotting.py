@@ -1,0 +1,183 @@
+"""Figures from plain arrays, by Matplotlib's objects and never pyplot: nothing global changes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+__all__ = ["comparison_figure", "save_figure", "trajectory_figure"]
+
+_INK = "#222222"
+_GRID = "#e4e4e4"
+_GUIDE = "#8a8a8a"
+_FIT = "#b2182b"
+# Okabe and Ito: eight colours that colour-blind readers can tell apart.
+_CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
+
+
+def trajectory_figure(
+    mean: np.ndarray, low: np.ndarray, high: np.ndarray, title: str = ""
+) -> Figure:
+    """Curves over steps with bands from `low` to `high`; arrays of shape (steps, ...).
+
+    At most eight entries are shown, those that move most. NaN bands are left out.
+    """
+    mean, low, high = (a.reshape(len(a), -1) for a in (mean, low, high))
+    figure, (axes,) = _figure(6.4, 4.0, columns=1)
+    shown = most_moving(mean, count=8)
+    for colour, i in zip(_CYCLE, shown, strict=False):
+        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour)
+        axes.annotate(
+            str(i), (len(mean) - 1, mean[-1, i]), (5, 0), textcoords="offset points",
+            va="center", color=colour, fontsize=8,
+        )  # fmt: skip
+    axes.set(xlabel="step", ylabel="value")
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure
+
+
+def comparison_figure(
+    finite: Mapping[int, np.ndarray],
+    limit: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    rms: Mapping[int, float],
+    rms_stderr: Mapping[int, float],
+    slope: float,
+    slope_stderr: float,
+    label: str = "outputs",
+) -> Figure:
+    """Finite networks closing on their limit, and their distance to it by width.
+
+    Args:
+        finite: by width, arrays (seeds, steps, entries).
+        limit, low, high: arrays (steps, entries), the limit and its confidence band.
+        rms, rms_stderr: by width, the distance and its standard error.
+        slope, slope_stderr: of log(rms) against log(width).
+        label: what the curves are.
+
+    The two entries that move most and differently are shown, every seed as one thin line.
+    """
+    figure, (*panels, distance) = _figure(12.6, 4.0, columns=3)
+    colours = _colours_by_width(sorted(finite))
+    shown = most_moving(limit, count=2)
+    for axes, i in zip(panels, shown, strict=False):
+        for n in sorted(finite):
+            axes.plot(
+                finite[n][:, :, i].T, color=colours[n], lw=0.8, alpha=0.55, solid_capstyle="round"
+            )
+        _line_with_band(axes, limit[:, i], low[:, i], high[:, i], _INK)
+        axes.set(xlabel="step", ylabel="value")
+        axes.set_title(f"{label}, entry {i}", loc="left", fontsize=11)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    _legend(panels[0], colours)
+    _distance(distance, rms, rms_stderr, slope, slope_stderr, colours)
+    return figure
+
+
+def most_moving(curves: np.ndarray, count: int) -> list[int]:
+    """Indices of at most `count` of the curves (steps, entries), largest range first.
+
+    After the first, a curve's range counts less the more parallel it is to those chosen before:
+    two lines on top of each other show nothing.
+    """
+    rest = np.nan_to_num(curves - curves[:1]).astype(float)
+    chosen: list[int] = []
+    for _ in range(min(count, curves.shape[1])):
+        norms = np.linalg.norm(rest, axis=0)
+        norms[chosen] = -1.0
+        best = int(np.argmax(norms))
+        chosen.append(best)
+        if norms[best] > 0:
+            direction = rest[:, best] / norms[best]
+            rest = rest - np.outer(direction, np.maximum(direction @ rest, 0.0))
+    return chosen
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write `figure` to `path`, whose suffix chooses the format; missing folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=160)
+    return target
+
+
+def _figure(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for a in axes:
+        a.spines[["top", "right"]].set_visible(False)
+        a.spines[["left", "bottom"]].set_color(_GUIDE)
+        a.tick_params(colors=_INK, labelsize=9)
+        a.grid(True, color=_GRID, lw=0.7)
+        a.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
+    # From light (narrow) to dark (wide), monotone in lightness: it also prints in grey.
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 0.85, len(widths)))
+    return dict(zip(widths, shades, strict=True))
+
+
+def _line_with_band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any) -> None:
+    steps = np.arange(len(mean))
+    axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
+    axes.plot(steps, mean, color=colour, lw=1.8, solid_capstyle="round", zorder=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: Axes, colours: Mapping[int, Any]) -> None:
+    for n, colour in colours.items():
+        axes.plot([], [], color=colour, lw=2.0, label=f"n = {n}")
+    axes.plot([], [], color=_INK, lw=2.2, label="n = ∞")
+    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=1.0)
+
+
+def _distance(
+    axes: Axes,
+    rms: Mapping[int, float],
+    stderr: Mapping[int, float],
+    slope: float,
+    slope_stderr: float,
+    colours: Mapping[int, Any],
+) -> None:
+    widths = np.array(sorted(rms), dtype=float)
+    values = np.array([rms[n] for n in sorted(rms)])
+    errors = np.array([stderr[n] for n in sorted(rms)])
+    known = values > 0
+    axes.set(xscale="log", yscale="log", xlabel="width n", ylabel="RMS over steps, entries, seeds")
+    axes.set_title("distance to the limit", loc="left", fontsize=11)
+    axes.set_xticks(widths, [f"{int(n)}" for n in widths], rotation=45 if len(widths) > 6 else 0)
+    axes.xaxis.set_minor_locator(NullLocator())
+    if not known.any():
+        return
+    centre_x, centre_y = (np.exp(np.mean(np.log(a[known]))) for a in (widths, values))
+    guide = centre_y * (widths / centre_x) ** -0.5
+    axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
+    if np.isfinite(slope):
+        text = f"fitted slope {_signed(slope)}"
+        text += f" ± {slope_stderr:.3f}" if np.isfinite(slope_stderr) else ""
+        axes.plot(widths, centre_y * (widths / centre_x) ** slope, color=_FIT, lw=1.6, label=text)
+    bars = np.where(np.isfinite(errors), errors, 0.0)
+    for n, y, e in zip(widths[known], values[known], bars[known], strict=True):
+        # A bar below zero has no place on a logarithmic axis.
+        lower = min(e, 0.95 * y)
+        axes.errorbar(
+            n, y, yerr=[[lower], [e]], fmt="o", ms=5.5, color=colours[int(n)], ecolor=_INK,
+            elinewidth=0.9, mec=_INK, mew=0.6, zorder=3,
+        )  # fmt: skip
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _signed(number: float) -> str:
+    return f"{number:.3f}".replace("-", "−")

@@ -1,0 +1,5 @@
+"""The rules, one file per family. Importing this package enters them all in the table."""
+
+from tplimit.rules import contraction, control_flow, elementwise, layout, reductions, refused
+
+__all__ = ["contraction", "control_flow", "elementwise", "layout", "reductions", "refused"]

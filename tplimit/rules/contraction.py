@@ -1,0 +1,367 @@
+"""``dot_general``: where finite arrays, vectors and matrices meet."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tplimit import algebra, matrices
+from tplimit._jax import primitives as p
+from tplimit.errors import NoLimitError
+from tplimit.interpret import RULES, Context
+from tplimit.values import Matrices, Matrix, Tensor, Value, demoted, tensor
+from tplimit.widths import NEVER, Exponents, Size
+
+Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@RULES(p.dot_general_p)
+def dot_general(
+    ctx: Context, a: Value, b: Value, *, dimension_numbers: Dimensions, **params: Any
+) -> Value:
+    """Contraction: matrix-vector is a query, vector-vector over a width an average or, with
+    the widths left open, a low-rank matrix."""
+    (ca, cb), (ba, bb) = dimension_numbers
+    dims = ((tuple(ca), tuple(cb)), (tuple(ba), tuple(bb)))
+    if isinstance(a, Matrices) and isinstance(b, Matrices):
+        return _matrix_matrix(ctx, a, b, dims)
+    if isinstance(a, Matrices):
+        assert isinstance(b, Tensor)
+        return _matrix_tensor(ctx, a, b, dims)
+    if isinstance(b, Matrices):
+        flipped = ((dims[0][1], dims[0][0]), (dims[1][1], dims[1][0]))
+        out = _matrix_tensor(ctx, b, a, flipped)
+        return _swapped(out, len(dims[1][0]), _free_count(b, dims[0][1], dims[1][1]))
+    return _tensors(ctx, a, b, dims)
+
+
+def _free_count(value: Value, contracted: tuple[int, ...], batch: tuple[int, ...]) -> int:
+    rank = value.ndim if isinstance(value, Matrices) else len(value.shape)
+    return rank - len(contracted) - len(batch)
+
+
+def _swapped(out: Value, batch: int, first: int) -> Value:
+    """Exchange the free axes of the two operands in a result ``(batch, first, second)``."""
+    rank = out.ndim if isinstance(out, Matrices) else len(out.shape)
+    order = [*range(batch), *range(batch + first, rank), *range(batch, batch + first)]
+    return permuted(out, order)
+
+
+def permuted(value: Value, order: list[int]) -> Value:
+    """Axes in a new order."""
+    if isinstance(value, Matrices):
+        return permuted_matrices(value, order)
+    if order == list(range(len(order))):
+        return value
+    axis = None if value.axis is None else order.index(value.axis)
+
+    def move(array: Any) -> Any:
+        return None if array is None else jnp.transpose(array, order)
+
+    return tensor(
+        move(value.coefficient), _transposed(value.exponents, order),
+        _transposed(value.remainder, order), axis, value.space, move(value.noise), move(value.zeros),
+    )  # fmt: skip
+
+
+def _transposed(exponents: Exponents, order: list[int]) -> Exponents:
+    return exponents if exponents.uniform else Exponents(np.transpose(exponents.array, order))
+
+
+def permuted_matrices(value: Matrices, order: list[int]) -> Matrices:
+    """Axes of a matrix array in a new order; the matrices are transposed if their axes cross."""
+    first, second = (order.index(axis) for axis in value.axes)
+    finite = [value.finite_axes.index(axis) for axis in order if axis not in value.axes]
+    items = np.transpose(value.items, finite) if value.items.ndim else value.items
+    out = Matrices(items, (min(first, second), max(first, second)))
+    return out if first < second else out.map(lambda matrix: matrix.T)
+
+
+def _tensors(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Value:
+    (ca, cb), (ba, bb) = dims
+    out_widths = ctx.equation.out_avals[0].width_axes if ctx.equation else ()
+    if len(out_widths) > 1:
+        return _outer(ctx, a, b, dims)
+    over = None if a.axis is None or a.axis not in ca else a.axis
+    if over is not None and (b.axis is None or ca.index(over) != cb.index(b.axis)):
+        ctx.fail("A width axis is contracted with a finite axis.", NoLimitError)
+    if over is None and b.axis is not None and b.axis in cb:
+        ctx.fail("A width axis is contracted with a finite axis.", NoLimitError)
+    space = None
+    if over is not None or (a.axis in ba and b.axis in bb):
+        space = ctx.unify(a.space, b.space)
+    elif a.axis is not None or b.axis is not None:
+        space = a.space if a.axis is not None else b.space
+    axis = out_widths[0] if out_widths else None
+    pieces = [
+        _uniform_product(ctx, x, y, dims, axis, space, over)
+        for x in _pieces(ctx, a) for y in _pieces(ctx, b)
+    ]  # fmt: skip
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total = algebra.add(ctx, total, piece)
+    return total
+
+
+def _pieces(ctx: Context, value: Tensor) -> list[Tensor]:
+    """A value split into one summand per exponent, so that each scales uniformly."""
+    if value.exponents.uniform and value.remainder.uniform:
+        return [value]
+    pieces = []
+    rest = value.remainder
+    for level in value.exponents.levels():
+        mask = value.exponents.mask(level)
+        exponents = Exponents(np.where(mask, level, NEVER))
+        part = jnp.where(mask, value.coefficient, 0)
+        noise = None if value.noise is None else jnp.where(mask, value.noise, 0)
+        pieces.append(tensor(part, exponents, rest, value.axis, value.space, noise))
+    return pieces
+
+
+def _uniform_product(
+    ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, axis: int | None, space: Any, over: Any
+) -> Tensor:
+    """Contraction of values that each have one exponent besides exact zeros."""
+    product = ctx.rebind(a.coefficient, b.coefficient)
+    noise = algebra.product_noise(a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims))
+    exponents, remainder = _contracted_exponents(a, b, dims)
+    if over is None:
+        return tensor(product, exponents, remainder, axis, space, noise)
+    assert ctx.equation is not None
+    size = ctx.equation.in_avals[0].shape[over]
+    assert isinstance(size, Size)
+    factor, gain = algebra.width_factor(ctx, size)
+    count = a.shape[over]
+    product = product * (factor / count)
+    exponents, remainder = algebra.sum_exponents(ctx, exponents, remainder, gain)
+    return tensor(product, exponents, remainder, axis, space, _sum_noise(ctx, a, b, dims, product))
+
+
+def _sum_noise(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
+    """Standard error of a width average of products over the particles."""
+    if ctx.exact or a.axis is None:
+        return None
+    count = a.shape[a.axis]
+    x, y = jnp.asarray(a.coefficient), jnp.asarray(b.coefficient)
+    assert ctx.equation is not None
+    size = ctx.equation.in_avals[0].shape[a.axis]
+    assert isinstance(size, Size)
+    factor = float(size.ratio)
+    squares = lax.dot_general(x * x, y * y, dims) / count
+    finite = len(dims[0][0]) - 1
+    terms = int(np.prod([a.shape[i] for i in dims[0][0] if i != a.axis])) if finite else 1
+    # With further contracted axes this is the bound by Cauchy and Schwarz.
+    spread = squares * terms - (mean / factor) ** 2
+    return factor * jnp.sqrt(jnp.maximum(spread, 0) / count)
+
+
+def _contracted_exponents(a: Tensor, b: Tensor, dims: Dimensions) -> tuple[Exponents, Exponents]:
+    """Largest exponent over the contracted entries, entry by entry of the result."""
+    arrays = (a.exponents, b.exponents, a.remainder, b.remainder)
+    if all(e.uniform for e in arrays):
+        return algebra.product_exponents(a, b)
+    e, f = _expanded(a.exponents, a), _expanded(b.exponents, b)
+    r, s = _expanded(a.remainder, a), _expanded(b.remainder, b)
+    known = _max_plus(e, f, dims)
+    rest = np.maximum(_max_plus(e, s, dims), np.maximum(_max_plus(r, f, dims), _max_plus(r, s, dims)))
+    return Exponents(known), Exponents(rest)
+
+
+def _expanded(exponents: Exponents, value: Tensor) -> np.ndarray:
+    shape = tuple(1 if i == value.axis else d for i, d in enumerate(value.shape))
+    return np.broadcast_to(exponents.array, shape)
+
+
+def _max_plus(a: np.ndarray, b: np.ndarray, dims: Dimensions) -> np.ndarray:
+    """Contraction in which sums are maxima and products are sums: how exponents contract."""
+    (ca, cb), (ba, bb) = dims
+    fa = [i for i in range(a.ndim) if i not in ca and i not in ba]
+    fb = [i for i in range(b.ndim) if i not in cb and i not in bb]
+    left = np.transpose(a, [*ba, *fa, *ca])
+    right = np.transpose(b, [*bb, *fb, *cb])
+    nb, na, nc = len(ba), len(fa), len(ca)
+    left = left.reshape(*left.shape[:nb], *left.shape[nb : nb + na], *[1] * len(fb), *left.shape[nb + na :])
+    right = right.reshape(*right.shape[:nb], *[1] * na, *right.shape[nb:])
+    total = np.asarray(left + right, dtype=object)
+    for _ in range(nc):
+        total = np.maximum.reduce(total, axis=-1)
+    return np.asarray(total, dtype=object)
+
+
+def _outer(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Matrices:
+    """Vector times vector with both widths open: matrices of rank the contracted size."""
+    (ca, cb), (ba, bb) = dims
+    assert ctx.equation is not None and a.axis is not None and b.axis is not None
+    rows = ctx.equation.in_avals[0].shape[a.axis]
+    columns = ctx.equation.in_avals[1].shape[b.axis]
+    assert isinstance(rows, Size) and isinstance(columns, Size)
+    free_a = [i for i in range(len(a.shape)) if i not in (*ca, *ba, a.axis)]
+    free_b = [i for i in range(len(b.shape)) if i not in (*cb, *bb, b.axis)]
+    # Result axes: batch, free of a (its width among them), free of b.
+    order_a = [i for i in range(len(a.shape)) if i not in (*ca, *ba)]
+    order_b = [i for i in range(len(b.shape)) if i not in (*cb, *bb)]
+    first = len(ba) + order_a.index(a.axis)
+    second = len(ba) + len(order_a) + order_b.index(b.axis)
+    batch = tuple(a.shape[i] for i in ba)
+    shape = (*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b))
+    items = np.empty(shape, dtype=object)
+    rank = int(np.prod([a.shape[i] for i in ca], dtype=int))
+    for index in np.ndindex(shape):
+        nb, na = len(ba), len(free_a)
+        x = _picked(a, dict(zip([*ba, *free_a], index[: nb + na], strict=True)), ca)
+        y = _picked(b, dict(zip([*bb, *free_b], (*index[:nb], *index[nb + na :]), strict=True)), cb)
+        items[index] = matrices.outer(ctx, x, y, rows, columns, rank)
+    return Matrices(items, (first, second))
+
+
+def _picked(value: Tensor, fixed: dict[int, int], contracted: tuple[int, ...]) -> Tensor:
+    """A vector at fixed finite indices, with the contracted axes in order before the width."""
+    assert value.axis is not None
+    if not fixed and contracted == tuple(i for i in range(len(value.shape)) if i != value.axis):
+        return value
+    picked = demoted(value)
+    index = tuple(fixed.get(i, slice(None)) for i in range(len(value.shape)))
+    left = [i for i in range(len(value.shape)) if i not in fixed]
+    order = [left.index(i) for i in (*contracted, value.axis)]
+    array = jnp.transpose(jnp.asarray(picked.coefficient)[index], order)
+    return tensor(array, picked.exponents, Exponents(picked.remainder.max()), len(order) - 1, value.space)
+
+
+def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Value:
+    """Matrix array times finite array or vector; result axes: batch, free of a, free of b."""
+    (ca, cb), (ba, bb) = dims
+    touched = [axis for axis in a.axes if axis in ca or axis in ba]
+    if not touched:
+        return _combined(ctx, a, b, dims)
+    if len(touched) > 1 or touched[0] in ba:
+        ctx.fail("Both width axes of a matrix are contracted at once, or kept in step.")
+    along = touched[0]
+    if b.axis is None or b.axis != cb[ca.index(along)]:
+        ctx.fail("A width axis of a matrix is contracted with a finite axis.", NoLimitError)
+    size = _size(ctx, a, along)
+    keep = a.axes[1] if along == a.axes[0] else a.axes[0]
+    finite = a.finite_axes
+    # b as (batch, contracted finite axes, free, width)
+    inner = [(i, j) for i, j in zip(ca, cb, strict=True) if i != along]
+    free_b = [i for i in range(len(b.shape)) if i not in (*cb, *bb)]
+    free_a = [i for i in finite if i not in (*ca, *ba)]
+    batch_shape = tuple(b.shape[i] for i in bb)
+    free_shape = tuple(a.items.shape[finite.index(i)] for i in free_a)
+    tail = tuple(b.shape[i] for i in free_b)
+    rows = np.empty((*batch_shape, *free_shape), dtype=object)
+    for index in np.ndindex(rows.shape):
+        total = None
+        for inside in np.ndindex(tuple(b.shape[j] for _, j in inner)):
+            where_a = {
+                **dict(zip(ba, index[: len(ba)], strict=True)),
+                **dict(zip(free_a, index[len(ba) :], strict=True)),
+                **dict(zip([i for i, _ in inner], inside, strict=True)),
+            }
+            where_b = {
+                **dict(zip(bb, index[: len(bb)], strict=True)),
+                **dict(zip([j for _, j in inner], inside, strict=True)),
+            }
+            matrix = a.items[tuple(where_a[i] for i in finite)]
+            oriented = matrix if along == a.axes[1] else matrix.T
+            x = _picked_rows(b, where_b, free_b)
+            image = matrices.apply(ctx, oriented, x, size)
+            total = image if total is None else algebra.add(ctx, total, image)
+        rows[index] = total
+    stacked = _stacked(rows, tail)
+    # Axes now: batch, free finite of a, free of b, width. Put the width where a had it.
+    order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
+    nb, nf, nt = len(ba), len(free_a), len(tail)
+    positions = {i: nb + free_a.index(i) for i in free_a} | {keep: nb + nf + nt}
+    order = [*range(nb), *(positions[i] for i in order_a), *range(nb + nf, nb + nf + nt)]
+    return permuted(stacked, order)
+
+
+def _picked_rows(b: Tensor, fixed: dict[int, int], free: list[int]) -> Tensor:
+    if not fixed:
+        return b
+    index = tuple(fixed.get(i, slice(None)) for i in range(len(b.shape)))
+    assert b.axis is not None
+    axis = [i for i in range(len(b.shape)) if i not in fixed].index(b.axis)
+
+    def pick(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[index])
+
+    return tensor(
+        jnp.asarray(b.coefficient)[index], pick(b.exponents), pick(b.remainder), axis, b.space
+    )
+
+
+def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
+    """Images ``(k, M)`` put into one vector ``(*rows.shape, *tail, M)``."""
+    images = list(rows.flat)
+    first = images[0]
+    shape = (*rows.shape, *tail, first.shape[-1])
+    if len(images) == 1:
+        coefficient = jnp.reshape(first.coefficient, shape)
+    else:
+        coefficient = jnp.reshape(jnp.stack([jnp.asarray(i.coefficient) for i in images]), shape)
+
+    def gathered(parts: list[Exponents]) -> Exponents:
+        if all(part == parts[0] for part in parts) and parts[0].uniform:
+            return parts[0]
+        count = int(np.prod(tail, dtype=int))
+        full = [np.broadcast_to(part.array, (count, 1)) for part in parts]
+        return Exponents(np.stack(full).reshape(*shape[:-1], 1))
+
+    return tensor(
+        coefficient, gathered([i.exponents for i in images]),
+        gathered([i.remainder for i in images]), len(shape) - 1, first.space,
+    )  # fmt: skip
+
+
+def _size(ctx: Context, a: Matrices, axis: int) -> Size:
+    matrix: Matrix = next(iter(a.items.flat))
+    return matrix.rows if axis == a.axes[0] else matrix.columns
+
+
+def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrices:
+    """Finite contraction of a matrix array: linear combinations of matrices."""
+    (ca, cb), (ba, bb) = dims
+    if b.axis is not None:
+        ctx.fail("A product of a matrix and a vector with three width axes.")
+    finite = a.finite_axes
+    free_a = [i for i in finite if i not in (*ca, *ba)]
+    free_b = [i for i in range(len(b.shape)) if i not in (*cb, *bb)]
+    shape = (
+        *(b.shape[i] for i in bb), *(a.items.shape[finite.index(i)] for i in free_a),
+        *(b.shape[i] for i in free_b),
+    )  # fmt: skip
+    items = np.empty(shape, dtype=object)
+    nb, na = len(ba), len(free_a)
+    for index in np.ndindex(shape):
+        total: Matrix | None = None
+        for inside in np.ndindex(tuple(b.shape[i] for i in cb)):
+            at_a = dict(zip([*ba, *free_a, *ca], (*index[: nb + na], *inside), strict=True))
+            at_b = dict(zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True))
+            entry = _entry(b, tuple(at_b[i] for i in range(len(b.shape))))
+            part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], entry)
+            total = part if total is None else matrices.sum_of(ctx, total, part)
+        items[index] = total
+    order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
+    axes = tuple(nb + order_a.index(axis) for axis in a.axes)
+    return Matrices(items, (axes[0], axes[1]))
+
+
+def _entry(value: Tensor, index: tuple[int, ...]) -> Tensor:
+    def pick(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[index])
+
+    noise = None if value.noise is None else jnp.asarray(value.noise)[index]
+    coefficient = jnp.asarray(value.coefficient)[index]
+    return tensor(coefficient, pick(value.exponents), pick(value.remainder), noise=noise)
+
+
+def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Matrices:
+    """Product of two matrices over one width; one of them must be of low rank."""
+    (ca, cb), (ba, bb) = dims
+    if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
+        ctx.fail("A product of two matrix arrays with finite or batch axes.")
+    left = a.items.item() if ca[0] == a.axes[1] else a.items.item().T
+    right = b.items.item() if cb[0] == b.axes[0] else b.items.item().T
+    return Matrices(matrices.product(ctx, left, right, left.columns), (0, 1))

@@ -1,0 +1,288 @@
+"""Loops and branches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tplimit import _jax, matrices
+from tplimit._jax import primitives as p
+from tplimit.errors import NoLimitError
+from tplimit.interpret import RULES, Check, Context
+from tplimit.trace import Program
+from tplimit.values import Matrices, Tensor, Value, tensor
+from tplimit.widths import Exponents, Size
+
+#: Loops up to this length are expanded; longer ones are compiled once they are stationary.
+UNROLL = 16
+#: Iterations after which the carried values must keep their form.
+_PEEL = 4
+
+
+@RULES(p.cond_p)
+def cond(ctx: Context, index: Value, *operands: Value, branches: Sequence[Program], **_: Any) -> Any:
+    """Branch on a finite predicate: decided before the run where possible, else both and chosen."""
+    assert isinstance(index, Tensor) and ctx.equation is not None
+    if not index.finite:
+        ctx.fail("A branch on a value with a width axis.", NoLimitError)
+    constant = index.constant
+    if constant is None:
+        constant = ctx.decided(ctx.equation.inputs[0])
+    if constant is not None:
+        number = int(np.clip(constant, 0, len(branches) - 1))
+        return ctx.run(branches[number], operands)
+    equation = ctx.equation
+    results = [ctx.run(branch, operands) for branch in branches]
+    ctx.equation = equation
+    return [_choose(ctx, index, cases) for cases in zip(*results, strict=True)]
+
+
+def _choose(ctx: Context, index: Tensor, cases: Sequence[Value]) -> Value:
+    if all(case is cases[0] for case in cases):
+        return cases[0]
+    if any(isinstance(case, Matrices) for case in cases):
+        return matrices.select(ctx, index, cases)
+    tensors = [case for case in cases if isinstance(case, Tensor)]
+    if len({case.exponents for case in tensors}) > 1:
+        ctx.fail(
+            "Which power of the width a value has depends on a predicate that is not known "
+            "before the run.",
+            NoLimitError,
+        )
+    out = tensors[0]
+    for number, case in enumerate(tensors[1:], start=1):
+        mask = tensor(jnp.asarray(index.coefficient) == number)
+        out = _where(ctx, mask, case, out)
+    return out
+
+
+def _where(ctx: Context, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    space = ctx.unify(new.space, old.space)
+    remainder = new.remainder.maximum(old.remainder)
+    noise = None
+    if new.noise is not None or old.noise is not None:
+        zero = jnp.zeros(new.shape, new.dtype)
+        noise = jnp.where(
+            mask.coefficient,
+            zero if new.noise is None else new.noise,
+            zero if old.noise is None else old.noise,
+        )
+    out = jnp.where(mask.coefficient, new.coefficient, old.coefficient)
+    return tensor(out, new.exponents, remainder, new.axis, space, noise)
+
+
+@RULES(p.while_p)
+def while_(ctx: Context, *operands: Value, **params: Any) -> Any:
+    """A loop over finite arrays that do not scale with the width."""
+    for value in operands:
+        if not isinstance(value, Tensor) or not value.finite or value.exponents.max() > 0:
+            ctx.fail(
+                "A while loop over values with a width.",
+                advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",
+            )
+    assert ctx.equation is not None
+    ctx.fail("A while loop is not supported yet; use lax.scan or lax.fori_loop with fixed bounds.")
+
+
+@RULES(p.scan_p)
+def scan(
+    ctx: Context,
+    *operands: Value,
+    jaxpr: Program,
+    length: int,
+    reverse: bool,
+    **params: Any,
+) -> list[Value]:
+    """A loop: expanded while short or not stationary, then compiled as one ``lax.scan``.
+
+    The carried values may change their exponents, ranks and classes in the first iterations.
+    """
+    if isinstance(length, Size):
+        ctx.fail("A loop whose length grows with the width.", NoLimitError)
+    num_consts, num_carry = _jax.scan_layout(params)
+    consts = list(operands[:num_consts])
+    carry = list(operands[num_consts : num_consts + num_carry])
+    xs = list(operands[num_consts + num_carry :])
+    order = list(range(length))[:: -1 if reverse else 1]
+    outputs: dict[int, list[Value]] = {}
+    compiled = length > UNROLL and not any(isinstance(x, Matrices) for x in xs)
+    done = 0
+    for i in order:
+        if compiled and done >= 2:
+            before = _form(carry)
+        carry, ys = _iteration(ctx, jaxpr, consts, carry, [_item(ctx, x, i) for x in xs])
+        outputs[i] = ys
+        done += 1
+        if compiled and 3 <= done <= _PEEL and _form(carry) == before and _steady(xs):
+            rest = order[done:]
+            carry, stacked = _compiled(ctx, jaxpr, consts, carry, xs, rest)
+            return [*carry, *_joined(ctx, outputs, order[:done], rest, stacked, length)]
+    ys_out = [_stack(ctx, [outputs[i][k] for i in range(length)]) for k in range(len(outputs[0]))]
+    return [*carry, *ys_out] if length else carry
+
+
+def _iteration(
+    ctx: Context, body: Program, consts: list[Value], carry: list[Value], xs: list[Value]
+) -> tuple[list[Value], list[Value]]:
+    out = ctx.run(body, [*consts, *carry, *xs])
+    new, ys = out[: len(carry)], out[len(carry) :]
+    kept = [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in new]
+    return kept, ys
+
+
+def _form(values: list[Value]) -> Any:
+    leaves, tree = jax.tree.flatten(values)
+    return tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _steady(xs: list[Value]) -> bool:
+    return all(isinstance(x, Tensor) and x.exponents.uniform for x in xs)
+
+
+def _item(ctx: Context, value: Value, index: int) -> Value:
+    """Entry ``index`` along the first axis."""
+    cached = ctx.items.get(id(value))
+    if cached is not None:
+        return cached[1][index]
+    if isinstance(value, Matrices):
+        return Matrices(_cell(value.items[index]), (value.axes[0] - 1, value.axes[1] - 1))
+
+    def pick(array: Any) -> Any:
+        return None if array is None else array[index]
+
+    def part(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[index])
+
+    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
+    axis = None if value.axis is None else value.axis - 1
+    return tensor(
+        pick(value.coefficient), part(value.exponents), part(value.remainder), axis, value.space,
+        pick(noise), pick(value.zeros),
+    )  # fmt: skip
+
+
+def _cell(item: Any) -> np.ndarray:
+    if isinstance(item, np.ndarray):
+        return item
+    cell = np.empty((), dtype=object)
+    cell[()] = item
+    return cell
+
+
+def _stack(ctx: Context, values: list[Value]) -> Value:
+    """Values of the iterations along a new first axis; the parts are remembered."""
+    out = _stacked(ctx, values)
+    ctx.items[id(out)] = (out, values)
+    return out
+
+
+def _stacked(ctx: Context, values: list[Value]) -> Value:
+    if isinstance(values[0], Matrices):
+        parts = [value for value in values if isinstance(value, Matrices)]
+        items = np.empty((len(parts), *parts[0].items.shape), dtype=object)
+        for i, part in enumerate(parts):
+            items[i] = part.items if part.items.ndim else part.items.item()
+        return Matrices(items, (parts[0].axes[0] + 1, parts[0].axes[1] + 1))
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    axis = tensors[0].axis
+
+    def joined(parts: list[Exponents]) -> Exponents:
+        if all(part == parts[0] for part in parts) and parts[0].uniform:
+            return parts[0]
+        shape = tuple(1 if i == axis else d for i, d in enumerate(tensors[0].shape))
+        return Exponents(np.stack([np.broadcast_to(part.array, shape) for part in parts]))
+
+    noise = None
+    if any(t.noise is not None for t in tensors):
+        noise = jnp.stack([
+            jnp.zeros(t.shape, t.dtype) if t.noise is None else jnp.broadcast_to(t.noise, t.shape)
+            for t in tensors
+        ])  # fmt: skip
+    zeros = None
+    if all(t.zeros is not None for t in tensors):
+        zeros = jnp.stack([t.zeros for t in tensors])
+    return tensor(
+        jnp.stack([jnp.asarray(t.coefficient) for t in tensors]),
+        joined([t.exponents for t in tensors]), joined([t.remainder for t in tensors]),
+        None if axis is None else axis + 1, ctx.unify(*(t.space for t in tensors)), noise, zeros,
+    )  # fmt: skip
+
+
+def _compiled(
+    ctx: Context,
+    body: Program,
+    consts: list[Value],
+    carry: list[Value],
+    xs: list[Value],
+    rest: list[int],
+) -> tuple[list[Value], Any]:
+    """The remaining iterations as one ``lax.scan`` over the values and the bank."""
+    picked = [_reordered(x, rest) for x in xs]
+    arrays = [(x.coefficient, x.noise, x.zeros) for x in picked]
+    errors: list[Check] = []
+    revealed: dict[tuple[int, bool], int] = {}
+
+    def step(state: Any, sliced: Any) -> Any:
+        values, bank = state
+        inner = ctx.child(bank)
+        items: list[Value] = [
+            tensor(c, x.exponents, x.remainder, None if x.axis is None else x.axis - 1, x.space, n, z)
+            for (c, n, z), x in zip(sliced, picked, strict=True)
+        ]
+        new, ys = _iteration(inner, body, consts, values, items)
+        errors[:] = inner.checks
+        revealed.clear()
+        revealed.update(inner.revealed)
+        checks = [jnp.asarray(check.ok) for check in inner.checks]
+        ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
+        return (new, inner.bank), (ys, checks)
+
+    (carry, bank), (ys, checks) = lax.scan(step, (carry, ctx.bank), arrays)
+    ctx.bank = bank
+    for side, count in revealed.items():
+        ctx.revealed[side] = ctx.revealed.get(side, 0) + count * len(rest)
+    for check, oks in zip(errors, checks, strict=True):
+        ctx.check(jnp.all(oks), check.error)
+    return carry, ys
+
+
+def _reordered(value: Value, order: list[int]) -> Tensor:
+    assert isinstance(value, Tensor)
+    index = np.asarray(order)
+
+    def pick(array: Any) -> Any:
+        return None if array is None else jnp.asarray(array)[index]
+
+    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
+    remainder = Exponents(value.remainder.max())
+    return tensor(
+        pick(value.coefficient), value.exponents, remainder, value.axis, value.space,
+        pick(noise), pick(value.zeros),
+    )  # fmt: skip
+
+
+def _joined(
+    ctx: Context,
+    outputs: dict[int, list[Value]],
+    first: list[int],
+    rest: list[int],
+    stacked: list[Value],
+    length: int,
+) -> list[Value]:
+    """Outputs of the expanded and of the compiled iterations in the order of the loop."""
+    joined: list[Value] = []
+    for k, late in enumerate(stacked):
+        late_items = [_late(late, j) for j in range(len(rest))]
+        by_index = {i: outputs[i][k] for i in first} | dict(zip(rest, late_items, strict=True))
+        joined.append(_stack(ctx, [by_index[i] for i in range(length)]))
+    return joined
+
+
+def _late(value: Value, j: int) -> Value:
+    """Iteration ``j`` of a value whose arrays were stacked by ``lax.scan``."""
+    return jax.tree.map(lambda array: array[j], value)
+
+

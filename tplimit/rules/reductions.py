@@ -1,0 +1,179 @@
+"""Sums and extrema: over finite axes plain, over a width an average."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import algebra, matrices
+from tplimit._jax import primitives as p
+from tplimit.errors import NoLimitError
+from tplimit.interpret import RULES, Context
+from tplimit.values import Matrices, Tensor, Value, demoted, tensor
+from tplimit.widths import NEVER, Exponents, Size
+
+
+@RULES(p.reduce_sum_p)
+def reduce_sum(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+    """Sum; over a width the law of large numbers (Master Theorem, Yang, TP III)."""
+    if isinstance(value, Matrices):
+        return _sum_matrices(ctx, value, axes)
+    if value.axis not in axes:
+        return finite_sum(value, axes)
+    assert ctx.equation is not None and value.axis is not None
+    size = ctx.equation.in_avals[0].shape[value.axis]
+    assert isinstance(size, Size)
+    averaged = algebra.width_sum(ctx, value, size)
+    left = tuple(axis - (axis > value.axis) for axis in axes if axis != value.axis)
+    return finite_sum(averaged, left) if left else averaged
+
+
+def finite_sum(value: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sum over finite axes: the largest exponent leads."""
+    if value.exponents.uniform:
+        c = jnp.sum(jnp.asarray(value.coefficient), axes, dtype=value.dtype)
+        exponents = value.exponents
+        remainder = Exponents(value.remainder.max())
+    else:
+        full = _full(value.exponents, value)
+        top = np.maximum.reduce(full, axis=axes, keepdims=True)
+        leading = np.asarray(full == top, dtype=bool)
+        c = jnp.sum(jnp.where(leading, jnp.asarray(value.coefficient), 0), axes, dtype=value.dtype)
+        exponents = Exponents(np.squeeze(top, axes))
+        below = np.where(leading, NEVER, full)
+        lost = np.maximum(
+            np.maximum.reduce(below, axis=axes),
+            np.maximum.reduce(_full(value.remainder, value), axis=axes),
+        )
+        remainder = Exponents(lost)
+    noise = None
+    if value.noise is not None:
+        noise = jnp.sum(jnp.broadcast_to(value.noise, value.shape), axes)
+    axis = value.axis
+    if axis is not None:
+        axis -= sum(1 for other in axes if other < axis)
+    zeros = None if value.zeros is None else jnp.all(value.zeros, axes)
+    return tensor(c, exponents, remainder, axis, value.space, noise, zeros)
+
+
+def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
+    shape = tuple(1 if i == value.axis else d for i, d in enumerate(value.shape))
+    return np.broadcast_to(exponents.array, shape)
+
+
+def _sum_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...]) -> Value:
+    finite = tuple(i for i, axis in enumerate(value.finite_axes) if axis in axes)
+    items = value.items
+    if finite:
+        items = _folded(ctx, items, finite)
+    widths = [axis for axis in value.axes if axis in axes]
+    left = [axis for axis in range(value.ndim) if axis not in axes or axis in value.axes]
+    places = (left.index(value.axes[0]), left.index(value.axes[1]))
+    out: Value = Matrices(items, places)
+    if not widths:
+        return out
+    assert isinstance(out, Matrices)
+    along = places[1] if widths[-1] == value.axes[1] else places[0]
+    vector = _times_ones(ctx, out, along)
+    if len(widths) == 2:
+        assert vector.axis is not None
+        matrix = next(iter(items.flat))
+        size = matrix.rows if along == places[1] else matrix.columns
+        return algebra.width_sum(ctx, vector, size)
+    return vector
+
+
+def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
+    """Sum over one width of a matrix: a query with the constant vector."""
+    if value.items.ndim:
+        ctx.fail("A sum over a width of a stack of matrices.")
+    matrix = value.items.item()
+    oriented = matrix if along == value.axes[1] else matrix.T
+    dtype = jnp.result_type(float)
+    ones = tensor(jnp.ones((1, ctx.size(oriented.columns)), dtype), axis=1)
+    image = matrices.apply(ctx, oriented, ones, oriented.columns)
+    row = tensor(image.coefficient, image.exponents, image.remainder, 1, image.space)
+    return finite_sum(row, (0,))
+
+
+def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    keep = [i for i in range(items.ndim) if i not in axes]
+    moved = np.transpose(items, [*keep, *axes]).reshape([items.shape[i] for i in keep] + [-1])
+    out = np.empty(moved.shape[:-1], dtype=object)
+    for index in np.ndindex(out.shape):
+        total = moved[index][0] if moved.ndim > 1 else moved[0]
+        for item in moved[index][1:]:
+            total = matrices.sum_of(ctx, total, item)
+        out[index] = total
+    return out
+
+
+@RULES(p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p, p.reduce_or_p)
+def reduce_other(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+    """Extremum or product over finite axes."""
+    assert ctx.equation is not None
+    name = ctx.equation.primitive.name
+    if isinstance(value, Matrices):
+        return matrices.unsupported(ctx, f"{name}")
+    if value.axis in axes:
+        ctx.fail(
+            f"{name} over a width has no limit: it is decided by the most extreme coordinate.",
+            NoLimitError,
+            "Use an average over the width instead.",
+        )
+    if ctx.equation.primitive is p.reduce_prod_p and value.exponents.levels() != [0]:
+        ctx.fail("A product of values that scale with the width.", NoLimitError)
+    value = demoted(value)
+    axis = value.axis
+    if axis is not None:
+        axis -= sum(1 for other in axes if other < axis)
+    remainder = Exponents(value.remainder.max())
+    noise = None
+    if value.noise is not None:
+        noise = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes)
+    return tensor(
+        ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, noise
+    )
+
+
+@RULES(p.cumsum_p)
+def cumulative_sum(ctx: Context, value: Value, axis: int, reverse: bool) -> Value:
+    """Cumulative sum along a finite axis."""
+    if isinstance(value, Matrices):
+        return matrices.unsupported(ctx, "a cumulative sum")
+    if value.axis == axis:
+        ctx.fail("A cumulative sum along a width: its coordinates have no order.", NoLimitError)
+    value = demoted(value)
+    noise = None
+    if value.noise is not None:
+        noise = ctx.rebind(jnp.broadcast_to(value.noise, value.shape))
+    return tensor(
+        ctx.rebind(value.coefficient), value.exponents, Exponents(value.remainder.max()),
+        value.axis, value.space, noise,
+    )  # fmt: skip
+
+
+@RULES(p.argmax_p, p.argmin_p)
+def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+    """Index of the largest (smallest) entry along a finite axis."""
+    if isinstance(value, Matrices) or value.axis in axes:
+        ctx.fail(
+            "The index of an extremum along a width: its coordinates have no order.", NoLimitError
+        )
+    if value.axis is not None:
+        value = tensor(
+            value.coefficient, value.exponents, value.remainder, value.axis, value.space
+        )
+    value = demoted(value)
+    if value.noise is not None:
+        error = ctx.error(
+            "An index of an extremum is decided by values that are zero within the sampling error.",
+            NoLimitError,
+        )
+        ctx.check(algebra.significant(value), error)
+    axis = value.axis
+    if axis is not None:
+        axis -= sum(1 for other in axes if other < axis)
+    return tensor(ctx.rebind(value.coefficient), axis=axis, space=value.space)
+
+

@@ -1,0 +1,389 @@
+"""Random parameters: declared once, sampled at any width.
+
+``tp.normal((n, n), std=n**-0.5)`` declares; ``tp.sample(theta, key, width=...)`` gives ordinary
+arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import matrices
+from tplimit.bank import Bank
+from tplimit.errors import LimitError, WidthError
+from tplimit.gaussian import deferred, noise
+from tplimit.gaussian.deferred import Law
+from tplimit.interpret import Context
+from tplimit.trace import Aval
+from tplimit.transforms import Lineage, LimitValue, Revealed
+from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor
+from tplimit.widths import NEVER, Dim, Exponents, Scale, Size, Width, as_scale
+
+#: The infinite width.
+inf = math.inf
+
+#: New directions below this share of a row's second moment are dropped in the limit.
+RANK_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A finite width ``n``, exact in law, whose random matrices are never formed.
+
+    A network of width ``n`` costs ``O(n r)`` per product, with ``r`` the number of vectors its
+    matrices have met, instead of ``O(n^2)``.
+    """
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A declared parameter. Made by ``tp.normal``, ``tp.uniform``, ``tp.rademacher``, ``tp.full``.
+
+    Attributes:
+        shape: integers and widths (or multiples of a width).
+        law: name of the law of the entries.
+        scale: standard deviation (normal), half-width (uniform), size (rademacher).
+        mean: mean, or the value itself.
+    """
+
+    tplimit_parameter: ClassVar[bool] = True
+    shape: tuple[Any, ...]
+    law: str
+    scale: Scale
+    mean: Scale
+
+    @property
+    def std(self) -> Scale:
+        """Standard deviation of the entries."""
+        factor = {"normal": 1.0, "uniform": 3**-0.5, "rademacher": 1.0, "full": 0.0}[self.law]
+        return self.scale * factor
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Standardised entries: mean 0, variance 1 (0 for a constant)."""
+        if self.law == "normal":
+            return jax.random.normal(key, shape, dtype)
+        if self.law == "uniform":
+            return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
+        if self.law == "rademacher":
+            return jax.random.rademacher(key, shape, dtype)
+        return jnp.zeros(shape, dtype)
+
+
+def _declared(shape: Any, law: str, scale: Any, mean: Any) -> Parameter:
+    dims = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    for dim in dims:
+        if not isinstance(dim, (int, np.integer, Width, Scale)) or isinstance(dim, bool):
+            raise WidthError(
+                f"A shape consists of integers and widths, not of {type(dim).__name__}."
+            )
+    return Parameter(dims, law, as_scale(scale), as_scale(mean))
+
+
+def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
+    """Independent Gaussian entries ``N(mean, std^2)``.
+
+    Args:
+        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
+        std, mean: numbers or scales ``c * n**p``.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n = tp.Width("n")
+        >>> W = tp.normal((n, n), std=n**-0.5)
+    """
+    return _declared(shape, "normal", std, mean)
+
+
+def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries, uniform on ``[-scale, scale]``.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "uniform", scale, 0.0)
+
+
+def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries ``+scale`` or ``-scale`` with equal probability.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "rademacher", scale, 0.0)
+
+
+def full(shape: Any, value: Any) -> Parameter:
+    """Constant entries: a number or a scale ``c * n**p``."""
+    return _declared(shape, "full", 0.0, value)
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, Parameter)
+
+
+def sample(
+    theta: Any,
+    key: jax.Array,
+    *,
+    width: Any,
+    samples: int = 2**14,
+    noise: str = "random",
+    rank_tolerance: float | None = None,
+) -> Any:
+    """Parameters at a width.
+
+    Args:
+        theta: pytree of declared parameters; other leaves are passed through.
+        key: random key; equal keys give equal draws.
+        width: an integer, ``{name: integer}``, ``tp.Deferred(n)`` or ``tp.inf``.
+        samples: Monte Carlo particles per common width ``n`` (``tp.inf`` only).
+        noise: how particles are drawn: ``"random"``, moment-matched pseudo-random numbers.
+        rank_tolerance: share of a vector's second moment below which a new direction of a
+            random matrix is not revealed (default: 1e-6 at ``tp.inf``, round-off at Deferred).
+
+    Returns: the same pytree with arrays (integer widths) or opaque limit values.
+
+    Raises:
+        WidthError: undeclared ratios, or sizes that are no whole numbers.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
+        (8,)
+    """
+    leaves, tree = jax.tree.flatten(theta, is_leaf=_is_parameter)
+    widths = _widths(leaves)
+    if isinstance(width, Deferred) or width == inf:
+        _check_ratios(widths)
+        sampled = _Sampler(key, width, samples, noise, rank_tolerance).run(leaves)
+    else:
+        sizes = _sizes(width, widths)
+        sampled = [
+            _dense(leaf, jax.random.fold_in(key, i), sizes) if _is_parameter(leaf) else leaf
+            for i, leaf in enumerate(leaves)
+        ]
+    return jax.tree.unflatten(tree, sampled)
+
+
+def _widths(leaves: Sequence[Any]) -> dict[str, Width]:
+    found: dict[str, Width] = {}
+    for leaf in leaves:
+        if not isinstance(leaf, Parameter):
+            continue
+        scales = [as_scale(dim) for dim in leaf.shape] + [leaf.scale, leaf.mean]
+        for width in (w for scale in scales for w in scale.widths):
+            if found.setdefault(width.name, width).ratio != width.ratio:
+                raise WidthError(f"The width {width.name!r} is declared with two ratios.")
+    return found
+
+
+def _check_ratios(widths: Mapping[str, Width]) -> None:
+    undeclared = [name for name, width in widths.items() if width.declared is None]
+    if len(undeclared) > 1:
+        names = ", ".join(sorted(undeclared))
+        raise WidthError(
+            f"The limit depends on the ratios of the widths {names}, which are not declared.",
+            advice=f'Declare them, for instance tp.Width("{sorted(undeclared)[1]}", ratio=2).',
+        )
+
+
+def _sizes(width: Any, widths: Mapping[str, Width]) -> dict[str, int]:
+    if isinstance(width, Mapping):
+        missing = sorted(set(widths) - set(width))
+        if missing:
+            raise WidthError(f"No size is given for the widths {', '.join(missing)}.")
+        return {name: int(size) for name, size in width.items()}
+    if not isinstance(width, (int, np.integer)) or isinstance(width, bool) or width <= 0:
+        raise WidthError(
+            f"width={width!r} is not a width.",
+            advice="Use a positive integer, {name: integer}, tp.Deferred(n) or tp.inf.",
+        )
+    return {name: Size(w.ratio).at(int(width)) for name, w in widths.items()}
+
+
+def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
+    shape = []
+    for dim in parameter.shape:
+        length = as_scale(dim).at(sizes)
+        if abs(length - round(length)) > 1e-9 * max(length, 1):
+            raise WidthError(f"An axis has length {length}, which is no whole number.")
+        shape.append(round(length))
+    dtype = jnp.result_type(float)
+    std, mean = parameter.std.at(sizes), parameter.mean.at(sizes)
+    return jnp.asarray(mean, dtype) + jnp.asarray(std, dtype) * parameter.draw(
+        key, tuple(shape), dtype
+    )
+
+
+def _dims(parameter: Parameter) -> tuple[Dim, ...]:
+    dims: list[Dim] = []
+    for dim in parameter.shape:
+        coefficient, power = as_scale(dim).on_ray()
+        if power == 0:
+            dims.append(round(coefficient))
+        elif power == 1:
+            dims.append(Size(Fraction(coefficient).limit_denominator(10**6)))
+        else:
+            raise WidthError(f"An axis of length n^{power} is not a width.")
+    return tuple(dims)
+
+
+class _Sampler:
+    """Draws limit values: vectors as particles, matrices as empty stores."""
+
+    def __init__(
+        self, key: jax.Array, width: Any, samples: int, kind: str, tolerance: float | None
+    ) -> None:
+        self.key = key
+        self.dtype = jnp.result_type(float)
+        self.exact = isinstance(width, Deferred)
+        self.n = int(width.n) if self.exact else int(samples)
+        if kind not in noise.NOISE_KINDS:
+            raise LimitError(
+                f"noise={kind!r} is not known.",
+                advice=f"Use one of: {', '.join(map(repr, noise.NOISE_KINDS))}.",
+            )
+        if self.n < 2:
+            raise WidthError(f"{self.n} samples are too few.")
+        eps = float(jnp.finfo(self.dtype).eps)
+        default = (50 * eps) ** 2 if self.exact else RANK_TOLERANCE
+        self.law = Law(self.exact, default if tolerance is None else float(tolerance), kind)
+        self.stores: list[deferred.Store] = []
+        self.store_spaces: list[tuple[int, int]] = []
+        self.anchors: list[jax.Array] = []
+        self.anchor_spaces: list[int] = []
+        self.spaces = 0
+        self.ctx = Context(Bank((), (), (), (), 0, self.n, self.law))
+
+    def run(self, leaves: Sequence[Any]) -> list[Any]:
+        gaussians = self._joint_rows(leaves)
+        drawn: dict[int, tuple[Any, Aval]] = {}
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Parameter):
+                key = jax.random.fold_in(self.key, i)
+                aval = Aval(_dims(leaf), np.dtype(self.dtype))
+                drawn[i] = (self._value(leaf, aval, key, gaussians.get(i)), aval)
+        bank = Bank(
+            tuple(self.stores), tuple(self.anchors), tuple(self.store_spaces),
+            tuple(self.anchor_spaces), self.spaces, self.n, self.law,
+        )  # fmt: skip
+        revealed = Revealed(bank, Lineage())
+        return [
+            LimitValue(*drawn[i], revealed) if i in drawn else leaf for i, leaf in enumerate(leaves)
+        ]
+
+    def _joint_rows(self, leaves: Sequence[Any]) -> dict[int, jax.Array]:
+        """Rows of all Gaussian vectors of one length, matched jointly in the limit."""
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Parameter) and leaf.law == "normal":
+                dims = _dims(leaf)
+                sizes = [d for d in dims if isinstance(d, Size)]
+                if len(sizes) == 1:
+                    count = math.prod(d for d in dims if not isinstance(d, Size))
+                    by_length.setdefault(self.ctx.size(sizes[0]), []).append((i, count))
+        rows: dict[int, jax.Array] = {}
+        for length, members in by_length.items():
+            total = sum(count for _, count in members)
+            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
+            if self.exact:
+                joint = noise.draw(key, jnp.asarray(0), total, length, self.dtype)
+            else:
+                joint = noise.joint_rows(key, total, length, self.dtype)
+            start = 0
+            for i, count in members:
+                rows[i] = joint[start : start + count]
+                start += count
+        return rows
+
+    def _space(self) -> int:
+        self.spaces += 1
+        return self.spaces - 1
+
+    def _scaled(self, scale: Scale) -> Tensor:
+        c, p = self.ctx.scale(*scale.on_ray())
+        if c == 0:
+            return tensor(jnp.zeros((), self.dtype), Exponents(NEVER))
+        return tensor(jnp.asarray(c, self.dtype), Exponents(p))
+
+    def _value(self, leaf: Parameter, aval: Aval, key: jax.Array, rows: Any) -> Any:
+        axes = aval.width_axes
+        if len(axes) > 2:
+            raise WidthError("A parameter may have at most two width axes.")
+        if len(axes) == 2:
+            return self._matrices(leaf, aval, key)
+        shape = self.ctx.shape(aval.shape)
+        std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
+        axis = axes[0] if axes else None
+        space = None if axis is None else self._space()
+        if rows is not None and axis is not None:
+            finite = [d for i, d in enumerate(shape) if i != axis]
+            standard = jnp.moveaxis(rows.reshape(*finite, shape[axis]), -1, axis)
+        else:
+            standard = leaf.draw(key, shape, self.dtype)
+            if axis is not None and leaf.law != "full":
+                rows = jnp.moveaxis(standard, axis, -1).reshape(-1, shape[axis])
+        if rows is not None and not self.exact and space is not None:
+            self._anchor(rows, space)
+        return self._affine(standard, std, mean, axis, space)
+
+    def _anchor(self, rows: jax.Array, space: int) -> None:
+        """Remember an orthonormal basis of initial vectors, for matching new noise to it."""
+        if rows.shape[0] + 1 > noise.MATCHING_SHARE * rows.shape[1]:
+            return
+        centred = rows - jnp.mean(rows, axis=1, keepdims=True)
+        self.anchors.append(noise.orthonormalise(centred, jnp.ones(rows.shape[0], bool)))
+        self.anchor_spaces.append(space)
+
+    def _affine(
+        self, standard: jax.Array, std: Tensor, mean: Tensor, axis: int | None, space: int | None
+    ) -> Tensor:
+        """``mean + std * standard`` with exponents; the smaller order becomes remainder."""
+        e, f = std.exponents.value, mean.exponents.value
+        top = max(e, f)
+        out = jnp.zeros_like(standard)
+        if e == top and e != NEVER:
+            out = out + std.coefficient * standard
+        if f == top and f != NEVER:
+            out = out + mean.coefficient
+        rest = min(e, f) if e != f else NEVER
+        return tensor(out, Exponents(top), Exponents(rest), axis, space)
+
+    def _matrices(self, leaf: Parameter, aval: Aval, key: jax.Array) -> Matrices:
+        first, second = aval.width_axes
+        rows, columns = aval.shape[first], aval.shape[second]
+        assert isinstance(rows, Size) and isinstance(columns, Size)
+        if self.exact and leaf.law in ("uniform", "rademacher"):
+            raise LimitError(
+                f"A {leaf.law} matrix is not Gaussian, so it cannot be deferred exactly.",
+                advice="Use tp.normal with the same standard deviation, or an integer width.",
+            )
+        shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
+        items = np.empty(shape, dtype=object)
+        std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
+        for number, index in enumerate(np.ndindex(shape)):
+            spaces = self._space(), self._space()
+            matrix = Matrix(rows, columns, *spaces)
+            if not std.vanishes:
+                gaussian = Gaussian(std, len(self.stores))
+                self._store(jax.random.fold_in(key, number), rows, columns, spaces)
+                matrix = Matrix(rows, columns, *spaces, gaussians=(gaussian,))
+            if not mean.vanishes:
+                offset = matrices.constant(self.ctx, rows, columns, mean)
+                matrix = matrices.sum_of(self.ctx, matrix, offset)
+            items[index] = matrix
+        return Matrices(items, (first, second))
+
+    def _store(self, key: jax.Array, rows: Size, columns: Size, spaces: tuple[int, int]) -> None:
+        sizes = self.ctx.size(rows), self.ctx.size(columns)
+        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype))
+        self.store_spaces.append(spaces)

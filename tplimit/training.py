@@ -1,0 +1,341 @@
+"""Training at any width: run a plain JAX step over batches and record what it returns."""
+
+import functools
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tplimit.sampling import Deferred, inf, sample
+from tplimit.trajectory import Records, Trajectory, width_label
+from tplimit.transforms import exponent_of, raw, to_limit
+
+__all__ = ["train"]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Advance = Callable[[str], None]
+
+# Networks of finite width are trained together, as many as fit: state, gradient, new state and one
+# temporary copy of each. Wide networks fill the processor by themselves, more memory gains nothing.
+_CHUNK_BYTES = 256 * 2**20
+_COPIES = 4
+
+
+def train(
+    step: Step,
+    theta: Any,
+    batches: Any,
+    *,
+    width: Any,
+    key: jax.Array,
+    samples: int = 2**14,
+    replicates: int = 1,
+    init: Callable[[Any], Any] | None = None,
+    observe: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Run `state, output = step(state, batch)` over the batches at any width.
+
+        state_0 = init(theta_0),    (state_{t+1}, output_t) = step(state_t, batch_t)
+
+    The same plain JAX functions serve every width. At an integer width (or {name: integer}) the
+    replicates are independent networks, trained together as ordinary arrays; at `tplimit.inf` and
+    `tplimit.Deferred(n)` they are independent samplings of the limit, one after the other.
+
+    Args:
+        step: from (state, batch) to (state, output).
+        theta: a tree of declarations: `tplimit.normal`, `tplimit.full`, ...
+        batches: a list (or a finite iterator, read at once) of batches, each passed to `step` as it
+            is; or arrays stacked along a leading axis of length T: one array, or a dict of them.
+        width: an integer, {name: integer}, `tplimit.Deferred(n)` or `tplimit.inf`.
+        key: a JAX key; equal keys give equal results. Replicate r uses entry r of
+            `jax.random.split(key, replicates)`.
+        samples: Monte Carlo particles per width axis, at infinite width.
+        replicates: the number R of independent runs, from which standard errors come.
+        init: from theta to the first state, for instance to add optimizer state; default: theta.
+        observe: from a state to a tree of arrays, called before each step and after the last.
+        progress: show a bar while it runs, if the standard error stream is a terminal.
+
+    Returns:
+        `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
+
+    Raises:
+        TypeError: `batches` is a tuple (ambiguous), no batches at all, or `width` is no width.
+        ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
+            whose shapes change from step to step.
+        LimitError: the program has no limit; see its subclasses.
+
+    >>> import jax, jax.numpy as jnp, tplimit as tp
+    >>> n = tp.Width("n")
+    >>> def step(theta, y):
+    ...     loss = lambda t: (jnp.mean(t["v"]) - y) ** 2
+    ...     value, g = jax.value_and_grad(loss)(theta)
+    ...     lr = 0.25 * theta["v"].shape[0]
+    ...     return jax.tree.map(lambda w, d: w - lr * d, theta, g), value
+    >>> run = tp.train(step, {"v": tp.full((n,), 0.0)}, jnp.ones(3), width=8, key=jax.random.key(0))
+    >>> run.outputs.tolist()
+    [1.0, 0.25, 0.0625]
+    """
+    batches = _batches(batches)
+    replicates = operator.index(replicates)
+    if replicates < 1:
+        raise ValueError(f"replicates has to be at least 1, got {replicates}")
+    keys = jax.random.split(key, replicates)
+    functions = (init or _identity, step, observe or _nothing)
+    sizes = _finite(width)
+    if sizes is None:
+        return _train_limit(functions, theta, batches, width, keys, samples, progress)
+    return _train_finite(functions, theta, batches, sizes, keys, progress)
+
+
+def _identity(theta: Any) -> Any:
+    return theta
+
+
+def _nothing(state: Any) -> None:
+    return None
+
+
+def _finite(width: Any) -> int | dict[str, int] | None:
+    """The width as integers, None where it is infinite or deferred."""
+    if isinstance(width, Mapping):
+        return {name: operator.index(size) for name, size in width.items()}
+    if isinstance(width, Deferred) or width == inf:
+        return None
+    if isinstance(width, bool):
+        raise TypeError("width is a bool: give an integer")
+    try:
+        return operator.index(width)
+    except TypeError:
+        raise TypeError(
+            f"width is {width!r}: give an integer, {{name: integer}}, tplimit.Deferred(n) or "
+            "tplimit.inf"
+        ) from None
+
+
+# --- batches
+
+
+def _batches(batches: Any) -> list[Any]:
+    """One entry per step."""
+    if isinstance(batches, tuple):
+        raise TypeError(
+            "batches is a tuple: is it one batch, a list of batches, or arrays stacked over steps? "
+            "For stacked arrays X and Y write list(zip(X, Y)); for one step with (x, y) write "
+            "[(x, y)]"
+        )
+    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
+        batches = _unstack(batches)
+    elif isinstance(batches, str) or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"batches is of type {type(batches).__name__}: give a list of batches, or arrays "
+            "stacked along a leading axis"
+        )
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches is empty: there is no step to make")
+    return batches
+
+
+def _unstack(stacked: Any) -> list[Any]:
+    leaves = jax.tree.leaves(stacked)
+    lengths = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) > 1 or () in lengths:
+        shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
+        raise ValueError(
+            "stacked batches need one common leading axis, the steps, but the arrays have the "
+            f"shapes {shapes}; to use one batch at every step write [batch] * steps"
+        )
+    steps = lengths.pop()[0] if lengths else 0
+    return [jax.tree.map(lambda leaf, t=t: leaf[t], stacked) for t in range(steps)]
+
+
+# --- integer widths
+
+
+def _train_finite(
+    functions: tuple[Any, Any, Any],
+    theta: Any,
+    batches: list[Any],
+    width: int | dict[str, int],
+    keys: jax.Array,
+    progress: bool,
+) -> Trajectory:
+    init, step, observe = functions
+
+    def start(key: jax.Array) -> Any:
+        return init(sample(theta, key, width=width))
+
+    start_all = jax.jit(jax.vmap(start))
+    # The state is donated: a wide network is then held once rather than twice.
+    step_all = jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
+    observe_all = jax.jit(jax.vmap(observe))
+
+    chunks = _chunks(keys, jax.eval_shape(start, keys[0]))
+    pieces: list[Records] = []
+    with _bar(len(batches) * len(chunks), width_label(width), progress) as advance:
+        for chunk in chunks:
+            state, outputs, observations = _unshare(start_all(chunk)), [], []
+            advance("compiling the first step" if not pieces else "")
+            for batch in batches:
+                observations.append(_numpy(observe_all(state)))
+                with warnings.catch_warnings():
+                    # Not every state can be updated in place; then it is copied, as it should be.
+                    warnings.filterwarnings(
+                        "ignore", message="Some donated buffers were not usable"
+                    )
+                    state, output = step_all(state, batch)
+                outputs.append(_numpy(output))
+                advance("training")
+            observations.append(_numpy(observe_all(state)))
+            pieces.append(Records(_stack(outputs, axis=1), _stack(observations, axis=1)))
+    replicates = _join(pieces)
+    exponents = replicates.map(lambda leaf: Fraction(0))
+    return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
+
+
+def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    length = max(1, _CHUNK_BYTES // max(1, _COPIES * size))
+    return [keys[i : i + length] for i in range(0, len(keys), length)]
+
+
+def _unshare(tree: Any) -> Any:
+    """A copy of every array that occurs twice: one buffer cannot be donated twice."""
+    seen: set[int] = set()
+
+    def once(leaf: Any) -> Any:
+        if id(leaf) in seen:
+            return jnp.array(leaf, copy=True)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(once, tree)
+
+
+# --- infinite and deferred width
+
+
+def _train_limit(
+    functions: tuple[Any, Any, Any],
+    theta: Any,
+    batches: list[Any],
+    width: Any,
+    keys: jax.Array,
+    samples: int,
+    progress: bool,
+) -> Trajectory:
+    init, step, observe = functions
+    advance_state = raw(step)
+    look = _observer(observe, keep=isinstance(width, Deferred))
+    pieces: list[Records] = []
+    exponents: list[Records] = []
+    with _bar(len(batches) * len(keys), width_label(width), progress) as advance:
+        for key in keys:
+            state = sample(theta, key, width=width, samples=samples)
+            state = state if init is _identity else raw(init)(state)
+            outputs, observations = [], []
+            advance("" if pieces else "compiling the first step")
+            for batch in batches:
+                state, seen = look(state)
+                state, output = advance_state(state, batch)
+                observations.append(seen)
+                outputs.append(output)
+                advance("training")
+            observations.append(look(state)[1])
+            pieces.append(Records(_limits(outputs), _limits(observations)))
+            exponents.append(Records(_exponents(outputs), _exponents(observations)))
+    return Trajectory(_join(pieces), _largest_of(exponents), width, state)
+
+
+def _observer(observe: Any, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
+    """A function from a state to (state, observation).
+
+    A network of finite width is one function: what an observation reveals of its weights has to
+    hold for all that follow, so the state must `keep` it. At infinite width averages do not depend
+    on it, and forgetting is cheaper.
+    """
+    if observe is _nothing:
+        return lambda state: (state, None)
+    if keep:
+        return raw(lambda state: (state, observe(state)))
+    forget = raw(observe)
+    return lambda state: (state, forget(state))
+
+
+def _limits(records: list[Any]) -> Any:
+    """Records of one replicate as arrays with axes (1, step, ...)."""
+    values = [jax.tree.map(lambda leaf: np.array(to_limit(leaf))[None], r) for r in records]
+    return _stack(values, axis=1)
+
+
+def _exponents(records: list[Any]) -> Any:
+    return jax.tree.map(_largest, *[jax.tree.map(exponent_of, r) for r in records])
+
+
+def _largest(*exponents: Any) -> Any:
+    largest = functools.reduce(np.maximum, [np.asarray(e, dtype=object) for e in exponents])
+    return largest if np.ndim(largest) else np.asarray(largest, dtype=object).item()
+
+
+def _largest_of(records: list[Records]) -> Records:
+    return Records(
+        jax.tree.map(_largest, *[r.outputs for r in records]),
+        jax.tree.map(_largest, *[r.observations for r in records]),
+    )
+
+
+# --- records
+
+
+def _numpy(tree: Any) -> Any:
+    # A copy: an array of JAX may share its memory with a state that is donated to the next step.
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def _stack(records: list[Any], axis: int) -> Any:
+    try:
+        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=axis), *records)
+    except ValueError as error:
+        raise ValueError(
+            "step and observe have to return the same tree of shapes at every step; is the last "
+            f"batch smaller than the others? ({error})"
+        ) from error
+
+
+def _join(pieces: list[Records]) -> Records:
+    def concatenate(*leaves: np.ndarray) -> np.ndarray:
+        return np.concatenate(leaves, axis=0)
+
+    return Records(
+        jax.tree.map(concatenate, *[p.outputs for p in pieces]),
+        jax.tree.map(concatenate, *[p.observations for p in pieces]),
+    )
+
+
+@contextmanager
+def _bar(total: int, label: str, wanted: bool) -> Iterator[Advance]:
+    """A function that moves a progress bar on by one step; a bar only where someone looks at it."""
+    console = Console(stderr=True)
+    if not (wanted and sys.stderr.isatty() and console.is_terminal):
+        yield lambda status: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total, status="")
+        yield lambda status: bar.update(task, advance=status == "training", status=status)

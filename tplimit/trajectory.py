@@ -1,0 +1,277 @@
+"""What a training run leaves behind: the records of every replicate, statistics, a file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from scipy import stats
+
+from tplimit.plotting import save_figure, trajectory_figure
+from tplimit.sampling import Deferred, inf
+
+__all__ = ["Records", "Trajectory", "width_label"]
+
+_FORMAT = "tplimit.Trajectory"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """A pair of trees: what `step` returned beside the state, and what `observe` returned."""
+
+    outputs: Any
+    observations: Any
+
+    def map(self, fn: Any) -> "Records":
+        """`fn` applied to every leaf."""
+        return Records(jax.tree.map(fn, self.outputs), jax.tree.map(fn, self.observations))
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The records of a training run of T steps with R replicates, as NumPy arrays.
+
+    Args:
+        replicates: raw records; every leaf of `.outputs` has the leading axes (R, T), every leaf of
+            `.observations` (R, T + 1): before each step and after the last. Dtypes are those that
+            the program computed in.
+        exponents: the powers of n of the records (`Fraction`, or -inf for an exact 0), largest over
+            steps and replicates: one number per leaf, or an object array of the leaf's shape.
+            They are 0 for integer widths.
+        width: the width of the run.
+        state: the state after the last step, of the last replicate only.
+
+    Mean and standard error over the replicates are float64 (complex128 for complex records), with
+    the leading axis T or T + 1.
+    """
+
+    replicates: Records
+    exponents: Records
+    width: Any
+    state: Any = None
+
+    @property
+    def count(self) -> int:
+        """The number R of replicates."""
+        leaves = jax.tree.leaves((self.replicates.outputs, self.replicates.observations))
+        return len(leaves[0]) if leaves else 0
+
+    @property
+    def outputs(self) -> Any:
+        """Mean over the replicates of what each step returned, leading axis T."""
+        return jax.tree.map(_mean, self.replicates.outputs)
+
+    @property
+    def observations(self) -> Any:
+        """Mean over the replicates of what was observed, leading axis T + 1."""
+        return jax.tree.map(_mean, self.replicates.observations)
+
+    @property
+    def stderr(self) -> Records:
+        """Standard errors of the means, `std / sqrt(R)` with R - 1 degrees of freedom.
+
+        They are NaN for one replicate. At integer widths they are those of the average over random
+        initialisations, at infinite width those of the Monte Carlo error.
+        """
+        return self.replicates.map(_standard_error)
+
+    def interval(self, level: float = 0.95) -> tuple[Records, Records]:
+        """Lower and upper ends of confidence intervals of the means, by Student's t.
+
+        mean ± t_{R-1}((1 + level)/2)·stderr. NaN for one replicate.
+
+        Raises:
+            ValueError: `level` is not strictly between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level has to be between 0 and 1, got {level}")
+        quantile = stats.t.ppf((1 + level) / 2, self.count - 1) if self.count > 1 else np.nan
+        lower, upper = (
+            self.replicates.map(lambda x, s=sign: _mean(x) + s * quantile * _standard_error(x))
+            for sign in (-1, 1)
+        )
+        return lower, upper
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Write a figure of the observations (of the outputs where nothing was observed).
+
+        The suffix of `path` chooses the format; missing folders are made. Bands are 95 % confidence
+        intervals. The figure shows the first floating-point leaf, up to eight of its entries.
+
+        Raises:
+            ValueError: there is no floating-point record.
+        """
+        lower, upper = self.interval()
+        part = "observations" if jax.tree.leaves(self.replicates.observations) else "outputs"
+        triple = zip(
+            *(jax.tree.leaves(getattr(r, part)) for r in (self, lower, upper)), strict=True
+        )
+        for mean, low, high in triple:
+            if mean.dtype == np.float64:
+                figure = trajectory_figure(mean, low, high, title=f"{part}, {self.label}")
+                return save_figure(figure, path)
+        raise ValueError("nothing to plot: the run recorded no real number")
+
+    @property
+    def label(self) -> str:
+        """The width in words, for figures and tables."""
+        return width_label(self.width)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write records, exponents and width to one safetensors file; no pickle is involved.
+
+        The state is not saved: it may hold limit values and megabytes of weights. Records have to
+        be trees of dicts with string keys, lists, tuples and None.
+
+        Raises:
+            TypeError: the records contain another kind of tree.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        header = {
+            "replicates": _encode_records(self.replicates, arrays, _store_array),
+            "exponents": _encode_records(self.exponents, arrays, _store_exponents),
+            "width": _encode_width(self.width),
+        }
+        metadata = {"format": _FORMAT, "version": str(_VERSION), "header": json.dumps(header)}
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A run killed while it writes leaves the old file, not half of a new one.
+        partial = target.with_name(target.name + ".partial")
+        save_file(arrays, partial, metadata=metadata)
+        os.replace(partial, target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Trajectory":
+        """Read a file that `save` wrote. The state is None.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, no trajectory, or of a newer version.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or no tplimit trajectory: {error}") from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path} is a safetensors file, but no tplimit trajectory")
+        if int(metadata["version"]) > _VERSION:
+            raise ValueError(
+                f"{path} has format version {metadata['version']}, this tplimit reads up to "
+                f"{_VERSION}: update tplimit"
+            )
+        header = json.loads(metadata["header"])
+        replicates = Records(
+            *(_decode(header["replicates"][part], arrays.__getitem__) for part in _PARTS)
+        )
+        exponents = Records(
+            *(_decode(header["exponents"][part], _read_exponents) for part in _PARTS)
+        )
+        return cls(replicates, exponents, _decode_width(header["width"]))
+
+
+_PARTS = ("outputs", "observations")
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    return np.mean(x, axis=0, dtype=np.result_type(x.dtype, np.float64))
+
+
+def _standard_error(x: np.ndarray) -> np.ndarray:
+    if len(x) < 2:
+        return np.full(x.shape[1:], np.nan)
+    wide = x.astype(np.result_type(x.dtype, np.float64))
+    return np.std(wide, axis=0, ddof=1) / np.sqrt(len(x))
+
+
+def width_label(width: Any) -> str:
+    """A width in words."""
+    if isinstance(width, Deferred):
+        return f"deferred width {width.n}"
+    if isinstance(width, Mapping):
+        return "width " + ", ".join(f"{name}={size}" for name, size in width.items())
+    return f"width {width}" if isinstance(width, int) else "infinite width"
+
+
+def _encode_width(width: Any) -> Any:
+    if isinstance(width, Deferred):
+        return {"deferred": _encode_width(width.n)}
+    if isinstance(width, Mapping):
+        return {"sizes": dict(width)}
+    return width if isinstance(width, int) else "inf"
+
+
+def _decode_width(code: Any) -> Any:
+    if isinstance(code, dict):
+        return code["sizes"] if "sizes" in code else Deferred(_decode_width(code["deferred"]))
+    return inf if code == "inf" else code
+
+
+def _encode_records(records: Records, arrays: dict[str, np.ndarray], store: Any) -> dict[str, Any]:
+    return {part: _encode(getattr(records, part), part, arrays, store) for part in _PARTS}
+
+
+def _encode(tree: Any, name: str, arrays: dict[str, np.ndarray], store: Any) -> Any:
+    """`tree` as JSON: nodes are `[kind, children]`, leaves `["leaf", what `store` returned]`."""
+    if tree is None:
+        return ["none", None]
+    if type(tree) is dict:
+        if not all(isinstance(key, str) for key in tree):
+            raise TypeError(f"cannot save {name}: a dict with keys that are no strings")
+        return [
+            "dict",
+            {key: _encode(value, f"{name}.{key}", arrays, store) for key, value in tree.items()},
+        ]
+    if type(tree) in (list, tuple):
+        children = [_encode(value, f"{name}.{i}", arrays, store) for i, value in enumerate(tree)]
+        return [type(tree).__name__, children]
+    if isinstance(tree, (np.ndarray, np.generic, Fraction, float)):
+        return ["leaf", store(tree, name, arrays)]
+    raise TypeError(
+        f"cannot save {name}, a {type(tree).__name__}: let step and observe return dicts with "
+        "string keys, lists or tuples of arrays"
+    )
+
+
+def _decode(code: Any, read: Any) -> Any:
+    kind, content = code
+    if kind == "none":
+        return None
+    if kind == "dict":
+        return {key: _decode(value, read) for key, value in content.items()}
+    if kind == "leaf":
+        return read(content)
+    children = [_decode(value, read) for value in content]
+    return tuple(children) if kind == "tuple" else children
+
+
+def _store_array(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
+    # safetensors writes the buffer as it lies in memory, whatever the strides say.
+    arrays[name] = np.array(leaf, order="C")
+    return name
+
+
+def _store_exponents(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    values = np.asarray(leaf, dtype=object)
+    return {"shape": list(values.shape), "values": [str(value) for value in values.flat]}
+
+
+def _read_exponents(content: Any) -> Any:
+    values = [float(v) if "inf" in v else Fraction(v) for v in content["values"]]
+    if not content["shape"]:
+        return values[0]
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(content["shape"])

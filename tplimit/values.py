@@ -1,0 +1,270 @@
+"""What the variables of a program are in the limit: ``Tensor`` and ``Matrix``.
+
+* A *finite* ``Tensor`` (``axis`` is None) denotes arrays whose entries are
+  ``n^e c + O(n^rho)`` as the width ``n`` grows.
+* A *vector* (``axis`` names one width axis) denotes arrays whose coordinates along the width
+  become independent draws ``n^e Z + O(n^rho)``; ``Z`` is held as M particles.
+* A ``Matrix`` (two width axes) is a sum of deferred Gaussian matrices and low-rank parts.
+
+Coefficients are arrays and may be traced; exponents ``e``, remainders ``rho`` and the axis are
+static. A value is a list of terms; today the list has one term, and what it leaves out is in the
+remainder. Nothing here knows a primitive.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents, Size
+
+
+def _static(**kwargs: Any) -> Any:
+    from dataclasses import field
+
+    return field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Term:
+    """``n^exponents * coefficient``; entries with exponent ``NEVER`` are exactly zero."""
+
+    coefficient: Any
+    exponents: Exponents = _static()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tensor:
+    """A finite array or a vector (see the module's text).
+
+    Attributes:
+        terms: the known terms, largest exponent first; today exactly one.
+        remainder: exponents of what is unknown (``NEVER``: nothing).
+        axis: position of the width axis, or None.
+        space: label of the space the width axis belongs to, or None if it belongs to no space
+            yet (constants along the width).
+        noise: standard error of the coefficient of a finite array from the finite number of
+            particles, or None where the coefficient is exact.
+        zeros: mask of the entries known to be exactly zero, or None.
+    """
+
+    terms: tuple[Term, ...]
+    remainder: Exponents = _static(default=NONE)
+    axis: int | None = _static(default=None)
+    space: int | None = _static(default=None)
+    noise: Any = None
+    zeros: Any = None
+
+    @property
+    def coefficient(self) -> Any:
+        """Coefficient of the leading term."""
+        return self.terms[0].coefficient
+
+    @property
+    def exponents(self) -> Exponents:
+        """Exponents of the leading term."""
+        return self.terms[0].exponents
+
+    @property
+    def finite(self) -> bool:
+        return self.axis is None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(np.shape(self.coefficient))
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(self.coefficient)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is unknown."""
+        return self.remainder == NONE
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether it is exactly zero, with nothing unknown."""
+        return self.exponents == NONE and self.exact
+
+    @property
+    def constant(self) -> np.ndarray | None:
+        """The coefficient when it is known while the program is interpreted."""
+        concrete = isinstance(self.coefficient, (np.ndarray, np.generic, int, float, bool))
+        return np.asarray(self.coefficient) if concrete else None
+
+
+def tensor(
+    coefficient: Any,
+    exponents: Exponents = ZERO,
+    remainder: Exponents = NONE,
+    axis: int | None = None,
+    space: int | None = None,
+    noise: Any = None,
+    zeros: Any = None,
+) -> Tensor:
+    """A ``Tensor`` with one term."""
+    term = Term(coefficient, exponents)
+    return Tensor((term,), remainder, axis, space, noise, zeros)
+
+
+def exactly(array: Any) -> Tensor:
+    """An ordinary finite array as a value; constants that are 0 get exponent ``NEVER``."""
+    if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in "fiu":
+        flags = np.where(np.asarray(array) == 0, NEVER, ZERO.value)
+        if array.size <= 4096 or not np.any(array):
+            return tensor(array, Exponents(flags))
+    return tensor(array)
+
+
+def masked(value: Tensor, level: Exponent) -> Any:
+    """Coefficient with zeros where the exponent is not ``level``."""
+    if value.exponents.uniform:
+        same = value.exponents.value == level
+        return value.coefficient if same else jnp.zeros_like(value.coefficient)
+    return jnp.where(value.exponents.mask(level), value.coefficient, 0)
+
+
+def demoted(value: Tensor) -> Tensor:
+    """The same value with one common exponent, what is smaller being moved to the remainder."""
+    if value.exponents.uniform:
+        return value
+    top, *lower = value.exponents.levels()
+    largest = max([*lower, value.remainder.max()])
+    lost = Exponents(largest)
+    noise = None if value.noise is None else jnp.where(value.exponents.mask(top), value.noise, 0)
+    return tensor(
+        masked(value, top), Exponents(top), lost, value.axis, value.space, noise, value.zeros
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gaussian:
+    """``scale * G``: a deferred Gaussian matrix; ``store`` is its index in the bank."""
+
+    scale: Tensor
+    store: int = _static()
+    transposed: bool = _static(default=False)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Core:
+    """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core."""
+
+    core: Any
+    exponent: Exponent = _static()
+    store: int = _static()
+    transposed: bool = _static(default=False)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``."""
+
+    rows: Any
+    columns: Any
+    scale: Tensor
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Matrix:
+    """An ``n_rows x n_columns`` matrix: deferred Gaussians, cores and low-rank parts.
+
+    A part counts by its action on a vector: ``n^(e + 1/2)`` for a Gaussian, ``n^(e + 1)`` for
+    the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank.
+    """
+
+    rows: Size = _static()
+    columns: Size = _static()
+    row_space: int | None = _static()
+    column_space: int | None = _static()
+    gaussians: tuple[Gaussian, ...] = ()
+    cores: tuple[Core, ...] = ()
+    low_rank: tuple[LowRank, ...] = ()
+    remainder: Exponent = _static(default=NEVER)
+
+    @property
+    def T(self) -> "Matrix":
+        return Matrix(
+            self.columns,
+            self.rows,
+            self.column_space,
+            self.row_space,
+            tuple(replace(g, transposed=not g.transposed) for g in self.gaussians),
+            tuple(replace(c, transposed=not c.transposed) for c in self.cores),
+            tuple(LowRank(p.columns, p.rows, p.scale) for p in self.low_rank),
+            self.remainder,
+        )
+
+    @property
+    def vanishes(self) -> bool:
+        known = self.gaussians or self.cores or self.low_rank
+        return not known and self.remainder == NEVER
+
+
+class Matrices:
+    """An array with two width axes: an object array of ``Matrix`` over its finite axes.
+
+    Attributes:
+        items: numpy object array of ``Matrix``, its shape the finite axes in order.
+        axes: positions of the two width axes; each item has its rows along the first.
+    """
+
+    __slots__ = ("axes", "items")
+    items: np.ndarray
+    axes: tuple[int, int]
+
+    def __init__(self, items: Any, axes: tuple[int, int]) -> None:
+        if not isinstance(items, np.ndarray):
+            cell = np.empty((), dtype=object)
+            cell[()] = items
+            items = cell
+        self.items = items
+        self.axes = axes
+
+    def map(self, function: Any) -> "Matrices":
+        """Apply ``function`` to every matrix."""
+        return Matrices(map_items(function, self.items), self.axes)
+
+    @property
+    def ndim(self) -> int:
+        return int(self.items.ndim) + 2
+
+    @property
+    def finite_axes(self) -> tuple[int, ...]:
+        """Positions of the finite axes."""
+        return tuple(i for i in range(self.ndim) if i not in self.axes)
+
+
+def map_items(function: Any, *arrays: np.ndarray) -> np.ndarray:
+    """Apply a function to object arrays of one shape, item by item."""
+    out = np.empty(arrays[0].shape, dtype=object)
+    for index in np.ndindex(arrays[0].shape):
+        out[index] = function(*(array[index] for array in arrays))
+    return out
+
+
+jax.tree_util.register_pytree_node(
+    Matrices,
+    lambda m: (tuple(m.items.flat), (m.items.shape, m.axes)),
+    lambda aux, leaves: _matrices(aux, leaves),
+)
+
+
+def _matrices(aux: tuple[tuple[int, ...], tuple[int, int]], leaves: Any) -> Matrices:
+    shape, axes = aux
+    items = np.empty(shape, dtype=object)
+    for index, leaf in zip(np.ndindex(shape), leaves, strict=True):
+        items[index] = leaf
+    return Matrices(items, axes)
+
+
+Value = Tensor | Matrices

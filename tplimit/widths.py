@@ -1,0 +1,269 @@
+"""Widths, powers of the width, and exponents.
+
+Every width is ``ratio * n`` for one common ``n`` that goes to infinity. A *scale* is
+``c * n**p`` with an exact rational ``p``; a *size* is the length of an axis that grows with n.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from numbers import Rational
+from typing import Any, Union
+
+import numpy as np
+
+from tplimit.errors import WidthError
+
+#: Exponents are rationals with at most this denominator.
+MAX_DENOMINATOR = 24
+
+#: The exponent of what is exactly zero.
+NEVER = -math.inf
+
+#: An exponent: an exact rational, or ``NEVER`` for an exact zero.
+Exponent = Union[Fraction, float]
+
+
+def rational(value: Any, what: str = "exponent") -> Fraction:
+    """``value`` as a fraction with small denominator; ``WidthError`` if it is none."""
+    fraction = Fraction(value).limit_denominator(MAX_DENOMINATOR)
+    if abs(float(fraction) - float(value)) > 1e-6:
+        raise WidthError(
+            f"The {what} {value} is not a rational number with denominator up to "
+            f"{MAX_DENOMINATOR}.",
+            advice="Exponents of the width are exact: use for instance n**-0.5 or n**(2/3).",
+        )
+    return fraction
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``coefficient * product of widths to rational powers``, for standard deviations and sizes.
+
+    Made by arithmetic on widths: ``2 * n**-0.5``, ``n / m``, ``(3 * n)``.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n = tp.Width("n")
+        >>> (2 * n**-0.5).at({"n": 64})
+        0.25
+    """
+
+    coefficient: float
+    powers: tuple[tuple["Width", Fraction], ...] = ()
+
+    def at(self, sizes: Mapping[str, int]) -> float:
+        """The number at given widths, ``{name: size}``."""
+        value = float(self.coefficient)
+        for width, power in self.powers:
+            value *= float(sizes[width.name]) ** float(power)
+        return value
+
+    def on_ray(self) -> tuple[float, Fraction]:
+        """``(c, p)`` with the value ``c * n**p`` when every width is ``ratio * n``."""
+        value, total = float(self.coefficient), Fraction(0)
+        for width, power in self.powers:
+            value *= float(width.ratio) ** float(power)
+            total += power
+        return value, total
+
+    @property
+    def widths(self) -> tuple["Width", ...]:
+        return tuple(width for width, _ in self.powers)
+
+    def __mul__(self, other: Any) -> "Scale":
+        other = as_scale(other)
+        powers = dict(self.powers)
+        for width, power in other.powers:
+            powers[width] = powers.get(width, Fraction(0)) + power
+        kept = tuple((width, power) for width, power in powers.items() if power != 0)
+        return Scale(self.coefficient * other.coefficient, kept)
+
+    __rmul__ = __mul__
+
+    def __pow__(self, power: Any) -> "Scale":
+        exact = rational(power)
+        powers = tuple((width, old * exact) for width, old in self.powers if exact != 0)
+        return Scale(float(self.coefficient) ** float(exact), powers)
+
+    def __truediv__(self, other: Any) -> "Scale":
+        return self * as_scale(other) ** -1
+
+    def __rtruediv__(self, other: Any) -> "Scale":
+        return as_scale(other) * self**-1
+
+
+@dataclass(frozen=True)
+class Width:
+    """A width: an axis length that goes to infinity, ``ratio`` times the common ``n``.
+
+    Args:
+        name: how the width is called; two widths of one name are the same width.
+        ratio: this width divided by the common ``n``. With two differently named widths the
+            limit depends on their ratio, so it must be declared (else ``WidthError``).
+
+    Arithmetic gives scales: ``n**-0.5``, ``2 / n``, ``3 * n``. The exponents are exact.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n, m = tp.Width("n"), tp.Width("m", ratio=2)
+        >>> tp.normal((n, m), std=n**-0.5).shape == (n, m)
+        True
+    """
+
+    name: str
+    declared: Fraction | None = field(default=None)
+
+    def __init__(self, name: str, ratio: Rational | float | None = None) -> None:
+        if not isinstance(name, str) or not name:
+            raise WidthError("A width needs a name.", advice='Write for instance tp.Width("n").')
+        exact = None if ratio is None else rational(ratio, "ratio of widths")
+        if exact is not None and exact <= 0:
+            raise WidthError(f"The ratio of width {name!r} is {ratio}; it must be positive.")
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "declared", exact)
+
+    @property
+    def ratio(self) -> Fraction:
+        return Fraction(1) if self.declared is None else self.declared
+
+    def __pow__(self, power: Any) -> Scale:
+        return as_scale(self) ** power
+
+    def __mul__(self, other: Any) -> Scale:
+        return as_scale(self) * other
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Scale:
+        return as_scale(self) / other
+
+    def __rtruediv__(self, other: Any) -> Scale:
+        return as_scale(other) / as_scale(self)
+
+
+def as_scale(value: Any) -> Scale:
+    """A number, width or scale as a scale."""
+    if isinstance(value, Scale):
+        return value
+    if isinstance(value, Width):
+        return Scale(1.0, ((value, Fraction(1)),))
+    if isinstance(value, (int, float, np.number)):
+        return Scale(float(value))
+    raise WidthError(
+        f"A scale cannot be made from a {type(value).__name__}.",
+        advice="Use a number, a width, or c * n**p.",
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Length ``ratio * n**power`` of an axis; only ``power = 1`` is a width."""
+
+    ratio: Fraction
+    power: Fraction = Fraction(1)
+
+    def at(self, n: int) -> int:
+        """The length at ``n``; ``WidthError`` when that is no whole number."""
+        exact = float(self.ratio) * float(n) ** float(self.power)
+        if self.power == 1:
+            whole = self.ratio * n
+            if whole.denominator != 1:
+                raise WidthError(
+                    f"An axis of length {self} has no whole length at {n}.",
+                    advice=f"Use samples (or a width) divisible by {self.ratio.denominator}.",
+                )
+            return int(whole)
+        return round(exact)
+
+    def __str__(self) -> str:
+        power = "n" if self.power == 1 else f"n^{self.power}"
+        return power if self.ratio == 1 else f"{self.ratio}*{power}"
+
+
+Dim = Union[int, Size]
+
+
+class Exponents:
+    """Exponents of the entries of an array: one for all, or one per entry.
+
+    Immutable and hashable, so that it can be part of a compilation key. Along a width axis the
+    exponent is the same for all coordinates, and the axis has length 1 here.
+    """
+
+    __slots__ = ("array",)
+    array: np.ndarray
+
+    def __init__(self, values: Any) -> None:
+        array = np.asarray(values, dtype=object)
+        if array.ndim and array.size:
+            first = array.flat[0]
+            if all(value == first for value in array.flat):
+                array = np.asarray(first, dtype=object)
+        elif array.ndim:
+            array = np.asarray(NEVER, dtype=object)
+        object.__setattr__(self, "array", array)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("Exponents are immutable.")
+
+    def __hash__(self) -> int:
+        return hash((self.array.shape, tuple(self.array.flat)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Exponents) or self.array.shape != other.array.shape:
+            return False
+        return all(a == b for a, b in zip(self.array.flat, other.array.flat, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Exponents({self})"
+
+    def __str__(self) -> str:
+        return str(self.value) if self.uniform else str(self.array.tolist())
+
+    @property
+    def uniform(self) -> bool:
+        return self.array.ndim == 0
+
+    @property
+    def value(self) -> Exponent:
+        """The common exponent; only where ``uniform``."""
+        return self.array.item()
+
+    def max(self) -> Exponent:
+        return max(self.array.flat)
+
+    def levels(self) -> list[Exponent]:
+        """The different exponents, largest first."""
+        return sorted(set(self.array.flat), reverse=True)
+
+    def map(self, function: Callable[..., Exponent], *others: "Exponents") -> "Exponents":
+        """Apply ``function`` entry by entry, with broadcasting."""
+        if self.uniform and all(other.uniform for other in others):
+            return Exponents(function(self.value, *(other.value for other in others)))
+        vectorised = np.frompyfunc(function, 1 + len(others), 1)
+        return Exponents(vectorised(self.array, *(other.array for other in others)))
+
+    def __add__(self, other: "Exponents | Exponent") -> "Exponents":
+        return self.map(lambda a, b: a + b, as_exponents(other))
+
+    def maximum(self, *others: "Exponents | Exponent") -> "Exponents":
+        return self.map(max, *(as_exponents(other) for other in others)) if others else self
+
+    def times(self, power: Fraction) -> "Exponents":
+        """Exponents of the ``power``-th power of the values."""
+        return self.map(lambda e: (NEVER if power > 0 else -NEVER) if e == NEVER else e * power)
+
+    def mask(self, level: Exponent) -> np.ndarray:
+        """Boolean array marking the entries with exponent ``level``."""
+        return np.asarray(self.array == level, dtype=bool)
+
+
+def as_exponents(value: "Exponents | Exponent | int") -> Exponents:
+    return value if isinstance(value, Exponents) else Exponents(value)
+
+
+ZERO = Exponents(Fraction(0))
+NONE = Exponents(NEVER)
+HALF = Fraction(1, 2)
