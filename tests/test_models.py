@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from tplimit.models import ACTIVATIONS, mlp
 
 
 def parameters(model, n, key):
     shapes = model.shapes(n)
     keys = jax.random.split(key, len(shapes))
-    return {k: jax.random.normal(s, shape) for s, (k, shape) in zip(keys, shapes.items(), strict=True)}
+    return {
+        k: jax.random.normal(s, shape) for s, (k, shape) in zip(keys, shapes.items(), strict=True)
+    }
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -24,7 +27,9 @@ def test_apply_is_the_formula(depth, outputs, bias, key):
     for l in range(1, depth + 2):
         has_bias = bias is True or (bias == "first" and l == 1)
         assert (f"b{l}" in theta) == has_bias
-        h = h @ np.asarray(theta[f"W{l}"], np.float64) + (np.asarray(theta[f"b{l}"]) if has_bias else 0)
+        h = h @ np.asarray(theta[f"W{l}"], np.float64) + (
+            np.asarray(theta[f"b{l}"]) if has_bias else 0
+        )
         if l <= depth:
             h = np.tanh(h)
     f = model.apply(theta, x)
@@ -69,7 +74,10 @@ def test_callable_activation():
         ({"depth": True, "inputs": 2}, "depth has to be a positive integer"),
         ({"depth": 1, "inputs": 2.0}, "inputs has to be a positive integer"),
         ({"depth": 1, "inputs": 2, "outputs": 0}, "outputs has to be a positive integer"),
-        ({"depth": 1, "inputs": 2, "activation": "tan"}, "unknown activation 'tan': use one of abs"),
+        (
+            {"depth": 1, "inputs": 2, "activation": "tan"},
+            "unknown activation 'tan': use one of",
+        ),
         ({"depth": 1, "inputs": 2, "bias": "last"}, 'bias has to be False, True or "first"'),
     ],
 )

@@ -198,15 +198,11 @@ class TestDmft:
                 for s in range(8)
             ]
         )
-        program = golden.mup(activation, hidden=3, eta=0.7)
-
-        def sampler(key, width):
-            first = jax.random.normal(jax.random.fold_in(key, 1), (4, width))
-            return program.sampler(key, width) | {"U": first}
+        program = golden.mup(activation, hidden=3, eta=0.7, inputs=4)
 
         runs = dense.train_dense(
             program.predict,
-            sampler,
+            program.sampler,
             program.step,
             data,
             points,

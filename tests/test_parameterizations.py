@@ -7,9 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 import tplimit as tp
 from tplimit.parameterizations import (
-    Parameterization, cross_entropy, logistic, mean_field, mse, mup, naive_ip, ntk, standard,
+    Parameterization,
+    cross_entropy,
+    logistic,
+    mean_field,
+    mse,
+    mup,
+    naive_ip,
+    ntk,
+    standard,
 )  # fmt: skip
 
 HALF = Fraction(1, 2)
@@ -47,17 +56,16 @@ def test_exponents_may_be_sequences_or_functions():
     assert p.exponents("a", 3) == (0, 1, 2, 3)
     assert p.exponents("b", 3) == (HALF,) * 4
     assert p.exponents("c", 3) == (-3,) * 4
-    with pytest.raises(ValueError, match=r"has 4 exponents a, but a network of depth 2 has 3 layers"):
+    with pytest.raises(ValueError, match="has 4 exponents a, but a network of depth 2"):
         p.exponents("a", 2)
     assert mup(input_scale=2.0).input_scale == 2.0
     assert mup.input_scale is None
 
 
-@pytest.mark.parametrize("n", [16, 64])
 @pytest.mark.parametrize("parameterization", [mup, naive_ip, ntk, standard], ids=lambda p: p.name)
-def test_step_is_gradient_descent_with_its_exponents(parameterization, n, key):
+def test_step_is_gradient_descent_with_its_exponents(parameterization, key):
     """Against derivatives of the scaled network, written out by hand."""
-    model, lr = tp.mlp(2, inputs=3, bias=True), 0.3
+    model, lr, n = tp.mlp(2, inputs=3, bias=True), 0.3, 16
     theta = tp.sample(parameterization.theta(model), key, width=n)
     a, c = parameterization.exponents("a", 2), parameterization.exponents("c", 2)
     m = [float(n) ** -float(e) for e in a]
@@ -76,7 +84,7 @@ def test_step_is_gradient_descent_with_its_exponents(parameterization, n, key):
         "W3": x2.T @ chi * m[2], "b3": chi.sum() * m[2],
     }  # fmt: skip
     np.testing.assert_allclose(parameterization.predict(model)(theta, X), f, rtol=1e-4, atol=1e-5)
-    new, loss = parameterization.step(model, "mse", lr)(theta, (X, Y))
+    new, loss = jax.jit(parameterization.step(model, "mse", lr))(theta, (X, Y))
     np.testing.assert_allclose(loss, 0.25 * np.sum((f - Y) ** 2), rtol=1e-4)
     assert new.keys() == theta.keys()
     for name, gradient in gradients.items():
@@ -113,7 +121,7 @@ def test_biases_may_have_their_own_exponents(key):
     shifted = theta | {"b3": theta["b3"] + 1.0}
     difference = p.predict(model)(shifted, X) - p.predict(model)(theta, X)
     np.testing.assert_allclose(difference, 1.0, rtol=1e-5)  # the multiplier of b3 is n^0
-    new, _ = p.step(model, "mse", 1.0)(theta, (X, Y))
+    new, _ = jax.jit(p.step(model, "mse", 1.0))(theta, (X, Y))
     chi = np.sum(p.predict(model)(theta, X) - Y) / 2
     np.testing.assert_allclose(theta["b3"] - new["b3"], chi, rtol=1e-5)
 
@@ -121,16 +129,16 @@ def test_biases_may_have_their_own_exponents(key):
 def test_optimizer_scales_its_updates(key):
     model = tp.mlp(2, inputs=3)
     theta = tp.sample(mup.theta(model), key, width=8)
-    plain, momentum = (
-        mup.step(model, "mse", 0.2, o) for o in (None, optax.sgd(1.0, momentum=0.9))
-    )
-    state, reference, velocity = theta, theta, None
+    plain, momentum = (mup.step(model, "mse", 0.2, o) for o in (None, optax.sgd(1.0, momentum=0.9)))
+    state, reference, velocity = theta, theta, jax.tree.map(jnp.zeros_like, theta)
     for _ in range(3):
         after, _ = plain(reference, (X, Y))
         move = jax.tree.map(jnp.subtract, after, reference)
-        velocity = move if velocity is None else jax.tree.map(lambda v, m: 0.9 * v + m, velocity, move)
+        velocity = (
+            move if velocity is None else jax.tree.map(lambda v, m: 0.9 * v + m, velocity, move)
+        )
         reference = jax.tree.map(jnp.add, reference, velocity)
-        state, _ = jax.jit(momentum)(state, (X, Y))
+        state, _ = momentum(state, (X, Y))
         for name in theta:
             np.testing.assert_allclose(state[name], reference[name], rtol=1e-4, atol=1e-5)
     assert mup.predict(model)(state, X).shape == (2,)
@@ -139,7 +147,9 @@ def test_optimizer_scales_its_updates(key):
 def test_float64(key):
     with jax.enable_x64(True):
         model = tp.mlp(2, inputs=3)
-        theta = jax.tree.map(lambda s: jnp.ones(s, jnp.float64), model.shapes(4), is_leaf=lambda s: type(s) is tuple)
+        theta = jax.tree.map(
+            lambda s: jnp.ones(s, jnp.float64), model.shapes(4), is_leaf=lambda s: type(s) is tuple
+        )
         new, loss = mup.step(model, "mse", 0.1)(theta, (X.astype(float), Y.astype(float)))
         assert {leaf.dtype for leaf in jax.tree.leaves((new, loss))} == {jnp.dtype("float64")}
 
@@ -151,14 +161,16 @@ def test_losses():
     logits, labels = jnp.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]), jnp.array([1, 0])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
-    np.testing.assert_allclose(cross_entropy(logits, jax.nn.one_hot(labels, 3)), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        cross_entropy(logits, jax.nn.one_hot(labels, 3)), expected, rtol=1e-6
+    )
 
 
 def test_wrong_arguments():
     model = tp.mlp(1, inputs=3)
     with pytest.raises(ValueError, match="unknown loss 'l2': use one of mse, logistic"):
         mup.step(model, "l2", 0.1)
-    with pytest.raises(ValueError, match=r"outputs of shape \(2,\) against labels of shape \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"of shape \(2,\) against labels of shape \(2, 1\)"):
         mse(jnp.zeros(2), jnp.zeros((2, 1)))
     with pytest.raises(ValueError, match="mean has 2 exponents a"):
         Parameterization((0, 1), 0, 0, name="mean").theta(tp.mlp(2, inputs=3))

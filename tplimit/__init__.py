@@ -1,23 +1,46 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
-from tplimit import rules as rules
+from tplimit import parameterizations as parameterizations, rules as rules
+from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
     CancellationError,
     DivergenceError,
     LimitError,
+    LimitWarning,
     NoLimitError,
     UnsupportedOperationError,
     WidthError,
 )
 from tplimit.interpret import RULES
+from tplimit.models import Model, mlp
+from tplimit.parameterizations import Parameterization
 from tplimit.sampling import Deferred, full, inf, normal, rademacher, sample, uniform
+from tplimit.training import train
+from tplimit.trajectory import Trajectory
 from tplimit.transforms import Leading, leading, limit
 from tplimit.widths import Scale, Width
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "RULES", "CancellationError", "Deferred", "DivergenceError", "Leading", "LimitError",
-    "NoLimitError", "Scale", "UnsupportedOperationError", "Width", "WidthError", "full", "inf",
-    "leading", "limit", "normal", "rademacher", "sample", "uniform",
-]  # fmt: skip
+    "RULES",
+    "CancellationError",
+    "Deferred",
+    "DivergenceError",
+    "Leading",
+    "LimitError",
+    "LimitWarning",
+    "NoLimitError",
+    "Scale",
+    "UnsupportedOperationError",
+    "Width",
+    "WidthError",
+    "full",
+    "inf",
+    "leading",
+    "limit",
+    "normal",
+    "rademacher",
+    "sample",
+    "uniform",
+]

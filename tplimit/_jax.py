@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core as jex_core
-from jax.extend import source_info_util
+from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 
 from tplimit.errors import Location
@@ -20,12 +19,27 @@ Literal = jex_core.Literal
 Var = jex_core.Var
 
 __all__ = [
-    "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var",
-    "inner_program", "is_jaxpr", "is_key", "location", "open_jaxpr", "primitives", "scan_layout", "split_p", "user_location",
-]  # fmt: skip
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "Var",
+    "inner_program",
+    "is_jaxpr",
+    "is_key",
+    "location",
+    "open_jaxpr",
+    "primitives",
+    "scan_layout",
+    "split_p",
+    "user_location",
+]
 
 # ``split`` has no entry among the public primitives; its equation shows it.
-split_p = jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(np.zeros(2, np.float32)).eqns[0].primitive
+split_p = (
+    jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(np.zeros(2, np.float32)).eqns[0].primitive
+)
 
 # Frames of this package are never "the user's line". The match is by prefix, hence the separator.
 source_info_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)) + os.sep)
@@ -89,7 +103,9 @@ def location(equation: Any) -> Location | None:
 
 def user_location(error: BaseException) -> Location | None:
     """The innermost frame of an exception that is neither JAX's nor tplimit's."""
-    hidden = tuple(os.path.dirname(os.path.abspath(str(m))) + os.sep for m in (jax.__file__, __file__))
+    hidden = tuple(
+        os.path.dirname(os.path.abspath(str(m))) + os.sep for m in (jax.__file__, __file__)
+    )
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename

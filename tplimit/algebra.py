@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import CancellationError, NoLimitError
+from tplimit.errors import CancellationError, LimitWarning, NoLimitError
 from tplimit.interpret import Context
-from tplimit.values import Tensor, demoted, masked, tensor
+from tplimit.values import Tensor, demoted, tensor
 from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
 
 #: A mean of particles counts as zero when it is below this many of its standard errors.
 ZERO_SIGMAS = 5.0
+
+#: A term that only leads above this width does not lead in any network.
+WIDTH_OF_NETWORKS = 1e6
 
 #: Taylor terms tried at 0 before a function is called flat.
 _TAYLOR_ORDER = 6
@@ -35,6 +38,28 @@ def _total(*noises: Any) -> Any:
     return sum(known[1:], known[0]) if known else None
 
 
+def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
+    """A constant that leads only at absurd widths, such as Adam's ``eps`` against a gradient."""
+    constant = leading.constant
+    if constant is None or not (leading.exponents.uniform and other.exponents.uniform):
+        return
+    gap = leading.exponents.value - other.exponents.value
+    if not 0 < gap < np.inf or not np.any(constant):
+        return
+    # The two sides are equal at the width n with n^gap = |other| / |constant|.
+    ratio = jnp.mean(jnp.abs(jnp.asarray(other.coefficient))) / np.mean(np.abs(constant))
+    level = other.exponents.value
+    ctx.check(
+        ratio <= WIDTH_OF_NETWORKS ** float(gap),
+        LimitWarning(
+            f"The constant {float(np.mean(constant)):.3g} dominates a term of order n^{level} only "
+            f"at widths above {WIDTH_OF_NETWORKS:.0e}: the formal limit is not the behaviour of "
+            f"networks that exist.\n{ctx.where()}\n"
+            f"Scale the constant with the width, by n**({level})."
+        ),
+    )
+
+
 def _zero_mask(value: Tensor, shape: Any) -> Any:
     if value.zeros is not None:
         return value.zeros
@@ -48,6 +73,8 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
         return tensor(np.zeros(a.shape, a.dtype), NONE, NONE, axis, space)
     if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
         return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
+    for leading, other in ((a, b), (b, a)):
+        _warn_crossing(ctx, leading, other)
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
     x, y = aligned(a, exponents), aligned(b, exponents)
@@ -67,9 +94,7 @@ def aligned(value: Tensor, exponents: Exponents) -> Any:
     """Coefficient with zeros where the value is of lower order than ``exponents``."""
     if value.exponents == exponents:
         return value.coefficient
-    same = np.asarray(
-        value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool
-    )
+    same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
     if same.all():
         return value.coefficient
     if not same.any():
@@ -310,7 +335,7 @@ def width_factor(ctx: Context, size: Size) -> tuple[float, Fraction]:
 
 
 def sum_exponents(ctx: Context, exponents: Exponents, remainder: Exponents, gain: Fraction) -> Any:
-    """Exponents and remainder of a width sum: the mean at ``e + 1``, fluctuations at ``e + 1/2``."""
+    """Exponents and remainder of a width sum: mean at ``e + 1``, fluctuations at ``e + 1/2``."""
     if ctx.exact:
         return exponents, remainder
     return exponents + gain, (remainder + gain).maximum(exponents + gain * HALF)

@@ -7,17 +7,13 @@ matched. Spaces are small integers; equal classes are spaces combined coordinate
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tplimit.gaussian import deferred
 from tplimit.gaussian.deferred import Law, NoiseRows, Store
-
-
-def _static() -> Any:
-    return field(metadata={"static": True})
+from tplimit.values import STATIC
 
 
 @jax.tree_util.register_dataclass
@@ -30,17 +26,19 @@ class Bank:
         anchors: orthonormal rows ``(k, M)``, one array per entry of ``anchor_spaces``.
         store_spaces: (row space, column space) of each store.
         anchor_spaces: space of each array of anchors.
+        classes: pairs (space, space it was combined with), a forest with roots the classes.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
     """
 
     stores: tuple[Store, ...]
     anchors: tuple[jax.Array, ...]
-    store_spaces: tuple[tuple[int, int], ...] = _static()
-    anchor_spaces: tuple[int, ...] = _static()
-    spaces: int = _static()
-    n: int = _static()
-    law: Law = _static()
+    store_spaces: tuple[tuple[int, int], ...] = field(metadata=STATIC)
+    anchor_spaces: tuple[int, ...] = field(metadata=STATIC)
+    classes: tuple[tuple[int, int], ...] = field(metadata=STATIC)
+    spaces: int = field(metadata=STATIC)
+    n: int = field(metadata=STATIC)
+    law: Law = field(metadata=STATIC)
 
     @property
     def capacity(self) -> int:
@@ -91,6 +89,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
     store_spaces: list[tuple[int, int]] = []
     anchor_spaces: list[int] = []
     shifts = []
+    classes: list[tuple[int, int]] = []
     spaces = 0
     for bank in banks:
         shifts.append((len(stores), spaces))
@@ -98,11 +97,10 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchors.extend(bank.anchors)
         store_spaces.extend((r + spaces, c + spaces) for r, c in bank.store_spaces)
         anchor_spaces.extend(a + spaces for a in bank.anchor_spaces)
+        classes.extend((a + spaces, b + spaces) for a, b in bank.classes)
         spaces += bank.spaces
     whole = Bank(
-        tuple(stores), tuple(anchors), tuple(store_spaces), tuple(anchor_spaces), spaces,
-        first.n, first.law,
+        tuple(stores), tuple(anchors), tuple(store_spaces), tuple(anchor_spaces), tuple(classes),
+        spaces, first.n, first.law,
     )  # fmt: skip
     return whole, shifts
-
-

@@ -117,7 +117,7 @@ def _report(study: Study, out: Path) -> None:
         Console(stderr=True).print(f"tplimit: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     console.print(comparison.table())
-    figure = comparison.plot(out / "comparison.png")
+    figure = comparison.plot(out / "comparison.png", label="f at test point")
     result = out / "result.json"
     record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.summary()}
     result.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")

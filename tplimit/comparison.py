@@ -131,8 +131,9 @@ class Comparison:
             table.add_column(name, justify="right")
         for n, trajectory in self.finite.items():
             rms = self.rms[n]
-            numbers = (rms, self.rms_stderr[n], np.sqrt(n) * rms, self.bias[n])
-            table.add_row(str(n), str(trajectory.count), *(f"{x:.4g}" for x in numbers))
+            numbers = (rms, self.rms_stderr[n], np.sqrt(n) * rms)
+            bias = f"{self.bias[n]:.4g}" if self.bias[n] > 0 else "< noise"
+            table.add_row(str(n), str(trajectory.count), *(f"{x:.4g}" for x in numbers), bias)
         return TextTable(table, "\n".join(self._sentences()))
 
     def __str__(self) -> str:
@@ -169,11 +170,12 @@ class Comparison:
         target.write_text(json.dumps(self.summary(), indent=1, allow_nan=False) + "\n")
         return target
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
+    def plot(self, path: str | os.PathLike[str], label: str | None = None) -> Path:
         """Write the figure: trajectories closing on the limit, and log-log distance by width.
 
         The suffix of `path` chooses the format. The band of the limit is its 95 % confidence
-        interval.
+        interval. `label` says what an entry of the records is, by default "observation" or
+        "output"; of several leaves the one with most axes is shown.
         """
         index = max(range(len(self._leaves)), key=lambda i: self._leaves[i].ndim)
 
@@ -195,7 +197,7 @@ class Comparison:
             self.rms_stderr,
             self.slope,
             self.slope_stderr,
-            label=self._part,
+            label=label or self._part.removesuffix("s"),
         )
         return save_figure(figure, path)
 
@@ -384,7 +386,7 @@ def _normal_deviate(difference: np.ndarray, terms: Sequence[tuple[np.ndarray, in
         t = np.abs(difference) / np.sqrt(variance)
         degrees = variance**2 / sum(term**2 / dof for term, dof in terms if dof > 0)
         z = np.sign(difference) * stats.norm.isf(stats.t.sf(t, degrees))
-    z = np.where(variance > 0, z, np.sign(difference) * np.inf)
+    z = np.where(variance > 0, z, np.copysign(np.inf, difference))
     return np.where(difference == 0, 0.0, z)
 
 

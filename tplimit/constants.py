@@ -33,7 +33,9 @@ def fit_dim(lengths: Sequence[int], ns: Sequence[int]) -> Dim:
         guess = lengths[0] / ns[0] ** float(power)
         ratio = Fraction(guess).limit_denominator(10**6)
         size = Size(ratio, power)
-        if all(abs(size.at(n) - length) <= 1e-3 * length for n, length in zip(ns, lengths)):
+        if all(
+            abs(size.at(n) - length) <= 1e-3 * length for n, length in zip(ns, lengths, strict=True)
+        ):
             return size
     raise Misfit(f"lengths {list(lengths)} at widths {list(ns)}")
 
@@ -43,8 +45,7 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
     first = np.asarray(values[0])
     if all(np.array_equal(first, np.asarray(v), equal_nan=True) for v in values[1:]):
         zero = first == 0 if first.dtype.kind in "fiu" else np.zeros(first.shape, bool)
-        exponents = Exponents(np.where(zero, NEVER, Fraction(0)))
-        return Fitted(first, exponents, Exponents(NEVER))
+        return Fitted(first, Exponents(np.where(zero, NEVER, 0.0)), Exponents(NEVER))
     if first.dtype.kind not in "fiu":
         raise Misfit(f"values of type {first.dtype} that differ between widths")
     if first.dtype == np.float16:

@@ -46,6 +46,12 @@ class LimitError(Exception):
             lines.append(advice)
         super().__init__("\n".join(lines))
 
+    def fresh(self) -> "LimitError":
+        """The same error without the traceback of an earlier raise."""
+        return type(self)(
+            self.reason, operation=self.operation, location=self.location, advice=self.advice
+        )
+
 
 class DivergenceError(LimitError):
     """A number was asked for that grows with the width."""
@@ -65,6 +71,10 @@ class WidthError(LimitError):
 
 class UnsupportedOperationError(LimitError):
     """tplimit has no rule for the operation on these values."""
+
+
+class LimitWarning(UserWarning):
+    """The limit is well defined but probably not what is meant."""
 
 
 OPAQUE = (

@@ -5,7 +5,7 @@ A rule is a function ``rule(ctx, *values, **params)`` returning one value or a l
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -15,7 +15,13 @@ import numpy as np
 
 from tplimit._jax import Primitive
 from tplimit.bank import Bank
-from tplimit.errors import LimitError, UnsupportedOperationError, WidthError
+from tplimit.errors import (
+    LimitError,
+    LimitWarning,
+    NoLimitError,
+    UnsupportedOperationError,
+    WidthError,
+)  # fmt: skip
 from tplimit.gaussian import deferred
 from tplimit.trace import Constant, Equation, Operand, Program, Slot
 from tplimit.values import Tensor, Value, exactly, tensor
@@ -62,7 +68,9 @@ class Rules:
     def describe(self) -> str:
         """A Markdown table of the supported operations."""
         lines = ["| primitive | rule |", "| --- | --- |"]
-        entries = [(p.name, (r.__doc__ or "").strip().splitlines()[0]) for p, r in self.rules.items()]
+        entries = [
+            (p.name, (r.__doc__ or "").strip().splitlines()[0]) for p, r in self.rules.items()
+        ]
         entries += [(p.name, f"refused: {why}") for p, why in self.refused.items()]
         lines += [f"| `{name}` | {text} |" for name, text in sorted(entries)]
         return "\n".join(lines)
@@ -81,10 +89,11 @@ class NeedDecision(Exception):
 
 @dataclass
 class Check:
-    """A condition on numbers, verified after the run: ``ok`` must hold, else ``error``."""
+    """A condition on numbers, verified after the run: ``ok`` must hold, else ``error`` is raised
+    (or, if it is a warning, warned)."""
 
     ok: Any
-    error: LimitError
+    error: LimitError | LimitWarning
 
 
 class Context:
@@ -102,7 +111,7 @@ class Context:
         self.bank = bank
         self.rules = rules
         self.dry = dry
-        self.classes = dict(classes or {})
+        self.classes = dict(bank.classes if bank is not None else ()) | dict(classes or {})
         self.decisions = dict(decisions or {})
         self.checks: list[Check] = []
         self.revealed: dict[tuple[int, bool], int] = {}
@@ -207,6 +216,12 @@ class Context:
         self.remember(index, transposed, rows, coordinates)
         return image
 
+    def closed(self) -> Bank | None:
+        """The bank as it leaves the call, knowing which spaces have been combined."""
+        if self.bank is None:
+            return None
+        return replace(self.bank, classes=tuple(sorted(self._roots().items())))
+
     def _roots(self) -> dict[int, int]:
         return {space: self.find(space) for space in self.classes}
 
@@ -240,16 +255,19 @@ class Context:
             advice=advice or None,
         )
 
+    def where(self) -> str:
+        """Operation and the user's line, for messages."""
+        equation = self.equation
+        return "" if equation is None else f"operation: {equation}\nat: {equation.location}"
+
     def fail(
         self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""
     ) -> NoReturn:
         raise self.error(reason, kind, advice)
 
-    def check(self, ok: Any, error: LimitError) -> None:
+    def check(self, ok: Any, error: LimitError | LimitWarning) -> None:
         """Require a condition on numbers; verified when the run is over."""
-        if isinstance(ok, (bool, np.bool_, np.ndarray)):
-            if not bool(np.all(ok)):
-                raise error
+        if isinstance(ok, (bool, np.bool_, np.ndarray)) and bool(np.all(ok)):
             return
         self.checks.append(Check(jnp.all(ok), error))
 
@@ -290,7 +308,9 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
     exponents, remainder = fitted.exponents, fitted.remainder
     if ctx.exact and exponents.levels() not in ([Fraction(0)], []):
         powers = np.asarray(exponents.map(lambda e: max(e, Fraction(-99))).array, dtype=float)
-        array = (np.asarray(array) * float(ctx.size(Size(Fraction(1)))) ** powers).astype(array.dtype)
+        array = (np.asarray(array) * float(ctx.size(Size(Fraction(1)))) ** powers).astype(
+            array.dtype
+        )
         return exactly(array)
     if len(axes) == 1:
         array = np.broadcast_to(array, ctx.shape(aval.shape))
@@ -339,10 +359,8 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
         out = ctx.bind(primitive, *arrays, **equation.params)
         return [exactly(o) for o in (out if primitive.multiple_results else [out])]
     if primitive in ctx.rules.refused:
-        from tplimit.errors import NoLimitError
-
-        ctx.fail(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
-    ctx.fail(
+        raise ctx.error(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
+    raise ctx.error(
         f"There is no rule for the operation {primitive.name} on values that depend on a width.",
         UnsupportedOperationError,
         "Rewrite it with supported operations (tplimit.RULES.describe() lists them), or enter a "

@@ -11,7 +11,16 @@ from tplimit import algebra
 from tplimit.gaussian import noise
 from tplimit.interpret import Context
 from tplimit.values import (
-    Core, Gaussian, LowRank, Matrices, Matrix, Tensor, Value, demoted, map_items, tensor,
+    Core,
+    Gaussian,
+    LowRank,
+    Matrices,
+    Matrix,
+    Tensor,
+    Value,
+    demoted,
+    map_items,
+    tensor,
 )  # fmt: skip
 from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
 
@@ -62,23 +71,21 @@ def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     column_space = ctx.unify(a.column_space, b.column_space)
     gaussians = _merged_gaussians(ctx, [*a.gaussians, *b.gaussians])
     remainder = max(a.remainder, b.remainder)
-    cores, lost = _leading(
-        [*a.cores, *b.cores], [*a.low_rank, *b.low_rank]
-    )
+    cores, lost = _leading([*a.cores, *b.cores], [*a.low_rank, *b.low_rank])
     low_rank = tuple(part for part in [*a.low_rank, *b.low_rank] if _level(part) not in lost)
     remainder = max([remainder, *lost])
     for part in [*a.low_rank, *b.low_rank]:
         remainder = max(remainder, part.scale.remainder.max())
-    return Matrix(
-        a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder
-    )
+    return Matrix(a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder)
 
 
 def _level(part: LowRank) -> Exponent:
     return part.scale.exponents.max()
 
 
-def _leading(cores: Sequence[Core], low: Sequence[LowRank]) -> tuple[tuple[Core, ...], set[Exponent]]:
+def _leading(
+    cores: Sequence[Core], low: Sequence[LowRank]
+) -> tuple[tuple[Core, ...], set[Exponent]]:
     """Cores summed by store; of parts of different order only the largest is kept."""
     levels = {core.exponent for core in cores} | {_level(part) for part in low}
     levels.discard(NEVER)
@@ -284,8 +291,10 @@ def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
 
 def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | None:
     """Store in whose bases a low-rank part is written: the matrix's own, or one that knows it."""
-    for owner in (*matrix.gaussians, *matrix.cores):
-        return owner.store, owner.transposed
+    if matrix.gaussians:
+        return matrix.gaussians[0].store, matrix.gaussians[0].transposed
+    if matrix.cores:
+        return matrix.cores[0].store, matrix.cores[0].transposed
     if ctx.bank is None:
         return None
     for index in range(len(ctx.bank.stores)):
@@ -297,9 +306,7 @@ def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | Non
     return None
 
 
-def outer(
-    ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int
-) -> Matrix:
+def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
     """``sum_k a_k (x) b_k`` of two vectors with ``rank`` rows each: a low-rank matrix."""
     a, b = demoted(a), demoted(b)
     if a.vanishes or b.vanishes:
@@ -340,4 +347,3 @@ __all__ = [
     "absorbed", "add", "apply", "constant", "multiply", "outer", "product", "scale", "scaled",
     "select", "sum_of", "unsupported", "zero",
 ]  # fmt: skip
-

@@ -154,6 +154,9 @@ class Parameterization:
         Weights are Gaussian of standard deviation n^-b, biases bias_std·n^-b. `width` is the width
         n of all hidden layers, by default `tplimit.Width("n")`.
         """
+        # A wrong number of exponents is refused here, not in the first step.
+        for which in ("a", "c", "first"):
+            self.exponents(which, model.depth)
         n = Width("n") if width is None else width
         theta = {
             name: _declare(shape, std, n, power)

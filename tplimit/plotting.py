@@ -52,7 +52,7 @@ def comparison_figure(
     rms_stderr: Mapping[int, float],
     slope: float,
     slope_stderr: float,
-    label: str = "outputs",
+    label: str = "output",
 ) -> Figure:
     """Finite networks closing on their limit, and their distance to it by width.
 
@@ -61,24 +61,31 @@ def comparison_figure(
         limit, low, high: arrays (steps, entries), the limit and its confidence band.
         rms, rms_stderr: by width, the distance and its standard error.
         slope, slope_stderr: of log(rms) against log(width).
-        label: what the curves are.
+        label: what the curves are; the index of the entry is written behind it.
 
-    The two entries that move most and differently are shown, every seed as one thin line.
+    Left: the two entries that move most and differently, every seed as one thin line. Middle: the
+    difference to the limit, for the first of them.
     """
-    figure, (*panels, distance) = _figure(12.6, 4.0, columns=3)
+    figure, (curves, differences, distance) = _figure(12.6, 4.0, columns=3)
     colours = _colours_by_width(sorted(finite))
     shown = most_moving(limit, count=2)
-    for axes, i in zip(panels, shown, strict=False):
+    steps = len(limit) - 1
+    for i in shown:
         for n in sorted(finite):
-            axes.plot(
-                finite[n][:, :, i].T, color=colours[n], lw=0.8, alpha=0.55, solid_capstyle="round"
-            )
-        _line_with_band(axes, limit[:, i], low[:, i], high[:, i], _INK)
-        axes.set(xlabel="step", ylabel="value")
-        axes.set_title(f"{label}, entry {i}", loc="left", fontsize=11)
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
-    _legend(panels[0], colours)
+            _thin_lines(curves, finite[n][:, :, i], colours[n])
+        _line_with_band(curves, limit[:, i], low[:, i], high[:, i], _INK)
+    first = shown[0]
+    for n in sorted(finite):
+        _thin_lines(differences, finite[n][:, :, first] - limit[:, first], colours[n])
+    band = (end[:, first] - limit[:, first] for end in (low, high))
+    _line_with_band(differences, 0 * limit[:, first], *band, _INK)
+    for axes, title in (
+        (curves, f"{label} {' and '.join(map(str, shown))}"),
+        (differences, f"{label} {first}: finite width minus limit"),
+    ):
+        axes.set(xlabel="step", xlim=(0, max(steps, 1)))
+        axes.set_title(title, loc="left", fontsize=11)
+    _legend(curves, colours)
     _distance(distance, rms, rms_stderr, slope, slope_stderr, colours)
     return figure
 
@@ -132,8 +139,13 @@ def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
 def _line_with_band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any) -> None:
     steps = np.arange(len(mean))
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
-    axes.plot(steps, mean, color=colour, lw=1.8, solid_capstyle="round", zorder=3)
+    axes.plot(steps, mean, color=colour, lw=1.5, solid_capstyle="round", zorder=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _thin_lines(axes: Axes, curves: np.ndarray, colour: Any) -> None:
+    """One line per seed; `curves` has the shape (seeds, steps)."""
+    axes.plot(curves.T, color=colour, lw=0.9, alpha=0.6, solid_capstyle="round")
 
 
 def _legend(axes: Axes, colours: Mapping[int, Any]) -> None:

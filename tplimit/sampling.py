@@ -20,13 +20,15 @@ from tplimit.errors import LimitError, WidthError
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.deferred import Law
 from tplimit.interpret import Context
+from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.trace import Aval
-from tplimit.transforms import Lineage, LimitValue, Revealed
 from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor
 from tplimit.widths import NEVER, Dim, Exponents, Scale, Size, Width, as_scale
 
 #: The infinite width.
 inf = math.inf
+
+_SALT = 0x7470_6C69
 
 #: New directions below this share of a row's second moment are dropped in the limit.
 RANK_TOLERANCE = 1e-6
@@ -160,6 +162,8 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
+    # Apart from keys that callers split or fold off the same key: split(key)[i] is fold_in(key, i).
+    key = jax.random.fold_in(key, _SALT)
     leaves, tree = jax.tree.flatten(theta, is_leaf=_is_parameter)
     widths = _widths(leaves)
     if isinstance(width, Deferred) or width == inf:
@@ -262,7 +266,7 @@ class _Sampler:
         self.anchors: list[jax.Array] = []
         self.anchor_spaces: list[int] = []
         self.spaces = 0
-        self.ctx = Context(Bank((), (), (), (), 0, self.n, self.law))
+        self.ctx = Context(Bank((), (), (), (), (), 0, self.n, self.law))
 
     def run(self, leaves: Sequence[Any]) -> list[Any]:
         gaussians = self._joint_rows(leaves)
@@ -274,7 +278,7 @@ class _Sampler:
                 drawn[i] = (self._value(leaf, aval, key, gaussians.get(i)), aval)
         bank = Bank(
             tuple(self.stores), tuple(self.anchors), tuple(self.store_spaces),
-            tuple(self.anchor_spaces), self.spaces, self.n, self.law,
+            tuple(self.anchor_spaces), (), self.spaces, self.n, self.law,
         )  # fmt: skip
         revealed = Revealed(bank, Lineage())
         return [

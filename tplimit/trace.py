@@ -39,11 +39,8 @@ class Aval:
         return tuple(i for i, dim in enumerate(self.shape) if isinstance(dim, Size))
 
     def __str__(self) -> str:
-        return f"{np.dtype(self.dtype).name if not _is_key(self) else 'key'}[{','.join(map(str, self.shape))}]"
-
-
-def _is_key(aval: Any) -> bool:
-    return _jax.is_key(aval)
+        name = "key" if _jax.is_key(self) else np.dtype(self.dtype).name
+        return f"{name}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,9 @@ def trace(
     Raises:
         WidthError, NoLimitError: where the traces disagree, with the line.
     """
-    traces, trees, widths = [], [], []
+    traces: list[Any] = []
+    trees: list[Any] = []
+    widths: list[int] = []
     for base in (*WIDTHS, *LARGE_WIDTHS):
         n, inputs = base * multiple, arguments(base * multiple)
         try:
@@ -243,7 +242,9 @@ class _Builder:
         def read(atoms: Sequence[Any], place: Location | None) -> Operand:
             if all(isinstance(atom, _jax.Literal) for atom in atoms):
                 return self.constant([_literal(atom) for atom in atoms], place)
-            found = {id(env[atom]): env[atom] for env, atom in zip(environments, atoms, strict=True)}
+            found = {
+                id(env[atom]): env[atom] for env, atom in zip(environments, atoms, strict=True)
+            }
             if len(found) > 1:
                 raise _disagreement("the operands", place)
             return next(iter(found.values()))
@@ -266,7 +267,8 @@ class _Builder:
             extra = longest.eqns[min(counts)]
             raise _disagreement("the number of operations", _jax.location(extra) or where)
         return [
-            read(atoms, where) for atoms in zip(*(jaxpr.outvars for jaxpr, _ in jaxprs), strict=True)
+            read(atoms, where)
+            for atoms in zip(*(jaxpr.outvars for jaxpr, _ in jaxprs), strict=True)
         ]
 
     def equation(

@@ -69,9 +69,10 @@ def train(
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
 
     Raises:
-        TypeError: `batches` is a tuple (ambiguous), no batches at all, or `width` is no width.
+        TypeError: `batches` is a tuple (ambiguous), or no batches at all.
         ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
             whose shapes change from step to step.
+        WidthError: `width` is no width.
         LimitError: the program has no limit; see its subclasses.
 
     >>> import jax, jax.numpy as jnp, tplimit as tp
@@ -91,10 +92,9 @@ def train(
         raise ValueError(f"replicates has to be at least 1, got {replicates}")
     keys = jax.random.split(key, replicates)
     functions = (init or _identity, step, observe or _nothing)
-    sizes = _finite(width)
-    if sizes is None:
-        return _train_limit(functions, theta, batches, width, keys, samples, progress)
-    return _train_finite(functions, theta, batches, sizes, keys, progress)
+    if _is_finite(width):
+        return _train_finite(functions, theta, batches, _whole(width), keys, progress)
+    return _train_limit(functions, theta, batches, width, keys, samples, progress)
 
 
 def _identity(theta: Any) -> Any:
@@ -105,21 +105,16 @@ def _nothing(state: Any) -> None:
     return None
 
 
-def _finite(width: Any) -> int | dict[str, int] | None:
-    """The width as integers, None where it is infinite or deferred."""
+def _is_finite(width: Any) -> bool:
+    """Whether networks of this width are ordinary arrays; `sample` refuses what is no width."""
+    return not isinstance(width, Deferred) and width != inf
+
+
+def _whole(width: Any) -> Any:
+    """NumPy's integers as Python's, which files and figures can name."""
     if isinstance(width, Mapping):
-        return {name: operator.index(size) for name, size in width.items()}
-    if isinstance(width, Deferred) or width == inf:
-        return None
-    if isinstance(width, bool):
-        raise TypeError("width is a bool: give an integer")
-    try:
-        return operator.index(width)
-    except TypeError:
-        raise TypeError(
-            f"width is {width!r}: give an integer, {{name: integer}}, tplimit.Deferred(n) or "
-            "tplimit.inf"
-        ) from None
+        return {name: _whole(size) for name, size in width.items()}
+    return int(width) if isinstance(width, np.integer) else width
 
 
 # --- batches

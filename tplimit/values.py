@@ -11,7 +11,7 @@ static. A value is a list of terms; today the list has one term, and what it lea
 remainder. Nothing here knows a primitive.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,11 +20,8 @@ import numpy as np
 
 from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents, Size
 
-
-def _static(**kwargs: Any) -> Any:
-    from dataclasses import field
-
-    return field(metadata={"static": True}, **kwargs)
+#: Marks dataclass fields that are part of the compilation key.
+STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +30,7 @@ class Term:
     """``n^exponents * coefficient``; entries with exponent ``NEVER`` are exactly zero."""
 
     coefficient: Any
-    exponents: Exponents = _static()
+    exponents: Exponents = field(metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -53,9 +50,9 @@ class Tensor:
     """
 
     terms: tuple[Term, ...]
-    remainder: Exponents = _static(default=NONE)
-    axis: int | None = _static(default=None)
-    space: int | None = _static(default=None)
+    remainder: Exponents = field(default=NONE, metadata=STATIC)
+    axis: int | None = field(default=None, metadata=STATIC)
+    space: int | None = field(default=None, metadata=STATIC)
     noise: Any = None
     zeros: Any = None
 
@@ -115,7 +112,7 @@ def tensor(
 def exactly(array: Any) -> Tensor:
     """An ordinary finite array as a value; constants that are 0 get exponent ``NEVER``."""
     if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in "fiu":
-        flags = np.where(np.asarray(array) == 0, NEVER, ZERO.value)
+        flags = np.where(np.asarray(array) == 0, NEVER, 0.0)
         if array.size <= 4096 or not np.any(array):
             return tensor(array, Exponents(flags))
     return tensor(array)
@@ -148,8 +145,8 @@ class Gaussian:
     """``scale * G``: a deferred Gaussian matrix; ``store`` is its index in the bank."""
 
     scale: Tensor
-    store: int = _static()
-    transposed: bool = _static(default=False)
+    store: int = field(metadata=STATIC)
+    transposed: bool = field(default=False, metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -158,9 +155,9 @@ class Core:
     """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core."""
 
     core: Any
-    exponent: Exponent = _static()
-    store: int = _static()
-    transposed: bool = _static(default=False)
+    exponent: Exponent = field(metadata=STATIC)
+    store: int = field(metadata=STATIC)
+    transposed: bool = field(default=False, metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -182,14 +179,14 @@ class Matrix:
     the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank.
     """
 
-    rows: Size = _static()
-    columns: Size = _static()
-    row_space: int | None = _static()
-    column_space: int | None = _static()
+    rows: Size = field(metadata=STATIC)
+    columns: Size = field(metadata=STATIC)
+    row_space: int | None = field(metadata=STATIC)
+    column_space: int | None = field(metadata=STATIC)
     gaussians: tuple[Gaussian, ...] = ()
     cores: tuple[Core, ...] = ()
     low_rank: tuple[LowRank, ...] = ()
-    remainder: Exponent = _static(default=NEVER)
+    remainder: Exponent = field(default=NEVER, metadata=STATIC)
 
     @property
     def T(self) -> "Matrix":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Rational
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MAX_DENOMINATOR = 24
 NEVER = -math.inf
 
 #: An exponent: an exact rational, or ``NEVER`` for an exact zero.
-Exponent = Union[Fraction, float]
+Exponent = Fraction | float
 
 
 def rational(value: Any, what: str = "exponent") -> Fraction:
@@ -182,7 +182,7 @@ class Size:
         return power if self.ratio == 1 else f"{self.ratio}*{power}"
 
 
-Dim = Union[int, Size]
+Dim = int | Size
 
 
 class Exponents:

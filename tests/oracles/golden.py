@@ -196,13 +196,13 @@ def _step(
     return step
 
 
-def _sampler(hidden: int, power: float) -> Callable[[jax.Array, int], Theta]:
+def _sampler(hidden: int, power: float, inputs: int = 3) -> Callable[[jax.Array, int], Theta]:
     """All entries N(0, 1), hidden matrices with standard deviation n^power."""
 
     def sampler(key: jax.Array, width: int) -> Theta:
         keys = jax.random.split(key, hidden + 2)
         return {
-            "U": jax.random.normal(keys[0], (INPUTS.shape[1], width)),
+            "U": jax.random.normal(keys[0], (inputs, width)),
             "b": jax.random.normal(keys[1], (width,)),
             "W": tuple(width**power * jax.random.normal(k, (width, width)) for k in keys[3:]),
             "v": jax.random.normal(keys[2], (width,)),
@@ -211,11 +211,11 @@ def _sampler(hidden: int, power: float) -> Callable[[jax.Array, int], Theta]:
     return sampler
 
 
-def mup(activation: str = "tanh", hidden: int = 2, eta: float = 1.0) -> Program:
+def mup(activation: str = "tanh", hidden: int = 2, eta: float = 1.0, inputs: int = 3) -> Program:
     """The network in muP: rates `eta n` (U, b, v) and `eta` (W), W of std n^-1/2."""
     predict = _predict(ACTIVATIONS[activation], integrable=False)
     step = _step(predict, eta)
-    return Program(predict, step, _sampler(hidden, -0.5))
+    return Program(predict, step, _sampler(hidden, -0.5, inputs))
 
 
 def naive_ip(activation: str = "tanh", hidden: int = 3, eta: float = 1.0) -> Program:

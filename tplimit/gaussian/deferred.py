@@ -120,10 +120,10 @@ def directions(residual: jax.Array, scale: jax.Array, tolerance: float) -> tuple
 
 
 class NoiseRows(NamedTuple):
-    """A stack of earlier noise rows of a space: ``(C, M)``, of which ``count`` are not zero."""
+    """A stack of earlier noise rows of a space: ``(C, M)``, of which ``used`` are not zero."""
 
     rows: jax.Array
-    count: jax.Array
+    used: jax.Array
 
 
 def query(store: Store, x: jax.Array, law: Law, earlier: Sequence[NoiseRows] = ()) -> Answer:
@@ -168,7 +168,7 @@ def _fresh(
     if law.exact:
         return jnp.where(kept[:, None], noise.remove(z, store.P), 0)
     stacks = [store.Z, *(stack.rows for stack in earlier)]
-    used = store.t + store.r + sum((stack.count for stack in earlier), jnp.zeros_like(store.t))
+    used = store.t + store.r + sum((stack.used for stack in earlier), jnp.zeros_like(store.t))
     return noise.match(z, kept, store.P, stacks, used)
 
 

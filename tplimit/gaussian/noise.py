@@ -24,7 +24,7 @@ _SWEEPS = 3
 def draw(
     key: jax.Array, start: jax.Array, count: int, size: int, dtype: jnp.dtype, kind: str = "random"
 ) -> jax.Array:
-    """Rows ``start, ..., start + count - 1`` of the noise named by ``key``, shape ``(count, size)``.
+    """Rows ``start, ..., start + count - 1`` of the noise named by ``key``: ``(count, size)``.
 
     Row ``i`` depends on ``(key, i)`` only, so that a query is a pure function of its store.
     """

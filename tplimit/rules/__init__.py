@@ -1,5 +1,21 @@
 """The rules, one file per family. Importing this package enters them all in the table."""
 
-from tplimit.rules import contraction, control_flow, elementwise, layout, reductions, refused
+from tplimit.rules import (
+    contraction,
+    control_flow,
+    elementwise,
+    indexing,
+    layout,
+    reductions,
+    refused,
+)
 
-__all__ = ["contraction", "control_flow", "elementwise", "layout", "reductions", "refused"]
+__all__ = [
+    "contraction",
+    "control_flow",
+    "elementwise",
+    "indexing",
+    "layout",
+    "reductions",
+    "refused",
+]

@@ -42,7 +42,7 @@ def _free_count(value: Value, contracted: tuple[int, ...], batch: tuple[int, ...
 
 
 def _swapped(out: Value, batch: int, first: int) -> Value:
-    """Exchange the free axes of the two operands in a result ``(batch, first, second)``."""
+    """Exchange the free axes of the operands in a result ``(batch, first, second)``."""
     rank = out.ndim if isinstance(out, Matrices) else len(out.shape)
     order = [*range(batch), *range(batch + first, rank), *range(batch, batch + first)]
     return permuted(out, order)
@@ -112,7 +112,7 @@ def _pieces(ctx: Context, value: Tensor) -> list[Tensor]:
     rest = value.remainder
     for level in value.exponents.levels():
         mask = value.exponents.mask(level)
-        exponents = Exponents(np.where(mask, level, NEVER))
+        exponents = Exponents(np.where(mask, np.array(level, dtype=object), NEVER))
         part = jnp.where(mask, value.coefficient, 0)
         noise = None if value.noise is None else jnp.where(mask, value.noise, 0)
         pieces.append(tensor(part, exponents, rest, value.axis, value.space, noise))
@@ -164,7 +164,9 @@ def _contracted_exponents(a: Tensor, b: Tensor, dims: Dimensions) -> tuple[Expon
     e, f = _expanded(a.exponents, a), _expanded(b.exponents, b)
     r, s = _expanded(a.remainder, a), _expanded(b.remainder, b)
     known = _max_plus(e, f, dims)
-    rest = np.maximum(_max_plus(e, s, dims), np.maximum(_max_plus(r, f, dims), _max_plus(r, s, dims)))
+    rest = np.maximum(
+        _max_plus(e, s, dims), np.maximum(_max_plus(r, f, dims), _max_plus(r, s, dims))
+    )
     return Exponents(known), Exponents(rest)
 
 
@@ -181,7 +183,9 @@ def _max_plus(a: np.ndarray, b: np.ndarray, dims: Dimensions) -> np.ndarray:
     left = np.transpose(a, [*ba, *fa, *ca])
     right = np.transpose(b, [*bb, *fb, *cb])
     nb, na, nc = len(ba), len(fa), len(ca)
-    left = left.reshape(*left.shape[:nb], *left.shape[nb : nb + na], *[1] * len(fb), *left.shape[nb + na :])
+    left = left.reshape(
+        *left.shape[:nb], *left.shape[nb : nb + na], *[1] * len(fb), *left.shape[nb + na :]
+    )
     right = right.reshape(*right.shape[:nb], *[1] * na, *right.shape[nb:])
     total = np.asarray(left + right, dtype=object)
     for _ in range(nc):
@@ -225,7 +229,9 @@ def _picked(value: Tensor, fixed: dict[int, int], contracted: tuple[int, ...]) -
     left = [i for i in range(len(value.shape)) if i not in fixed]
     order = [left.index(i) for i in (*contracted, value.axis)]
     array = jnp.transpose(jnp.asarray(picked.coefficient)[index], order)
-    return tensor(array, picked.exponents, Exponents(picked.remainder.max()), len(order) - 1, value.space)
+    return tensor(
+        array, picked.exponents, Exponents(picked.remainder.max()), len(order) - 1, value.space
+    )
 
 
 def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Value:
@@ -338,7 +344,9 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
         total: Matrix | None = None
         for inside in np.ndindex(tuple(b.shape[i] for i in cb)):
             at_a = dict(zip([*ba, *free_a, *ca], (*index[: nb + na], *inside), strict=True))
-            at_b = dict(zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True))
+            at_b = dict(
+                zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True)
+            )
             entry = _entry(b, tuple(at_b[i] for i in range(len(b.shape))))
             part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], entry)
             total = part if total is None else matrices.sum_of(ctx, total, part)
@@ -359,7 +367,7 @@ def _entry(value: Tensor, index: tuple[int, ...]) -> Tensor:
 
 def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Matrices:
     """Product of two matrices over one width; one of them must be of low rank."""
-    (ca, cb), (ba, bb) = dims
+    (ca, cb), (ba, _) = dims
     if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
         ctx.fail("A product of two matrix arrays with finite or batch axes.")
     left = a.items.item() if ca[0] == a.axes[1] else a.items.item().T

@@ -23,7 +23,9 @@ _PEEL = 4
 
 
 @RULES(p.cond_p)
-def cond(ctx: Context, index: Value, *operands: Value, branches: Sequence[Program], **_: Any) -> Any:
+def cond(
+    ctx: Context, index: Value, *operands: Value, branches: Sequence[Program], **_: Any
+) -> Any:
     """Branch on a finite predicate: decided before the run where possible, else both and chosen."""
     assert isinstance(index, Tensor) and ctx.equation is not None
     if not index.finite:
@@ -109,13 +111,12 @@ def scan(
     order = list(range(length))[:: -1 if reverse else 1]
     outputs: dict[int, list[Value]] = {}
     compiled = length > UNROLL and not any(isinstance(x, Matrices) for x in xs)
-    done = 0
-    for i in order:
-        if compiled and done >= 2:
+    before: Any = None
+    for done, i in enumerate(order, start=1):
+        if compiled and done >= 3:
             before = _form(carry)
         carry, ys = _iteration(ctx, jaxpr, consts, carry, [_item(ctx, x, i) for x in xs])
         outputs[i] = ys
-        done += 1
         if compiled and 3 <= done <= _PEEL and _form(carry) == before and _steady(xs):
             rest = order[done:]
             carry, stacked = _compiled(ctx, jaxpr, consts, carry, xs, rest)
@@ -229,7 +230,9 @@ def _compiled(
         values, bank = state
         inner = ctx.child(bank)
         items: list[Value] = [
-            tensor(c, x.exponents, x.remainder, None if x.axis is None else x.axis - 1, x.space, n, z)
+            tensor(
+                c, x.exponents, x.remainder, None if x.axis is None else x.axis - 1, x.space, n, z
+            )
             for (c, n, z), x in zip(sliced, picked, strict=True)
         ]
         new, ys = _iteration(inner, body, consts, values, items)
@@ -284,5 +287,3 @@ def _joined(
 def _late(value: Value, j: int) -> Value:
     """Iteration ``j`` of a value whose arrays were stacked by ``lax.scan``."""
     return jax.tree.map(lambda array: array[j], value)
-
-

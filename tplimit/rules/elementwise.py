@@ -1,5 +1,6 @@
 """Pointwise operations on finite arrays and vectors; linear ones also on matrices."""
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -53,9 +54,7 @@ def divide(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
     out = algebra.multiply(ctx, a, inverse)
     # a / b rounds once where a * (1 / b) rounds twice.
     exact = a.coefficient / b.coefficient
-    return tensor(
-        exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros
-    )
+    return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros)
 
 
 @RULES(p.neg_p)
@@ -72,9 +71,9 @@ def convert(ctx: Context, a: Value, **params: Any) -> Value:
     if isinstance(a, Matrices):
         return a
     dtype = params.get("new_dtype")
-    if dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
-        if a.exponents != ZERO:
-            ctx.fail("Rounding a value that scales with the width.", NoLimitError)
+    rounds = dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
+    if rounds and a.exponents not in (ZERO, NONE):
+        ctx.fail("Rounding a value that scales with the width.", NoLimitError)
     out = algebra.linear(a, ctx.rebind)
     if out.noise is not None and out.dtype.kind != "f":
         return tensor(out.coefficient, out.exponents, out.remainder, out.axis, out.space)
@@ -197,7 +196,7 @@ def _exponential(ctx: Context, a: Tensor, fn: Callable[[Any], Any]) -> Tensor:
         jnp.all(top <= 0),
         ctx.error(f"exp of a value that grows like n^{level}.", NoLimitError),
     )
-    ctx.fail(
+    raise ctx.error(
         f"exp of a value of order n^{level}.",
         NoLimitError,
         "Rescale the initialisation or the learning rate so that this value stays of order 1.",
@@ -237,9 +236,7 @@ def sign(ctx: Context, a: Value, **_: Any) -> Value:
     algebra.known(ctx, a, "sign")
     algebra.signs_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
-    return tensor(
-        jnp.sign(a.coefficient), exponents, _flips(a), a.axis, a.space, None, a.zeros
-    )
+    return tensor(jnp.sign(a.coefficient), exponents, _flips(a), a.axis, a.space, None, a.zeros)
 
 
 def _flips(difference: Tensor) -> Exponents:
@@ -318,7 +315,7 @@ def _compare(primitive: Any, fn: Callable[[Any, Any], Any], same: bool) -> None:
     RULES(primitive)(comparison)
 
 
-for _primitive, _fn, _same in [
+for _primitive, _relation, _same in [
     (p.gt_p, jnp.greater, False),
     (p.lt_p, jnp.less, False),
     (p.ge_p, jnp.greater_equal, True),
@@ -326,7 +323,7 @@ for _primitive, _fn, _same in [
     (p.eq_p, jnp.equal, True),
     (p.ne_p, jnp.not_equal, False),
 ]:
-    _compare(_primitive, _fn, _same)
+    _compare(_primitive, _relation, _same)
 
 
 def _compared(ctx: Context, a: Tensor, b: Tensor, fn: Any, equality: bool) -> Tensor:
@@ -339,7 +336,11 @@ def _compared(ctx: Context, a: Tensor, b: Tensor, fn: Any, equality: bool) -> Te
     x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
     infinite = _infinite(a) or _infinite(b)
     difference = algebra.add(ctx, a, b, sign=-1) if not infinite else None
-    if difference is not None and not difference.exact or a.noise is not None or b.noise is not None:
+    if (
+        (difference is not None and not difference.exact)
+        or a.noise is not None
+        or b.noise is not None
+    ):
         _decided(ctx, a, b, difference, x, y, equality)
     remainder = NONE if difference is None else _flips(difference)
     return tensor(fn(x, y), ZERO, remainder, axis, space)
@@ -391,16 +392,17 @@ def is_finite(ctx: Context, a: Value, **_: Any) -> Value:
 @RULES(p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p, p.floor_p, p.ceil_p, p.round_p)
 def discrete(ctx: Context, *operands: Value, **_: Any) -> Value:
     """Logical and rounding operations on values that do not scale with the width."""
-    if any(isinstance(value, Matrices) for value in operands):
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    if len(tensors) < len(operands):
         return matrices.unsupported(ctx, "a discrete operation, entry by entry,")
-    axis, space = algebra.frame(ctx, *operands)
-    for value in operands:
+    axis, space = algebra.frame(ctx, *tensors)
+    for value in tensors:
         if set(value.exponents.levels()) - {Fraction(0), NEVER}:
             ctx.fail("A discrete operation on a value that scales with the width.", NoLimitError)
         if not value.exact and value.dtype.kind == "f":
             algebra.known(ctx, value, "A discrete operation")
-    remainder = operands[0].remainder.maximum(*(value.remainder for value in operands[1:]))
-    return tensor(ctx.rebind(*(v.coefficient for v in operands)), ZERO, remainder, axis, space)
+    remainder = tensors[0].remainder.maximum(*(value.remainder for value in tensors[1:]))
+    return tensor(ctx.rebind(*(v.coefficient for v in tensors)), ZERO, remainder, axis, space)
 
 
 def _integers(ctx: Context, a: Value, b: Tensor) -> Value:
@@ -470,10 +472,7 @@ def _select_entries(ctx: Context, chosen: np.ndarray, cases: tuple[Value, ...]) 
 
 def _largest_noise(cases: list[Tensor]) -> Any:
     noises = [case.noise for case in cases if case.noise is not None]
-    out = noises[0] if noises else None
-    for noise in noises[1:]:
-        out = jnp.maximum(out, noise)
-    return out
+    return functools.reduce(jnp.maximum, noises) if noises else None
 
 
 def _select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:

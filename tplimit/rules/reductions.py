@@ -161,9 +161,7 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
             "The index of an extremum along a width: its coordinates have no order.", NoLimitError
         )
     if value.axis is not None:
-        value = tensor(
-            value.coefficient, value.exponents, value.remainder, value.axis, value.space
-        )
+        value = tensor(value.coefficient, value.exponents, value.remainder, value.axis, value.space)
     value = demoted(value)
     if value.noise is not None:
         error = ctx.error(
@@ -175,5 +173,3 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
     return tensor(ctx.rebind(value.coefficient), axis=axis, space=value.space)
-
-

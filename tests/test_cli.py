@@ -1,0 +1,106 @@
+"""The command line: options, files, errors as text."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from tplimit import cli, data
+from tplimit.comparison import Comparison
+from tplimit.errors import DivergenceError
+
+SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "2", "--steps", "2", "--samples", "64"]
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def plain(text: str) -> str:
+    """Without colours, boxes and line breaks, which depend on the terminal."""
+    return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text))
+
+
+def test_demo_writes_its_files(tmp_path):
+    result = invoke("demo", *SMALL, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "RMS distance" in result.output
+    assert "fitted slope" in result.output
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["study"]["data"] == "digits"
+    assert record["widths"] == [8, 16]
+    assert set(record["rms"]) == {"8", "16"}
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
+
+
+def test_compare_passes_its_options_on(tmp_path, monkeypatch):
+    studies = []
+
+    def fake(study: cli.Study) -> Comparison:
+        studies.append(study)
+        raise DivergenceError("grows like n^1/2")
+
+    monkeypatch.setattr(cli, "run_study", fake)
+    result = invoke(
+        "compare", "--depth", "3", "--activation", "relu", "--parameterization", "standard",
+        "--data", "random", "--train", "6", "--test", "2", "--steps", "5", "--batch-size", "3",
+        "--lr", "0.1", "--widths", "4,8", "--seeds", "3", "--samples", "32", "--replicates", "2",
+        "--seed", "7", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert studies == [
+        cli.Study(
+            depth=3, activation="relu", parameterization=cli.Scaling.standard,
+            data=cli.Source.random, train=6, test=2, steps=5, batch_size=3, lr=0.1, widths=(4, 8),
+            seeds=3, samples=32, replicates=2, seed=7,
+        )
+    ]  # fmt: skip
+    # Errors of tplimit are text for the user, not tracebacks.
+    assert result.exit_code == 1
+    assert "tplimit: grows like n^1/2" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "--activation", "tan"], 1, "unknown activation 'tan'"),
+        (["compare", "--batch-size", "5"], 1, "batch size 5 has to divide the 32 training points"),
+        (["compare", "--train", "9000"], 1, "points wanted, the two classes have"),
+        (["demo", "--widths", "64,many"], 2, "give integers with commas"),
+        (["demo", "--widths", "64,64"], 2, "positive and all different"),
+        (["demo", "--seeds", "1"], 2, "--seeds"),
+        (["compare", "--parameterization", "other"], 2, "--parameterization"),
+    ],
+)
+def test_wrong_options(arguments, code, message):
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in plain(result.output)
+    assert "Traceback" not in result.output
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    result = invoke("demo", *SMALL)
+    assert result.exit_code == 1
+    assert 'pip install "tplimit[demo]"' in plain(result.output)
+
+
+def test_digits_are_balanced_and_scaled():
+    digits = data.digits(train=32, test=8)
+    assert digits.x.shape == (32, 64)
+    assert digits.x_test.shape == (8, 64)
+    assert digits.y.sum() == digits.y_test.sum() == digits.y[:2].sum() == 0
+    assert abs(digits.x.mean(axis=0)).max() < 1e-6
+    assert abs((digits.x**2).mean() - 1) < 1e-5
+    assert digits.x.dtype == digits.y.dtype == "float32"
+
+
+def test_minibatches_cycle_through_the_data():
+    points = data.random_points(train=4, test=1, inputs=2)
+    batches = cli._minibatches(points, 2, 3)
+    assert [b[1].tolist() for b in batches] == [
+        points.y[:2].tolist(), points.y[2:].tolist(), points.y[:2].tolist(),
+    ]  # fmt: skip

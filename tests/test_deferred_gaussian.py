@@ -1,0 +1,428 @@
+"""`tplimit.gaussian.deferred` alone, against dense Gaussian matrices.
+
+A store answers `G x / sqrt(n_in)` and `G^T y / sqrt(n_out)` without forming `G`. At finite width
+(`Law(exact=True)`) two things must hold, whatever is asked in whatever order:
+
+* *consistency*: one matrix explains all answers. Asking for the unit vectors at the end reveals
+  that matrix, and every earlier answer must be its product;
+* *law*: that matrix has independent N(0, 1) entries, and everything computed from the answers has
+  the distribution it has for a dense matrix. Small sizes make any error of order 1/n visible.
+
+In the limit (`exact=False`) fresh rows are zero-mean and orthonormal.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import statistics
+from scipy import stats
+
+from tplimit.gaussian import deferred, noise
+from tplimit.gaussian.deferred import Law, NoiseRows, Store
+
+SHAPES = [(12, 12), (9, 16), (16, 9)]  # n_out, n_in
+EXACT = Law(exact=True, tolerance=1e-24)
+LIMIT = Law(exact=False, tolerance=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+class Asked(NamedTuple):
+    """A query and its answer; `transposed` tells which of the two products."""
+
+    x: jax.Array
+    answer: jax.Array
+    transposed: bool
+
+
+class Deferred:
+    """Queries in sequence to one store, remembering all of them."""
+
+    def __init__(self, store: Store, law: Law = EXACT) -> None:
+        self.store, self.law = store, law
+        self.asked: list[Asked] = []
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        answer = deferred.query(self.store, x, self.law)
+        self.store = answer.store
+        self.asked.append(Asked(x, answer.image, False))
+        return answer.image
+
+    def transposed(self, y: jax.Array) -> jax.Array:
+        answer = deferred.query(self.store.T, y, self.law)
+        self.store = answer.store.T
+        self.asked.append(Asked(y, answer.image, True))
+        return answer.image
+
+
+class Dense:
+    """The same with a matrix of independent standard normals."""
+
+    def __init__(self, key: jax.Array, n_out: int, n_in: int) -> None:
+        self.G = jax.random.normal(key, (n_out, n_in))
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        return x @ self.G.T / jnp.sqrt(x.shape[1])
+
+    def transposed(self, y: jax.Array) -> jax.Array:
+        return y @ self.G / jnp.sqrt(y.shape[1])
+
+
+def fresh(key: jax.Array, n_out: int, n_in: int, capacity: int = 64) -> Deferred:
+    return Deferred(deferred.empty_store(key, n_out, n_in, capacity, jnp.zeros(()).dtype))
+
+
+def adaptive(matrix: Any, x: jax.Array) -> list[jax.Array]:
+    """A network that meets its matrix six times: blocks, corrections, repeated and dependent rows.
+
+    `x` is `(3, n_in)`. Every input from the second on depends on the answers before it.
+    """
+    h = matrix.forward(x)
+    g = matrix.transposed(jnp.tanh(h[:2]))
+    again = matrix.forward(jnp.stack([x[1], x[0] - 2 * x[2]]))  # known: nothing is revealed
+    z = matrix.forward(jnp.tanh(g) + x[:2])
+    back = matrix.transposed(jnp.stack([z[0] * h[0], h[0], jnp.tanh(h[0])]))
+    last = matrix.forward(back[:1] - g[:1])
+    return [h, g, again, z, back, last]
+
+
+def rows_of_all_sizes(key: jax.Array, n: int) -> jax.Array:
+    """Six rows of norms 1e-8 to 1e4, two of them nearly dependent and one dependent."""
+    base = jax.random.normal(key, (4, n))
+    scales = jnp.array([1e-8, 1e-3, 1.0, 1e4])[:, None]
+    near = base[2:3] + 1e-6 * base[0:1]
+    return jnp.concatenate([scales * base, near, 1e4 * base[0:1] - 3 * base[1:2]])
+
+
+def revealed(matrix: Deferred) -> jax.Array:
+    """The whole matrix `G`, by asking for the unit vectors."""
+    n_out, n_in = matrix.store.Z.shape[1], matrix.store.Q.shape[1]
+    image = matrix.forward(jnp.eye(n_in))
+    assert image.shape == (n_in, n_out)
+    return image.T * jnp.sqrt(n_in)
+
+
+def assert_explained(G: jax.Array, asked: list[Asked], tolerance: float) -> None:
+    """Every answer is the product with `G`, relative to the size of each row."""
+    for x, answer, transposed in asked:
+        product = x @ (G if transposed else G.T) / jnp.sqrt(x.shape[1])
+        scale = jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True))
+        error = jnp.abs(answer - product) / jnp.where(scale > 0, scale, 1)
+        assert float(error.max()) < tolerance
+
+
+def overlap(a: jax.Array, b: jax.Array) -> float:
+    return float(jnp.abs(noise.inner(a, b)).max())
+
+
+def assert_orthonormal(rows: jax.Array, count: int, tolerance: float) -> None:
+    gram = noise.inner(rows[:count], rows[:count])
+    assert float(jnp.abs(gram - jnp.eye(count)).max()) < tolerance
+    assert not np.any(np.asarray(rows[count:]))
+
+
+# One matrix explains all answers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
+def test_one_matrix_explains_adaptive_queries(key: jax.Array, n_out: int, n_in: int) -> None:
+    matrix = fresh(key, n_out, n_in)
+    adaptive(matrix, jax.random.normal(jax.random.key(1), (3, n_in)))
+    asked = list(matrix.asked)
+    G = revealed(matrix)
+    assert_explained(G, asked, 1e-11)
+    # Seen from the other side it is the same matrix.
+    np.testing.assert_allclose(
+        matrix.transposed(jnp.eye(n_out)) * jnp.sqrt(n_out), G, rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
+def test_rows_of_very_different_norm(key: jax.Array, n_out: int, n_in: int) -> None:
+    """Norms 1e-8 to 1e4 in one block: each row is exact relative to its own size."""
+    matrix = fresh(key, n_out, n_in)
+    h = matrix.forward(rows_of_all_sizes(jax.random.key(1), n_in))
+    matrix.transposed(rows_of_all_sizes(jax.random.key(2), n_out) + 1e-3 * jnp.tanh(h))
+    matrix.forward(rows_of_all_sizes(jax.random.key(3), n_in))
+    asked = list(matrix.asked)
+    assert_explained(revealed(matrix), asked, 1e-8)
+
+
+def test_rank_deficient_blocks_reveal_their_rank(key: jax.Array) -> None:
+    """Dependent, repeated and zero rows add no directions; a zero row has the image zero."""
+    matrix = fresh(key, 20, 30)
+    x = jax.random.normal(jax.random.key(1), (2, 30))
+    mixing = jnp.array([[1.0, 0], [0, 1], [2, -1], [1, 0], [0, 0], [1e-5, 1e-5]])
+    image = matrix.forward(mixing @ x)
+    assert int(matrix.store.r) == 2
+    np.testing.assert_allclose(image, mixing @ image[:2], rtol=0, atol=1e-13)
+    assert not np.any(np.asarray(image[4]))
+    np.testing.assert_array_equal(matrix.forward(jnp.zeros((3, 30))), jnp.zeros((3, 20)))
+    assert (int(matrix.store.r), int(matrix.store.t)) == (2, 0)
+
+
+def test_repeated_queries_reveal_nothing(key: jax.Array) -> None:
+    matrix = fresh(key, 20, 30)
+    x = jax.random.normal(jax.random.key(1), (3, 30))
+    first = matrix.forward(x)
+    back = matrix.transposed(first)
+    counts = int(matrix.store.r), int(matrix.store.t)
+    np.testing.assert_allclose(matrix.forward(x), first, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(matrix.transposed(-first), -back, rtol=0, atol=1e-12)
+    assert (int(matrix.store.r), int(matrix.store.t)) == counts == (3, 3)
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
+def test_full_span(key: jax.Array, n_out: int, n_in: int) -> None:
+    """More queries than coordinates: at most n directions, and everything stays one matrix."""
+    matrix = fresh(key, n_out, n_in, capacity=128)
+    for i in range(6):
+        x = jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (5, n_in))
+        y = jax.random.normal(jax.random.fold_in(jax.random.key(2), i), (5, n_out))
+        matrix.transposed(y + jnp.tanh(matrix.forward(x)))
+    asked = list(matrix.asked)
+    assert_explained(revealed(matrix), asked, 1e-10)
+    r, t = int(matrix.store.r), int(matrix.store.t)
+    assert (r, t) == (n_in, n_out)
+    assert_orthonormal(matrix.store.Q, r, 1e-12)
+    assert_orthonormal(matrix.store.P, t, 1e-12)
+
+
+def test_a_block_wider_than_the_space(key: jax.Array) -> None:
+    matrix = fresh(key, 4, 3)
+    matrix.forward(jax.random.normal(jax.random.key(1), (10, 3)))
+    assert int(matrix.store.r) == 3
+    asked = list(matrix.asked)
+    assert_explained(revealed(matrix), asked, 1e-11)
+
+
+@pytest.mark.parametrize("law", [EXACT, LIMIT])
+def test_adjoint_identity(key: jax.Array, law: Law) -> None:
+    """`<y, G x>` = `<G^T y, x>` up to the sizes of the spaces, in the limit as well."""
+    n_out, n_in = 60, 100
+    matrix = fresh(key, n_out, n_in)
+    matrix.law = law
+    adaptive(matrix, jax.random.normal(jax.random.key(1), (3, n_in)))
+    forward = [asked for asked in matrix.asked if not asked.transposed]
+    transposed = [asked for asked in matrix.asked if asked.transposed]
+    for x, image, _ in forward:
+        for y, back, _ in transposed:
+            left = y @ image.T / jnp.sqrt(n_out)
+            right = back @ x.T / jnp.sqrt(n_in)
+            np.testing.assert_allclose(left, right, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("exact", "dtype"), [(True, "float32"), (False, "float32")])
+def test_float32_keeps_its_bases_orthonormal(key: jax.Array, exact: bool, dtype: str) -> None:
+    """Nearly dependent histories, as training makes them: 40 blocks that drift slowly.
+
+    Two rows of a block differ by 1e-2 to 1e-5 of their size, so new directions are normalised from
+    small residuals; their overlap with the revealed ones must not grow by that factor.
+    """
+    n, eps = 200, float(jnp.finfo(dtype).eps)
+    law = Law(exact, (50 * eps) ** 2 if exact else 1e-6)
+    matrix = Deferred(deferred.empty_store(key, n, n, 192, jnp.dtype(dtype)), law)
+    x = jax.random.normal(jax.random.key(1), (2, n), dtype)
+    for i in range(40):
+        drift = jax.random.normal(jax.random.fold_in(jax.random.key(2), i), (2, n), dtype)
+        rows = jnp.concatenate([x, x + 10.0 ** -(2 + i % 4) * drift]).astype(dtype)
+        h = matrix.forward(rows)
+        matrix.transposed(jnp.tanh(h[::3]))
+        x = (x + 1e-2 * drift[::-1]).astype(dtype)
+    assert not np.any(np.isnan(matrix.store.Z)) and not np.any(np.isnan(matrix.store.H))
+    assert_orthonormal(matrix.store.Q, int(matrix.store.r), 1e-4)
+    assert_orthonormal(matrix.store.P, int(matrix.store.t), 1e-4)
+    np.testing.assert_allclose(matrix.forward(rows), h, rtol=0, atol=2e-4)
+
+
+# The law ------------------------------------------------------------------------------------------
+
+SEEDS = 4000
+
+
+def many(run: Callable[[jax.Array], Any], start: int, seeds: int = SEEDS) -> Any:
+    """`run(key)` for many keys at once."""
+    keys = jax.random.split(jax.random.key(start), seeds)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys))
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), [(4, 6)])
+def test_revealed_entries_are_independent_normals(n_out: int, n_in: int) -> None:
+    """`G` revealed after adaptive queries: 24 entries, all first and second moments and laws.
+
+    False alarm 1e-3 for 24 means, 300 second moments and 24 fourth moments together (threshold
+    4.6 on |z|), and 1e-3 for one Kolmogorov-Smirnov test on all entries pooled.
+    """
+    x = jax.random.normal(jax.random.key(1), (3, n_in))
+
+    def run(key: jax.Array) -> jax.Array:
+        matrix = fresh(key, n_out, n_in, capacity=24)
+        adaptive(matrix, x)
+        return revealed(matrix).ravel()
+
+    G = many(run, 0)
+    size = n_out * n_in
+    pairs = np.triu_indices(size)
+    products = (G[:, :, None] * G[:, None, :])[:, pairs[0], pairs[1]]
+    z = np.concatenate(
+        [
+            statistics.z_score_to(G, 0.0),
+            statistics.z_score_to(products, np.eye(size)[pairs]),
+            statistics.z_score_to(G**4, 3.0),
+        ]
+    )
+    assert np.abs(z).max() < statistics.threshold(z.size)
+    assert stats.kstest(G.ravel(), "norm").pvalue > statistics.SUITE_FALSE_ALARM
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), [(5, 5), (4, 7), (7, 4)])
+def test_adaptive_queries_have_the_law_of_dense_matrices(n_out: int, n_in: int) -> None:
+    """Two-sample tests over 4000 + 4000 seeds of what a small network computes.
+
+    Sixteen statistics: single entries, inner products between the answers (all of which have
+    corrections), and cubic and quartic moments. Means and second moments are compared, 32
+    comparisons, and 16 laws by Kolmogorov-Smirnov; false alarm 1e-3 for each group.
+    """
+    x = jax.random.normal(jax.random.key(1), (3, n_in))
+
+    def statistics_of(matrix: Any) -> jax.Array:
+        h, g, again, z, back, last = adaptive(matrix, x)
+        return jnp.stack(
+            [
+                h[0, 0], g[1, 1], z[1, 2], back[0, 0], last[0, 1],
+                jnp.mean(h * h), jnp.mean(g * g), jnp.mean(z * z), jnp.mean(last * last),
+                jnp.mean(z[0] * h[0]), jnp.mean(last[0] * h[0]), jnp.mean(back[0] * g[0]),
+                jnp.mean(again[1] * z[1]), jnp.mean(z**3), jnp.mean(z**4), jnp.mean(back[2] ** 4),
+            ]
+        )  # fmt: skip
+
+    one = many(lambda key: statistics_of(fresh(key, n_out, n_in, capacity=16)), 0)
+    two = many(lambda key: statistics_of(Dense(key, n_out, n_in)), 1)
+    assert np.all(np.std(two, axis=0) > 0.01)
+    z = np.concatenate([statistics.z_score(one, two), statistics.z_score(one**2, two**2)])
+    assert np.abs(z).max() < statistics.threshold(z.size)
+    p = [statistics.ks_p_value(a, b) for a, b in zip(one.T, two.T, strict=True)]
+    assert min(p) > statistics.SUITE_FALSE_ALARM / len(p)
+
+
+def test_images_counted_twice_would_be_seen() -> None:
+    """Negative control: with `P^T b` left out the same statistics differ by many errors."""
+    x = jax.random.normal(jax.random.key(1), (3, 5))
+
+    def run(key: jax.Array, dropped: bool) -> jax.Array:
+        matrix = fresh(key, 5, 5, capacity=16)
+        h = matrix.forward(x)
+        g = matrix.transposed(jnp.tanh(h[:2]))
+        if dropped:
+            forgetful = jax.tree.map(jnp.zeros_like, matrix.store.H)
+            matrix.store = Store(**(vars(matrix.store) | {"H": forgetful}))
+        return jnp.mean(matrix.forward(jnp.tanh(g))[0] * jnp.tanh(h[0]))
+
+    one, two = (many(lambda key, d=d: run(key, d), 0) for d in (True, False))
+    assert abs(statistics.z_score(one, two)) > 20
+
+
+# Noise of the limit -------------------------------------------------------------------------------
+
+
+def test_limit_rows_are_matched(key: jax.Array) -> None:
+    """Fresh rows: mean 0, orthonormal to each other, to initial vectors and to other stores."""
+    M = 400
+    matrix = fresh(key, M, M)
+    other = fresh(jax.random.key(7), M, M)
+    first = noise.joint_rows(jax.random.key(3), 4, M, jnp.zeros(()).dtype)
+    assert_orthonormal(first, 4, 1e-12)
+    other.law = LIMIT
+    other.forward(jax.random.normal(jax.random.key(4), (3, M)))
+    ones = NoiseRows(jnp.ones((1, M)), jnp.asarray(1))
+    earlier = [ones, NoiseRows(first, jnp.asarray(4)), NoiseRows(other.store.Z, other.store.r)]
+    store = matrix.store
+    for i in range(3):
+        x = jax.random.normal(jax.random.key(10 + i), (3, M))
+        store = deferred.query(store, x, LIMIT, earlier).store
+        y = jnp.tanh(store.Z[: 2 + i])
+        store = deferred.query(store.T, y, LIMIT, [ones]).store.T
+    r, t = int(store.r), int(store.t)
+    assert (r, t) == (9, 9)
+    assert_orthonormal(store.Z, r, 1e-6)
+    for rows in (jnp.ones((1, M)), first, other.store.Z[:3]):
+        assert overlap(store.Z[:r], rows) < 1e-6
+    # Mandatory: no component on the output directions that were known when the row was drawn.
+    assert overlap(store.Z[3:6], store.P[:2]) < 1e-10
+    assert overlap(store.H[:2], store.Q[:3]) < 1e-10
+
+
+def test_directions_below_the_tolerance_are_dropped(key: jax.Array) -> None:
+    """A residual of relative second moment 1e-8 is dropped at tolerance 1e-6, kept at 1e-10."""
+    x = jax.random.normal(key, (2, 100))
+    rows = jnp.stack([x[0], 1e3 * (x[0] + 1e-4 * x[1])])
+    for tolerance, rank in ((1e-6, 1), (1e-10, 2)):
+        matrix = fresh(key, 100, 100)
+        matrix.law = Law(exact=False, tolerance=tolerance)
+        image = matrix.forward(rows)
+        assert int(matrix.store.r) == rank
+        np.testing.assert_allclose(image[1], 1e3 * image[0], rtol=0, atol=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_near_the_number_of_particles(key: jax.Array, dtype: str) -> None:
+    """Rows near and beyond M: no NaN, sizes stay those of the inputs, known stays known."""
+    M = 32
+    matrix = Deferred(deferred.empty_store(key, M, M, 128, jnp.dtype(dtype)), LIMIT)
+    for i in range(20):
+        x = jax.random.normal(jax.random.fold_in(key, i), (4, M), dtype)
+        h = matrix.forward(x)
+        g = matrix.transposed(h)
+        assert np.all(np.isfinite(h)) and np.all(np.isfinite(g))
+        assert 0.3 < float(jnp.mean(h * h)) < 3
+    assert (int(matrix.store.r), int(matrix.store.t)) == (M, M)
+    np.testing.assert_allclose(matrix.forward(x), h, rtol=0, atol=1e-3)
+
+
+# Bookkeeping --------------------------------------------------------------------------------------
+
+
+def test_capacity_grows_without_changing_anything(key: jax.Array) -> None:
+    x = jax.random.normal(jax.random.key(1), (3, 30))
+    large, small = fresh(key, 20, 30, capacity=64), fresh(key, 20, 30, capacity=3)
+    one = adaptive(large, x)
+    h = small.forward(x)
+    small.store = deferred.grown(small.store, 16)
+    assert small.store.capacity == 16
+    g = small.transposed(jnp.tanh(h[:2]))
+    np.testing.assert_allclose(h, one[0], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(g, one[1], rtol=0, atol=1e-13)
+    assert deferred.grown(small.store, 4) is small.store
+
+
+def test_queries_are_pure(key: jax.Array) -> None:
+    """The same question to the same store has the same answer, jitted or not."""
+    x = jax.random.normal(jax.random.key(1), (3, 30))
+    store = deferred.empty_store(key, 20, 30, 8, jnp.zeros(()).dtype)
+    one = deferred.query(store, x, LIMIT)
+    two = jax.jit(lambda s, x: deferred.query(s, x, LIMIT))(store, x)
+    np.testing.assert_allclose(one.image, two.image, rtol=0, atol=1e-12)
+    assert not np.any(np.asarray(store.Q))
+
+
+def test_coordinates_and_core_product(key: jax.Array) -> None:
+    """`x = coordinates^T Q`, and `(P^T K Q) x / n_in` is the product with the dense update."""
+    matrix = fresh(key, 20, 30)
+    x = jax.random.normal(jax.random.key(1), (3, 30))
+    answer = deferred.query(matrix.store, x, EXACT)
+    np.testing.assert_allclose(answer.coordinates @ answer.store.Q, x, rtol=0, atol=1e-12)
+    store = deferred.query(answer.store.T, jnp.tanh(answer.image), EXACT).store.T
+    core = jax.random.normal(jax.random.key(2), (64, 64))
+    update = store.P.T @ core @ store.Q / 30
+    other = jax.random.normal(jax.random.key(3), (5, 30))
+    np.testing.assert_allclose(
+        deferred.core_product(core, store, other), other @ update.T, rtol=0, atol=1e-11
+    )

@@ -1,0 +1,241 @@
+"""Evaluation of a user's function on limit values: traced once, interpreted, compiled, cached."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import matrices
+from tplimit.bank import Bank
+from tplimit.errors import LimitError, LimitWarning, Location
+from tplimit.interpret import Context, NeedDecision, evaluate
+from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, weak
+from tplimit.lint import lint
+from tplimit.trace import Aval, Program, Slot, trace
+from tplimit.values import Core, Matrices, Matrix, Tensor, Value
+from tplimit.widths import NEVER, Dim, Size
+
+#: Rows that stores have room for at first.
+_CAPACITY = 64
+
+
+@dataclass
+class _Plan:
+    """A compiled way to run a program on inputs of one form."""
+
+    run: Callable[..., Any]
+    revealed: dict[tuple[int, bool], int]
+    errors: list[LimitError | LimitWarning]
+
+
+class Evaluator:
+    """A user's function with its programs and compiled plans."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.programs: dict[Any, tuple[Program, Any]] = {}
+        self.plans: dict[Any, _Plan] = {}
+        self.deciding: dict[int, list[Slot]] = {}
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Outputs as a pytree of ``LimitValue``."""
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        for leaf in leaves:
+            if hasattr(leaf, "tplimit_parameter"):
+                raise LimitError(
+                    "A parameter that was only declared is passed to a limited function.",
+                    advice="Sample it first: theta = tp.sample(theta, key, width=tp.inf).",
+                )
+        revealed, values = gathered(leaves)
+        avals = [aval_of(leaf) for leaf in leaves]
+        program, out_tree = self.program(tree, avals, leaves)
+        out, new = self.run(program, values, revealed)
+        origins = _origins(program)
+        wrapped = [
+            LimitValue(value, aval, new, origin)
+            for value, aval, origin in zip(out, program.out_avals, origins, strict=True)
+        ]
+        return jax.tree.unflatten(out_tree, wrapped)
+
+    def program(self, tree: Any, avals: list[Aval], leaves: list[Any]) -> tuple[Program, Any]:
+        weaknesses = tuple(weak(leaf) for leaf in leaves)
+        key = (tree, tuple((a.shape, str(a.dtype)) for a in avals), weaknesses)
+        if key not in self.programs:
+            sizes = [d.ratio for a in avals for d in a.shape if isinstance(d, Size)]
+            multiple = math.lcm(1, *(ratio.denominator for ratio in sizes))
+
+            def flat(*inputs: Any) -> Any:
+                args, kwargs = jax.tree.unflatten(tree, inputs)
+                return self.function(*args, **kwargs)
+
+            def arguments(n: int) -> list[Any]:
+                return [
+                    jax.ShapeDtypeStruct(_lengths(a.shape, n), a.dtype, weak_type=w)
+                    for a, w in zip(avals, weaknesses, strict=True)
+                ]
+
+            self.programs[key] = trace(flat, arguments, multiple)
+            lint(self.programs[key][0])
+        return self.programs[key]
+
+    def run(
+        self, program: Program, values: list[Value], revealed: Revealed | None
+    ) -> tuple[list[Value], Revealed | None]:
+        plan = self.plan(program, values, revealed)
+        bank = None
+        if revealed is not None:
+            revealed = _with_room(revealed, plan.revealed)
+            bank = revealed.bank
+        values = [_fitted(value, bank) for value in values]
+        out, new_bank, oks = plan.run(bank, values)
+        if oks:
+            _verify(oks, plan.errors)
+        if revealed is None:
+            return out, None
+        used = dict(revealed.used)
+        for side, count in plan.revealed.items():
+            used[side] = used.get(side, 0) + count
+        return out, Revealed(new_bank, Lineage(revealed.lineage), used)
+
+    def plan(self, program: Program, values: list[Value], revealed: Revealed | None) -> _Plan:
+        bank = None if revealed is None else revealed.bank
+        form = (id(program), _form(values), _form(bank))
+        slots = self.deciding.setdefault(id(program), [])
+        while True:
+            decisions = {slot: _decision(program, slot, values) for slot in slots}
+            key = (
+                form,
+                tuple(None if d is None else (d.shape, d.tobytes()) for d in decisions.values()),
+            )
+            if key in self.plans:
+                return self.plans[key]
+            try:
+                self.plans[key] = _planned(program, values, bank, decisions)
+            except NeedDecision as need:
+                slots.append(need.slot)
+
+
+def _form(tree: Any) -> Any:
+    """What compilation depends on, save the capacity of the stores."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.ndim(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+
+
+def _planned(
+    program: Program, values: list[Value], bank: Bank | None, decisions: dict[Slot, Any]
+) -> _Plan:
+    """Interpret once without numbers, to learn spaces and rows; then prepare compilation."""
+    found: dict[str, Any] = {}
+
+    def dry(bank: Bank | None, values: list[Value]) -> list[Value]:
+        ctx = Context(bank, decisions=decisions, dry=True)
+        out = _evaluated(ctx, program, values)
+        found["classes"], found["revealed"] = ctx.classes, ctx.revealed
+        return out
+
+    jax.eval_shape(dry, bank, values)
+    errors: list[LimitError | LimitWarning] = []
+
+    def run(bank: Bank | None, values: list[Value]) -> Any:
+        ctx = Context(bank, classes=found["classes"], decisions=decisions)
+        out = _evaluated(ctx, program, values)
+        errors[:] = [check.error for check in ctx.checks]
+        return out, ctx.closed(), [check.ok for check in ctx.checks]
+
+    return _Plan(jax.jit(run), found["revealed"], errors)
+
+
+def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Value]:
+    out = evaluate(ctx, program, values)
+    return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
+
+
+def _verify(oks: Sequence[Any], errors: Sequence[LimitError | LimitWarning]) -> None:
+    """Raise (or warn of) the conditions that did not hold in a run."""
+    for ok, error in zip(jax.device_get(list(oks)), errors, strict=True):
+        if ok:
+            continue
+        if isinstance(error, LimitWarning):
+            warnings.warn(error, stacklevel=2)
+        else:
+            raise error.fresh()
+
+
+def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray | None:
+    """A finite variable computed from the finite inputs before the run, or None."""
+    equations = program.slice([slot])
+    inputs = {s for e in equations for s in e.inputs if isinstance(s, Slot)} | {slot}
+    inputs &= set(program.inputs)
+    by_slot = dict(zip(program.inputs, values, strict=True))
+    for used in inputs:
+        value = by_slot[used]
+        if not isinstance(value, Tensor) or not _computable(value):
+            return None
+    if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
+        return None
+    ordered = tuple(sorted(inputs, key=lambda s: s.index))
+    part = Program(ordered, (slot,), tuple(equations), (), ())
+    try:
+        (out,) = evaluate(Context(None), part, [by_slot[s] for s in ordered])
+    except LimitError:
+        return None
+    assert isinstance(out, Tensor)
+    return np.asarray(out.coefficient)
+
+
+def _computable(value: Tensor) -> bool:
+    """A finite input that is free of randomness and of powers of the width."""
+    plain = value.finite and value.exact and value.noise is None
+    return plain and all(level in (0, NEVER) for level in value.exponents.levels())
+
+
+def _with_room(revealed: Revealed, rows: dict[tuple[int, bool], int]) -> Revealed:
+    """Stores with room for the rows that a call may reveal; capacity doubles when full."""
+    bank = revealed.bank
+    if not bank.stores:
+        return revealed
+
+    def needed(used: dict[tuple[int, bool], int]) -> int:
+        return max((used.get(side, 0) + count for side, count in rows.items()), default=0)
+
+    if needed(revealed.used) <= bank.capacity:
+        return revealed
+    counts = jax.device_get([(store.r, store.t) for store in bank.stores])
+    used = {}
+    for index, (r, t) in enumerate(counts):
+        used[(index, False)], used[(index, True)] = int(r), int(t)
+    capacity = max(bank.capacity, _CAPACITY)
+    while capacity < needed(used):
+        capacity *= 2
+    return Revealed(bank.grown(capacity), revealed.lineage, used)
+
+
+def _fitted(value: Value, bank: Bank | None) -> Value:
+    """Cores padded to the capacity of the stores."""
+    if bank is None or not isinstance(value, Matrices):
+        return value
+
+    def pad(matrix: Matrix) -> Matrix:
+        return replace(matrix, cores=tuple(padded(core) for core in matrix.cores))
+
+    def padded(core: Core) -> Core:
+        extra = bank.capacity - core.core.shape[0]
+        if extra <= 0:
+            return core
+        return Core(jnp.pad(core.core, (0, extra)), core.exponent, core.store, core.transposed)
+
+    return value.map(pad)
+
+
+def _lengths(shape: Sequence[Dim], n: int) -> tuple[int, ...]:
+    return tuple(dim.at(n) if isinstance(dim, Size) else dim for dim in shape)
+
+
+def _origins(program: Program) -> list[Location | None]:
+    made = {slot: e.location for e in program.equations for slot in e.outputs}
+    return [made.get(out) if isinstance(out, Slot) else None for out in program.outputs]

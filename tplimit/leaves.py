@@ -1,0 +1,207 @@
+"""Limit values as users hold them: opaque leaves that share one bank of revealed randomness."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from tplimit.bank import Bank, merged
+from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location
+from tplimit.trace import Aval
+from tplimit.values import Core, Gaussian, Matrix, Tensor, Value, tensor
+
+
+class Lineage:
+    """Where a bank comes from: a chain of versions, by identity."""
+
+    __slots__ = ("parents",)
+
+    def __init__(self, *parents: "Lineage") -> None:
+        self.parents = parents
+
+    def ancestors(self) -> set[int]:
+        """Identities of this version and all before it."""
+        seen: set[int] = set()
+        stack: list[Lineage] = [self]
+        while stack:
+            version = stack.pop()
+            if id(version) not in seen:
+                seen.add(id(version))
+                stack.extend(version.parents)
+        return seen
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """A bank as users' values share it, with its lineage and bounds on the rows in use."""
+
+    bank: Bank
+    lineage: Lineage
+    used: dict[tuple[int, bool], int] = field(default_factory=dict)
+
+
+class LimitValue:
+    """A parameter or result at infinite (or deferred) width. Opaque outside limited functions.
+
+    It is a leaf of pytrees. Use it through ``tp.limit(fn)(value)``.
+    """
+
+    __slots__ = ("_aval", "_origin", "_revealed", "_value")
+
+    def __init__(
+        self,
+        value: Value,
+        aval: Aval,
+        revealed: Revealed | None,
+        origin: Location | None = None,
+    ) -> None:
+        self._value = value
+        self._aval = aval
+        self._revealed = revealed
+        self._origin = origin
+
+    def __repr__(self) -> str:
+        return f"LimitValue({self._aval})"
+
+    def __jax_array__(self) -> NoReturn:
+        raise LimitError(OPAQUE, advice=OPAQUE_ADVICE)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise LimitError(OPAQUE, advice=OPAQUE_ADVICE)
+
+
+def _opaque(self: LimitValue, *args: Any) -> NoReturn:
+    raise LimitError(OPAQUE, advice=OPAQUE_ADVICE)
+
+
+for _name in [
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "pow",
+    "rpow",
+    "matmul",
+    "rmatmul",
+    "neg",
+    "pos",
+    "abs",
+    "getitem",
+    "len",
+    "iter",
+    "float",
+    "int",
+    "bool",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+]:
+    setattr(LimitValue, f"__{_name}__", _opaque)
+
+
+# Entering: banks of the arguments, and their values with labels of the joint bank.
+
+
+def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
+    """One bank for all limit values among the arguments; the newest of related ones."""
+    found: list[Revealed] = []
+    for leaf in leaves:
+        own = leaf._revealed if isinstance(leaf, LimitValue) else None
+        if own is not None and all(own.lineage is not other.lineage for other in found):
+            found.append(own)
+    tips = _tips(found)
+    if not tips:
+        return None, [_plain(leaf) for leaf in leaves]
+    if len(tips) == 1:
+        values = [leaf._value if isinstance(leaf, LimitValue) else _plain(leaf) for leaf in leaves]
+        return tips[0], values
+    laws = {(tip.bank.n, tip.bank.law) for tip in tips}
+    if len(laws) > 1:
+        raise LimitError("Values sampled at different widths, samples or noise are combined.")
+    bank, shifts = merged([tip.bank for tip in tips])
+    ancestors = [tip.lineage.ancestors() for tip in tips]
+    used: dict[tuple[int, bool], int] = {}
+    for tip, (stores, _) in zip(tips, shifts, strict=True):
+        used |= {(index + stores, side): count for (index, side), count in tip.used.items()}
+    values = []
+    for leaf in leaves:
+        if not isinstance(leaf, LimitValue):
+            values.append(_plain(leaf))
+            continue
+        own = leaf._revealed
+        shift = (0, 0)
+        if own is not None:
+            place = next(i for i, ids in enumerate(ancestors) if id(own.lineage) in ids)
+            shift = shifts[place]
+        values.append(_shifted(leaf._value, *shift))
+    return Revealed(bank, Lineage(*(tip.lineage for tip in tips)), used), values
+
+
+def _tips(found: list[Revealed]) -> list[Revealed]:
+    """The newest versions; two that share an ancestor are a fork, which has no joint law."""
+    if len(found) <= 1:
+        return found
+    ancestors = [revealed.lineage.ancestors() for revealed in found]
+    tips = [
+        i for i, revealed in enumerate(found)
+        if not any(id(revealed.lineage) in ids for j, ids in enumerate(ancestors) if j != i)
+    ]  # fmt: skip
+    for k, i in enumerate(tips):
+        for j in tips[k + 1 :]:
+            if ancestors[i] & ancestors[j]:
+                raise LimitError(
+                    "Two values come from the same sample but from different calls: each call "
+                    "has revealed the random matrices in its own way, so they have no joint law.",
+                    advice="Compute both in one function: tp.limit(lambda ...: (first, second)).",
+                )
+    return [found[i] for i in tips]
+
+
+def _shifted(value: Value, stores: int, spaces: int) -> Value:
+    if isinstance(value, Tensor):
+        space = None if value.space is None else value.space + spaces
+        return Tensor(value.terms, value.remainder, value.axis, space, value.noise, value.zeros)
+
+    def shift(matrix: Matrix) -> Matrix:
+        def label(space: int | None) -> int | None:
+            return None if space is None else space + spaces
+
+        return replace(
+            matrix,
+            row_space=label(matrix.row_space),
+            column_space=label(matrix.column_space),
+            gaussians=tuple(
+                Gaussian(g.scale, g.store + stores, g.transposed) for g in matrix.gaussians
+            ),
+            cores=tuple(
+                Core(c.core, c.exponent, c.store + stores, c.transposed) for c in matrix.cores
+            ),
+        )
+
+    return value.map(shift)
+
+
+def _plain(leaf: Any) -> Tensor:
+    if isinstance(leaf, LimitValue):
+        assert isinstance(leaf._value, Tensor)
+        return leaf._value
+    return tensor(leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf))
+
+
+def aval_of(leaf: Any) -> Aval:
+    if isinstance(leaf, LimitValue):
+        return leaf._aval
+    shaped = jax.typeof(leaf) if isinstance(leaf, jax.Array) else jax.typeof(jnp.asarray(leaf))
+    return Aval(tuple(shaped.shape), shaped.dtype)
+
+
+def weak(leaf: Any) -> bool:
+    if isinstance(leaf, (bool, int, float, complex)):
+        return True
+    return bool(getattr(leaf, "weak_type", False)) if isinstance(leaf, jax.Array) else False

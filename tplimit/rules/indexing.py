@@ -1,0 +1,312 @@
+"""Parts of arrays: slices, concatenation, padding, gather and scatter along finite axes."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import matrices
+from tplimit._jax import primitives as p, split_p
+from tplimit.algebra import frame
+from tplimit.errors import NoLimitError
+from tplimit.interpret import RULES, Context
+from tplimit.rules.layout import NO_ORDER, finite_only, moved
+from tplimit.values import Matrices, Tensor, Value, demoted, map_items, tensor
+from tplimit.widths import Exponents, Size
+
+
+@RULES(p.slice_p)
+def slice_(ctx: Context, value: Value, **params: Any) -> Value:
+    """A part along finite axes, or a share of a width such as one gate of (3n)."""
+    assert ctx.equation is not None
+    starts, limits, strides = (
+        params["start_indices"], params["limit_indices"], params["strides"]
+    )  # fmt: skip
+    shape = ctx.equation.in_avals[0].shape
+    for axis, dim in enumerate(shape):
+        if isinstance(dim, Size) and (starts[axis] != 0 or limits[axis] != dim):
+            _check_share(ctx, starts[axis], limits[axis])
+        if isinstance(dim, Size) and strides is not None and strides[axis] != 1:
+            ctx.fail(f"A strided slice along a width. {NO_ORDER}", NoLimitError)
+    if isinstance(value, Matrices):
+        if any(shape[a] != ctx.equation.out_avals[0].shape[a] for a in value.axes):
+            ctx.fail("A slice of a matrix along a width.")
+        index = tuple(
+            slice(starts[a], limits[a], 1 if strides is None else strides[a])
+            for a in value.finite_axes
+        )
+        return Matrices(value.items[index], value.axes)
+    return moved(ctx, value)
+
+
+def _check_share(ctx: Context, start: Any, limit: Any) -> None:
+    if (start == 0 or isinstance(start, Size)) and isinstance(limit, Size):
+        return
+    ctx.fail(
+        f"Single coordinates of a width are taken (from {start} to {limit}). {NO_ORDER}",
+        NoLimitError,
+        "Average over the width, or keep this part in a separate parameter of finite size.",
+    )
+
+
+@RULES(split_p)
+def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list[Value]:
+    """Parts along a finite axis, or shares of a width such as the gates of (3n)."""
+    assert ctx.equation is not None
+    if isinstance(value, Matrices):
+        finite_only(ctx, value, (axis,))
+        place = value.finite_axes.index(axis)
+        ends = list(np.cumsum(sizes)[:-1])
+        return [Matrices(part, value.axes) for part in np.split(value.items, ends, axis=place)]
+    if value.axis == axis and not all(isinstance(size, Size) for size in sizes):
+        _check_share(ctx, 1, 1)
+    marks = np.cumsum([0, *(ctx.size(size) for size in sizes)])
+    parts: list[Value] = []
+    for start, end in itertools.pairwise(marks):
+        index = tuple(
+            slice(int(start), int(end)) if i == axis else slice(None)
+            for i in range(len(value.shape))
+        )
+        parts.append(_indexed(value, index, axis, whole=value.axis != axis))
+    return parts
+
+
+def _indexed(value: Tensor, index: tuple[Any, ...], axis: int, *, whole: bool) -> Tensor:
+    def pick(array: Any) -> Any:
+        return None if array is None else jnp.asarray(array)[index]
+
+    def part(exponents: Exponents) -> Exponents:
+        if exponents.uniform or not whole:
+            return exponents
+        return Exponents(exponents.array[index])
+
+    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
+    space = value.space if whole else None
+    return tensor(
+        pick(value.coefficient), part(value.exponents), part(value.remainder), value.axis, space,
+        pick(noise), pick(value.zeros),
+    )  # fmt: skip
+
+
+@RULES(p.concatenate_p)
+def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
+    """Arrays put side by side; each keeps its exponents. Widths side by side make (k n)."""
+    if any(isinstance(value, Matrices) for value in values):
+        return _concatenate_matrices(ctx, values, dimension)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    axis = next((value.axis for value in tensors if value.axis is not None), None)
+    along_width = axis == dimension
+    if along_width:
+        tensors = [demoted(value) for value in tensors]
+        level = max(value.exponents.value for value in tensors)
+        lower = [value.exponents.value for value in tensors if value.exponents.value < level]
+        rest = max([*lower, *(value.remainder.max() for value in tensors)])
+        parts = [jnp.asarray(v.coefficient) * (v.exponents.value == level) for v in tensors]
+        out = ctx.rebind(*parts)
+        return tensor(out, Exponents(level), Exponents(rest), axis, None)
+    space = frame(ctx, *tensors)[1]
+    out = ctx.rebind(*(value.coefficient for value in tensors))
+
+    def joined(parts: list[Exponents]) -> Exponents:
+        if all(part == parts[0] for part in parts) and parts[0].uniform:
+            return parts[0]
+        shapes = [tuple(1 if i == axis else d for i, d in enumerate(v.shape)) for v in tensors]
+        full = [np.broadcast_to(e.array, s) for e, s in zip(parts, shapes, strict=True)]
+        return Exponents(np.concatenate(full, axis=dimension))
+
+    def stacked(arrays: list[Any]) -> Any:
+        if all(array is None for array in arrays):
+            return None
+        full = [
+            jnp.zeros(v.shape, jnp.result_type(*[a for a in arrays if a is not None]))
+            if a is None else jnp.broadcast_to(a, v.shape)
+            for a, v in zip(arrays, tensors, strict=True)
+        ]  # fmt: skip
+        return jnp.concatenate(full, axis=dimension)
+
+    return tensor(
+        out, joined([v.exponents for v in tensors]), joined([v.remainder for v in tensors]),
+        axis, space, stacked([v.noise for v in tensors]), stacked([v.zeros for v in tensors]),
+    )  # fmt: skip
+
+
+def _concatenate_matrices(ctx: Context, values: tuple[Value, ...], dimension: int) -> Matrices:
+    if not all(isinstance(value, Matrices) for value in values):
+        ctx.fail("Matrices and other arrays are concatenated.")
+    arrays = [value for value in values if isinstance(value, Matrices)]
+    finite_only(ctx, arrays[0], (dimension,))
+    place = arrays[0].finite_axes.index(dimension)
+    items = np.concatenate([value.items for value in arrays], axis=place)
+    return Matrices(items, arrays[0].axes)
+
+
+@RULES(p.pad_p)
+def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value:
+    """Padding along finite axes."""
+    assert isinstance(filler, Tensor)
+    if isinstance(value, Matrices):
+        return _pad_matrices(ctx, value, filler, padding_config)
+    if value.axis is not None and tuple(padding_config[value.axis]) != (0, 0, 0):
+        ctx.fail("A width is padded: its coordinates would no longer be alike.", NoLimitError)
+    if not filler.vanishes and filler.exponents != value.exponents:
+        ctx.fail("Padding with a value of another order in the width.")
+    out = moved(ctx, value, filler.coefficient)
+    return out
+
+
+def _pad_matrices(ctx: Context, value: Matrices, filler: Tensor, config: Any) -> Matrices:
+    if not filler.vanishes:
+        ctx.fail("A matrix is padded with something else than zeros.")
+    assert ctx.equation is not None
+    out = ctx.equation.out_avals[0]
+    shape = tuple(int(d) for d in out.shape if not isinstance(d, Size))
+    matrix = next(iter(value.items.flat))
+    items = np.empty(shape, dtype=object)
+    for index in np.ndindex(shape):
+        items[index] = matrices.zero(matrix.rows, matrix.columns)
+    for index in np.ndindex(value.items.shape):
+        target = tuple(
+            int(config[axis][0]) + i * (1 + int(config[axis][2]))
+            for axis, i in zip(value.finite_axes, index, strict=True)
+        )
+        items[target] = value.items[index]
+    return Matrices(items, value.axes)
+
+
+def _index_number(ctx: Context, value: Value) -> int | None:
+    assert isinstance(value, Tensor)
+    constant = value.constant
+    return None if constant is None else int(constant)
+
+
+@RULES(p.dynamic_slice_p)
+def dynamic_slice(ctx: Context, value: Value, *starts: Value, slice_sizes: Any) -> Value:
+    """A part along finite axes, at a position computed by the program."""
+    assert ctx.equation is not None
+    shape = ctx.equation.in_avals[0].shape
+    for dim, size in zip(shape, slice_sizes, strict=True):
+        if isinstance(dim, Size) and size != dim:
+            _check_share(ctx, "a computed place", size)
+    if isinstance(value, Matrices):
+        numbers = [_index_number(ctx, starts[axis]) for axis in value.finite_axes]
+        if any(number is None for number in numbers):
+            ctx.fail("A stack of matrices is indexed by a number that is not known before the run.")
+        index = tuple(
+            slice(k, k + int(slice_sizes[axis]))
+            for axis, k in zip(
+                value.finite_axes, _clamped(value, numbers, slice_sizes), strict=True
+            )
+        )
+        return Matrices(value.items[index], value.axes)
+    return moved(ctx, value, *_indices(starts))
+
+
+def _clamped(value: Matrices, numbers: list[int | None], sizes: Any) -> list[int]:
+    lengths = value.items.shape
+    return [
+        min(max(int(k or 0), 0), length - int(sizes[axis]))
+        for k, length, axis in zip(numbers, lengths, value.finite_axes, strict=True)
+    ]
+
+
+def _indices(values: tuple[Value, ...]) -> list[Any]:
+    return [value.coefficient for value in values if isinstance(value, Tensor)]
+
+
+@RULES(p.dynamic_update_slice_p)
+def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Value) -> Value:
+    """Replacement of a part along finite axes."""
+    assert ctx.equation is not None
+    shape, part = ctx.equation.in_avals[0].shape, ctx.equation.in_avals[1].shape
+    if any(isinstance(d, Size) and d != e for d, e in zip(shape, part, strict=True)):
+        ctx.fail(f"A part of a width is replaced. {NO_ORDER}", NoLimitError)
+    if isinstance(value, Matrices):
+        numbers = [_index_number(ctx, starts[axis]) for axis in value.finite_axes]
+        if not isinstance(update, Matrices) or any(number is None for number in numbers):
+            ctx.fail("A stack of matrices is indexed by a number that is not known before the run.")
+        items = value.items.copy()
+        at = _clamped(value, numbers, {a: part[a] for a in value.finite_axes})
+        index = tuple(slice(k, k + s) for k, s in zip(at, update.items.shape, strict=True))
+        items[index] = update.items
+        return Matrices(items, value.axes)
+    assert isinstance(update, Tensor)
+    indices = _indices(starts)
+    if value.exponents.uniform and value.exponents == update.exponents:
+        first, second = value, update
+        exponents = value.exponents
+    else:
+        first, second = demoted(value), demoted(update)
+        exponents = first.exponents.maximum(second.exponents)
+    axis, space = frame(ctx, first, second)
+    lost = min(first.exponents.value, second.exponents.value)
+    rest = first.remainder.maximum(second.remainder)
+    if first.exponents != second.exponents:
+        rest = rest.maximum(lost)
+    rest = Exponents(rest.max())
+    arrays = [jnp.asarray(v.coefficient) * (v.exponents == exponents) for v in (first, second)]
+    dtype = value.dtype
+    out = ctx.rebind(arrays[0].astype(dtype), arrays[1].astype(dtype), *indices)
+    return tensor(out, exponents, rest, axis, space)
+
+
+@RULES(p.gather_p)
+def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
+    """Entries along finite axes at computed indices (embedding, minibatch)."""
+    assert ctx.equation is not None and isinstance(index, Tensor)
+    shape, sizes = ctx.equation.in_avals[0].shape, params["slice_sizes"]
+    for dim, size in zip(shape, sizes, strict=True):
+        if isinstance(dim, Size) and size != dim:
+            _check_share(ctx, "a computed place", size)
+    if isinstance(value, Matrices):
+        return _gather_matrices(ctx, value, index, params)
+    return moved(ctx, value, index.coefficient)
+
+
+def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) -> Matrices:
+    constant = index.constant
+    if constant is None:
+        ctx.fail("A stack of matrices is indexed by numbers that are not known before the run.")
+    assert ctx.equation is not None
+    codes = np.arange(value.items.size).reshape(value.items.shape)
+    for axis in sorted(value.axes):
+        codes = np.expand_dims(codes, axis)
+    numbers = dict(params)
+    numbers["slice_sizes"] = tuple(
+        1 if a in value.axes else s for a, s in enumerate(params["slice_sizes"])
+    )
+    with jax.ensure_compile_time_eval():
+        out = np.asarray(
+            ctx.equation.primitive.bind(jnp.asarray(codes), jnp.asarray(constant), **numbers)
+        )
+    axes = ctx.equation.out_avals[0].width_axes
+    out = np.squeeze(out, axes)
+    flat = value.items.reshape(-1)
+    return Matrices(map_items(lambda k: flat[int(k)], out.astype(object)), (axes[0], axes[1]))
+
+
+@RULES(p.scatter_add_p, p.scatter_p)
+def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: Any) -> Value:
+    """Entries added to (or put at) computed indices along finite axes."""
+    assert ctx.equation is not None
+    if isinstance(value, Matrices) or isinstance(update, Matrices):
+        return matrices.unsupported(ctx, "a scatter into a stack")
+    assert isinstance(index, Tensor)
+    shape = ctx.equation.in_avals[0].shape
+    scattered = params["dimension_numbers"].scatter_dims_to_operand_dims
+    if any(isinstance(shape[axis], Size) for axis in scattered):
+        full = [d for d in ctx.equation.in_avals[2].shape if isinstance(d, Size)]
+        if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
+            ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
+    first, second = demoted(value), demoted(update)
+    axis, space = frame(ctx, first, tensor(0.0, axis=first.axis, space=second.space))
+    exponents = first.exponents.maximum(second.exponents)
+    rest = first.remainder.maximum(second.remainder)
+    if first.exponents != second.exponents:
+        rest = rest.maximum(min(first.exponents.value, second.exponents.value))
+    arrays = [jnp.asarray(v.coefficient) * (v.exponents == exponents) for v in (first, second)]
+    out = ctx.rebind(
+        arrays[0].astype(value.dtype), index.coefficient, arrays[1].astype(value.dtype)
+    )
+    return tensor(out, exponents, Exponents(rest.max()), axis, space)
