@@ -10,7 +10,8 @@ from tplimit import cli, data
 from tplimit.comparison import Comparison
 from tplimit.errors import DivergenceError
 
-SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "2", "--steps", "2", "--samples", "64"]
+SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "1", "--steps", "1", "--samples", "64"]
+TINY = [*SMALL, "--depth", "1", "--train", "4", "--test", "2"]
 
 
 def invoke(*arguments: str):
@@ -22,8 +23,8 @@ def plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text))
 
 
-def test_demo_writes_its_files(tmp_path):
-    result = invoke("demo", *SMALL, "--out", str(tmp_path / "out"))
+def test_compare_writes_its_files(tmp_path):
+    result = invoke("compare", *TINY, "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "RMS distance" in result.output
     assert "fitted slope" in result.output
@@ -34,14 +35,32 @@ def test_demo_writes_its_files(tmp_path):
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
 
 
-def test_compare_passes_its_options_on(tmp_path, monkeypatch):
-    studies = []
+@pytest.fixture
+def studies(monkeypatch) -> list[cli.Study]:
+    """What the command line would run; the run itself fails."""
+    seen = []
 
     def fake(study: cli.Study) -> Comparison:
-        studies.append(study)
+        seen.append(study)
         raise DivergenceError("grows like n^1/2")
 
     monkeypatch.setattr(cli, "run_study", fake)
+    return seen
+
+
+def test_demo_is_the_main_job(tmp_path, studies):
+    invoke("demo", "--out", str(tmp_path))
+    invoke("demo", *SMALL, "--out", str(tmp_path))
+    widths = (64, 128, 256, 512, 1024, 2048, 4096)
+    assert studies == [
+        cli.Study(depth=2, activation="tanh", train=32, steps=20, widths=widths, seeds=8),
+        cli.Study(widths=(8, 16), seeds=2, replicates=1, steps=1, samples=64),
+    ]
+    assert studies[0].parameterization == "mup"
+    assert studies[0].data == "digits"
+
+
+def test_compare_passes_its_options_on(tmp_path, studies):
     result = invoke(
         "compare", "--depth", "3", "--activation", "relu", "--parameterization", "standard",
         "--data", "random", "--train", "6", "--test", "2", "--steps", "5", "--batch-size", "3",

@@ -17,9 +17,12 @@ class Misfit(Exception):
 
 
 class Fitted(NamedTuple):
+    """``c n^p + O(n^rho)``, and the value at the last of the widths it was fitted over."""
+
     coefficient: np.ndarray
     exponents: Exponents
     remainder: Exponents
+    last: np.ndarray
 
 
 def fit_dim(lengths: Sequence[int], ns: Sequence[int]) -> Dim:
@@ -45,7 +48,7 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
     first = np.asarray(values[0])
     if all(np.array_equal(first, np.asarray(v), equal_nan=True) for v in values[1:]):
         zero = first == 0 if first.dtype.kind in "fiu" else np.zeros(first.shape, bool)
-        return Fitted(first, Exponents(np.where(zero, NEVER, 0.0)), Exponents(NEVER))
+        return Fitted(first, Exponents(np.where(zero, NEVER, 0.0)), Exponents(NEVER), first)
     if first.dtype.kind not in "fiu":
         raise Misfit(f"values of type {first.dtype} that differ between widths")
     if first.dtype == np.float16:
@@ -60,7 +63,8 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
         fit = _fit_entry(stacked[entry], np.asarray(ns, dtype=np.float64), float(precision))
         coefficient[index], exponents[index], remainder[index] = fit
     dtype = first.dtype if first.dtype.kind == "f" else np.dtype(np.float32)
-    return Fitted(coefficient.astype(dtype), Exponents(exponents), Exponents(remainder))
+    last = np.asarray(values[-1]).astype(dtype)
+    return Fitted(coefficient.astype(dtype), Exponents(exponents), Exponents(remainder), last)
 
 
 def _fit_entry(v: np.ndarray, n: np.ndarray, precision: float) -> tuple[float, object, object]:
@@ -68,7 +72,8 @@ def _fit_entry(v: np.ndarray, n: np.ndarray, precision: float) -> tuple[float, o
         return 0.0, NEVER, NEVER
     if np.any(v == 0) or np.any(np.sign(v) != np.sign(v[0])) or not np.all(np.isfinite(v)):
         raise Misfit(_describe(v, n))
-    slope = np.log(v[-1] / v[0]) / np.log(n[-1] / n[0])
+    small, large = np.argmin(n), np.argmax(n)
+    slope = np.log(v[large] / v[small]) / np.log(n[large] / n[small])
     power = Fraction(float(slope)).limit_denominator(MAX_DENOMINATOR)
     scaled = v * n ** -float(power)
     centre = float(np.median(scaled))

@@ -53,18 +53,29 @@ class Evaluator:
                 )
         revealed, values = gathered(leaves)
         avals = [aval_of(leaf) for leaf in leaves]
-        program, out_tree = self.program(tree, avals, leaves)
+        exact = revealed is not None and revealed.bank.law.exact
+        also = (revealed.bank.n,) if revealed is not None and exact else ()
+        program, out_tree = self.program(tree, avals, leaves, also)
         out, new = self.run(program, values, revealed)
         origins = _origins(program)
+        # A finite value needs no bank, and must not keep one alive.
         wrapped = [
-            LimitValue(value, aval, new, origin)
+            LimitValue(value, aval, None if _is_finite(value) else new, origin)
             for value, aval, origin in zip(out, program.out_avals, origins, strict=True)
         ]
         return jax.tree.unflatten(out_tree, wrapped)
 
-    def program(self, tree: Any, avals: list[Aval], leaves: list[Any]) -> tuple[Program, Any]:
+    def align(self, args: tuple[Any, ...], widths: Sequence[int]) -> None:
+        """Raise where the function is another program at one of these widths than in the limit."""
+        leaves, tree = jax.tree.flatten((args, {}))
+        self.program(tree, [aval_of(leaf) for leaf in leaves], leaves, tuple(widths))
+
+    def program(
+        self, tree: Any, avals: list[Aval], leaves: list[Any], also: tuple[int, ...] = ()
+    ) -> tuple[Program, Any]:
+        """The function read as a program, the same at the widths ``also``."""
         weaknesses = tuple(weak(leaf) for leaf in leaves)
-        key = (tree, tuple((a.shape, str(a.dtype)) for a in avals), weaknesses)
+        key = (tree, tuple((a.shape, str(a.dtype)) for a in avals), weaknesses, also)
         if key not in self.programs:
             sizes = [d.ratio for a in avals for d in a.shape if isinstance(d, Size)]
             multiple = math.lcm(1, *(ratio.denominator for ratio in sizes))
@@ -79,7 +90,7 @@ class Evaluator:
                     for a, w in zip(avals, weaknesses, strict=True)
                 ]
 
-            self.programs[key] = trace(flat, arguments, multiple)
+            self.programs[key] = trace(flat, arguments, multiple, also)
             lint(self.programs[key][0])
         return self.programs[key]
 
@@ -118,6 +129,10 @@ class Evaluator:
                 self.plans[key] = _planned(program, values, bank, decisions)
             except NeedDecision as need:
                 slots.append(need.slot)
+
+
+def _is_finite(value: Value) -> bool:
+    return isinstance(value, Tensor) and value.finite
 
 
 def _form(tree: Any) -> Any:

@@ -25,7 +25,7 @@ from tplimit.errors import (
 from tplimit.gaussian import deferred
 from tplimit.trace import Constant, Equation, Operand, Program, Slot
 from tplimit.values import Tensor, Value, exactly, tensor
-from tplimit.widths import Size
+from tplimit.widths import NEVER, NONE, Size
 
 Rule = Callable[..., Any]
 
@@ -306,12 +306,9 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
     axes = aval.width_axes
     array: Any = fitted.coefficient
     exponents, remainder = fitted.exponents, fitted.remainder
-    if ctx.exact and exponents.levels() not in ([Fraction(0)], []):
-        powers = np.asarray(exponents.map(lambda e: max(e, Fraction(-99))).array, dtype=float)
-        array = (np.asarray(array) * float(ctx.size(Size(Fraction(1)))) ** powers).astype(
-            array.dtype
-        )
-        return exactly(array)
+    if ctx.exact:
+        array, remainder = fitted.last, NONE
+        exponents = exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     if len(axes) == 1:
         array = np.broadcast_to(array, ctx.shape(aval.shape))
         return tensor(array, exponents, remainder, axes[0])

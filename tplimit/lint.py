@@ -39,7 +39,8 @@ def _check(equation: Equation, constant: Constant, *, inverse: bool) -> None:
             if abs(number - width ** float(power)) <= 1e-6 * number:
                 warnings.warn(
                     f"The number {float(value):.6g} looks like {width}**{power}, a power of a "
-                    f"fixed width; it does not change with the width, so it has no part in the limit.\n"
+                    "fixed width; it does not change with the width, so it is a plain number in "
+                    "the limit.\n"
                     f"operation: {equation}\nat: {equation.location}\n"
                     "Take the width from the shapes: x.shape[-1] ** -0.5.",
                     LimitWarning,

@@ -77,10 +77,10 @@ def comparison_figure(
     first = shown[0]
     for n in sorted(finite):
         _thin_lines(differences, finite[n][:, :, first] - limit[:, first], colours[n])
-    band = (end[:, first] - limit[:, first] for end in (low, high))
-    _line_with_band(differences, 0 * limit[:, first], *band, _INK)
+    below, above = (end[:, first] - limit[:, first] for end in (low, high))
+    _line_with_band(differences, 0 * limit[:, first], below, above, _INK)
     for axes, title in (
-        (curves, f"{label} {' and '.join(map(str, shown))}"),
+        (curves, f"{label} {' and '.join(map(str, sorted(shown)))}"),
         (differences, f"{label} {first}: finite width minus limit"),
     ):
         axes.set(xlabel="step", xlim=(0, max(steps, 1)))

@@ -100,7 +100,10 @@ class Program:
 
 
 def trace(
-    function: Callable[..., Any], arguments: Callable[[int], Sequence[Any]], multiple: int = 1
+    function: Callable[..., Any],
+    arguments: Callable[[int], Sequence[Any]],
+    multiple: int = 1,
+    also: Sequence[int] = (),
 ) -> tuple[Program, Any]:
     """Read ``function`` as a program.
 
@@ -108,6 +111,8 @@ def trace(
         function: takes a flat list of arrays, returns a pytree.
         arguments: abstract flat arguments (``jax.ShapeDtypeStruct``) at a width ``n``.
         multiple: every ``n`` used is a multiple of this (denominators of the widths' ratios).
+        also: further widths that must give the same program; numbers that depend on the width
+            are remembered as they are at the last of them.
 
     Returns: the program and the tree structure of the outputs.
 
@@ -117,17 +122,18 @@ def trace(
     traces: list[Any] = []
     trees: list[Any] = []
     widths: list[int] = []
-    for base in (*WIDTHS, *LARGE_WIDTHS):
-        n, inputs = base * multiple, arguments(base * multiple)
+    required = [base * multiple for base in WIDTHS] + list(also)
+    for n in required[: len(WIDTHS)] + [base * multiple for base in LARGE_WIDTHS] + list(also):
+        inputs = arguments(n)
         try:
             jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*inputs)
         except (OverflowError, MemoryError):
-            if base in WIDTHS:
+            if n in required:
                 raise
             continue
         except (TypeError, ValueError) as error:
             raise _shape_error(error, inputs) from error
-        if base in LARGE_WIDTHS and len(jaxpr.eqns) > 2 * len(traces[0].eqns):
+        if n not in required and len(jaxpr.eqns) > 2 * len(traces[0].eqns):
             continue
         traces.append(jaxpr)
         trees.append(jax.tree.structure(shape))
@@ -217,7 +223,7 @@ class _Builder:
             data = [np.asarray(jax.random.key_data(value)) for value in values]
             if any(not np.array_equal(data[0], other) for other in data[1:]):
                 raise NoLimitError("A random key depends on the width.", location=where)
-            return Constant(Fitted(values[0], ZERO, NONE), aval)
+            return Constant(Fitted(values[0], ZERO, NONE, values[0]), aval)
         arrays = [np.asarray(value) for value in values]
         if aval.width_axes:
             arrays = [_one_coordinate(array, aval, where) for array in arrays]

@@ -7,7 +7,7 @@ classes are part of the compilation key; arrays are not.
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -187,6 +187,15 @@ def leading(function: Callable[..., Any]) -> Callable[..., Any]:
         Fraction(1, 1)
     """
     return _transformed(function, to_leading)
+
+
+def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> None:
+    """Check that ``function`` is the same program at the given widths as in the limit.
+
+    Raises:
+        NoLimitError, WidthError: naming the line where it is not, such as ``if n > 1000``.
+    """
+    _evaluator(function).align(args, widths)
 
 
 def raw(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -185,6 +185,17 @@ class Size:
 Dim = int | Size
 
 
+def _exact(array: np.ndarray) -> np.ndarray:
+    """Exponents as fractions, whatever numbers they were given as."""
+    if array.ndim == 0:
+        value = array.item()
+        plain = isinstance(value, Fraction) or value in (NEVER, -NEVER)
+        return array if plain else np.asarray(Fraction(value), dtype=object)
+    return np.asarray(
+        np.frompyfunc(lambda v: _exact(np.asarray(v, object)).item(), 1, 1)(array), object
+    )
+
+
 class Exponents:
     """Exponents of the entries of an array: one for all, or one per entry.
 
@@ -196,7 +207,7 @@ class Exponents:
     array: np.ndarray
 
     def __init__(self, values: Any) -> None:
-        array = np.asarray(values, dtype=object)
+        array = _exact(np.asarray(values, dtype=object))
         if array.ndim and array.size:
             first = array.flat[0]
             if all(value == first for value in array.flat):

@@ -60,9 +60,14 @@ def permuted(value: Value, order: list[int]) -> Value:
         return None if array is None else jnp.transpose(array, order)
 
     return tensor(
-        move(value.coefficient), _transposed(value.exponents, order),
-        _transposed(value.remainder, order), axis, value.space, move(value.noise), move(value.zeros),
-    )  # fmt: skip
+        move(value.coefficient),
+        _transposed(value.exponents, order),
+        _transposed(value.remainder, order),
+        axis,
+        value.space,
+        move(value.noise),
+        move(value.zeros),
+    )
 
 
 def _transposed(exponents: Exponents, order: list[int]) -> Exponents:
