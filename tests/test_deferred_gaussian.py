@@ -25,11 +25,11 @@ from scipy import stats
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.deferred import Law, NoiseRows, Store
 
-SHAPES = [(12, 12), (9, 16), (16, 9)]  # n_out, n_in
+SHAPES = [(5, 5), (9, 16), (16, 9)]  # n_out, n_in
 EXACT = Law(exact=True, tolerance=1e-24)
 LIMIT = Law(exact=False, tolerance=1e-6)
 
-BLOCK = 6
+BLOCK = 8
 """Rows per compiled query; smaller blocks are padded with zero rows, which reveal nothing."""
 
 compiled = jax.jit(deferred.query, static_argnames="law")
@@ -104,17 +104,17 @@ def fresh(key: jax.Array, n_out: int, n_in: int, capacity: int = 72) -> Deferred
 
 
 def adaptive(matrix: Any, x: jax.Array) -> list[jax.Array]:
-    """A network that meets its matrix six times: blocks, corrections, repeated and dependent rows.
+    """A network that meets its matrix four times: blocks, dependent rows, corrections.
 
-    `x` is `(3, n_in)`. Every input from the second on depends on the answers before it.
+    `x` is `(3, n_in)`. Every input from the second on depends on the answers before it, and the
+    third product repeats a known row and a combination of known rows.
     """
     h = matrix.forward(x)
     g = matrix.transposed(jnp.tanh(h[:2]))
-    again = matrix.forward(jnp.stack([x[1], x[0] - 2 * x[2]]))  # known: nothing is revealed
-    z = matrix.forward(jnp.tanh(g) + x[:2])
+    mixed = jnp.stack([x[1], x[0] - 2 * x[2]])
+    z = matrix.forward(jnp.concatenate([jnp.tanh(g) + x[:2], mixed]))
     back = matrix.transposed(jnp.stack([z[0] * h[0], h[0], jnp.tanh(h[0])]))
-    last = matrix.forward(back[:1] - g[:1])
-    return [h, g, again, z, back, last]
+    return [h, g, z, back]
 
 
 def rows_of_all_sizes(key: jax.Array, n: int) -> jax.Array:
@@ -188,7 +188,7 @@ def test_rank_deficient_blocks_reveal_their_rank(key: jax.Array) -> None:
     assert int(matrix.store.r) == 2
     np.testing.assert_allclose(image, mixing @ image[:2], rtol=0, atol=1e-13)
     assert not np.any(np.asarray(image[4]))
-    np.testing.assert_array_equal(matrix.forward(jnp.zeros((3, 16))), jnp.zeros((3, 20)))
+    np.testing.assert_array_equal(matrix.forward(jnp.zeros((3, 16))), jnp.zeros((3, 9)))
     assert (int(matrix.store.r), int(matrix.store.t)) == (2, 0)
 
 
@@ -220,9 +220,9 @@ def test_full_span(key: jax.Array, n_out: int, n_in: int) -> None:
 
 
 def test_a_block_wider_than_the_space(key: jax.Array) -> None:
-    matrix = fresh(key, 4, 3)
-    matrix.forward(jax.random.normal(jax.random.key(1), (10, 3)))
-    assert int(matrix.store.r) == 3
+    matrix = fresh(key, 5, 5)
+    matrix.forward(jax.random.normal(jax.random.key(1), (BLOCK, 5)))
+    assert int(matrix.store.r) == 5
     asked = list(matrix.asked)
     assert_explained(revealed(matrix), asked, 1e-11)
 
@@ -241,7 +241,7 @@ def test_adjoint_identity(key: jax.Array, law: Law, n_out: int, n_in: int) -> No
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_float32_keeps_its_bases_orthonormal(key: jax.Array, exact: bool) -> None:
     """Nearly dependent histories, as training makes them: 40 blocks that drift slowly.
 
@@ -272,13 +272,13 @@ SEEDS = 4000
 
 def measured(matrix: Any, x: jax.Array) -> jax.Array:
     """Sixteen statistics of `adaptive`: entries, inner products (with corrections), moments."""
-    h, g, again, z, back, last = adaptive(matrix, x)
+    h, g, z, back = adaptive(matrix, x)
     return jnp.stack(
         [
-            h[0, 0], g[1, 1], z[1, 2], back[0, 0], last[0, 1],
-            jnp.mean(h * h), jnp.mean(g * g), jnp.mean(z * z), jnp.mean(last * last),
-            jnp.mean(z[0] * h[0]), jnp.mean(last[0] * h[0]), jnp.mean(back[0] * g[0]),
-            jnp.mean(again[1] * z[1]), jnp.mean(z**3), jnp.mean(z**4), jnp.mean(back[2] ** 4),
+            h[0, 0], g[1, 1], z[1, 2], z[3, 0], back[0, 0],
+            jnp.mean(h * h), jnp.mean(g * g), jnp.mean(z * z), jnp.mean(back * back),
+            jnp.mean(z[0] * h[0]), jnp.mean(z[1] * h[0]), jnp.mean(back[0] * g[0]),
+            jnp.mean(z[2] * z[1]), jnp.mean(z**3), jnp.mean(z[:2] ** 4), jnp.mean(back[2] ** 4),
         ]
     )  # fmt: skip
 
@@ -307,7 +307,7 @@ def samples(request: pytest.FixtureRequest) -> Samples:
         x = jax.random.normal(jax.random.key(1), (3, n_in))
 
         def run(key: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-            matrix = fresh(key, n_out, n_in, capacity=n_in + n_out + 2 * BLOCK)
+            matrix = fresh(key, n_out, n_in, capacity=3 * BLOCK)
             matrix.keep = keep
             return measured(matrix, x), revealed(matrix).ravel()
 
@@ -362,8 +362,18 @@ def test_without_the_correction_the_law_is_another(samples: Samples) -> None:
 # Noise of the limit -------------------------------------------------------------------------------
 
 
-def test_limit_rows_are_matched(key: jax.Array) -> None:
-    """Fresh rows: mean 0, orthonormal to each other, to initial vectors and to other stores."""
+@pytest.mark.parametrize(
+    ("function", "bound"), [(jnp.zeros_like, 1e-12), (jnp.square, 0.02)], ids=["linear", "square"]
+)
+def test_limit_rows_are_matched(
+    key: jax.Array, function: Callable[[jax.Array], jax.Array], bound: float
+) -> None:
+    """Fresh rows: mean 0, orthonormal to each other, to initial vectors and to other stores.
+
+    To round-off in a linear program, where all known directions are combinations of noise rows;
+    else far better than the `1/sqrt(M)` = 0.05 of unmatched rows (the maximum of some hundred
+    overlaps would be 0.15): alternating projections stop after a few sweeps.
+    """
     M = 400
     ones = NoiseRows(jnp.ones((1, M)), jnp.asarray(1))
     first = NoiseRows(noise.joint_rows(jax.random.key(3), 4, M, ones.rows.dtype), jnp.asarray(4))
@@ -376,28 +386,32 @@ def test_limit_rows_are_matched(key: jax.Array) -> None:
     matrix = Deferred(fresh(key, M, M).store, LIMIT, (ones, first, others))
     for i in range(3):
         h = matrix.forward(jax.random.normal(jax.random.key(10 + i), (3, M)))
-        matrix.transposed(jnp.tanh(h[:2]))
+        matrix.transposed(h[:2] + function(h[:2]))
     store = matrix.store
     r, t = int(store.r), int(store.t)
     assert (r, t) == (9, 6)
     for rows, count in ((store.Z, r), (store.H, t)):
-        assert_orthonormal(rows, count, 1e-6)
+        assert_orthonormal(rows, count, bound)
         for known in (ones, first, others):
-            assert overlap(rows, known.rows) < 1e-6
+            assert overlap(rows, known.rows) < bound
     # Mandatory: no component on the directions that were known when the row was drawn.
     assert overlap(store.Z[3:6], store.P[:2]) < 1e-10
     assert overlap(store.H[2:4], store.Q[:6]) < 1e-10
 
 
 def test_directions_below_the_tolerance_are_dropped(key: jax.Array) -> None:
-    """A residual of relative second moment 1e-8 is dropped at tolerance 1e-6, kept at 1e-10."""
+    """At tolerance 1e-6 a residual of relative second moment 1e-8 is dropped, 1e-4 is kept.
+
+    Relative to the row it comes from, however large or small that row is.
+    """
     x = jax.random.normal(key, (2, 100))
-    rows = jnp.stack([x[0], 1e3 * (x[0] + 1e-4 * x[1])])
-    for tolerance, rank in ((1e-6, 1), (1e-10, 2)):
-        matrix = Deferred(fresh(key, 100, 100).store, Law(exact=False, tolerance=tolerance))
-        image = matrix.forward(rows)
-        assert int(matrix.store.r) == rank
-        np.testing.assert_allclose(image[1], 1e3 * image[0], rtol=0, atol=1.0)
+    for share, rank in ((1e-4, 1), (1e-2, 2)):
+        for size in (1e-5, 1.0, 1e5):
+            matrix = Deferred(fresh(key, 100, 100).store, LIMIT)
+            image = matrix.forward(jnp.stack([x[0], size * (x[0] + share * x[1])]))
+            assert int(matrix.store.r) == rank
+            error = image[1] / size - image[0]
+            assert float(jnp.sqrt(jnp.mean(error**2))) < 2 * share
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])

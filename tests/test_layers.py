@@ -140,7 +140,7 @@ def test_import_changes_no_setting() -> None:
     script = """
 import jax, matplotlib, numpy as np
 def settings():
-    return dict(jax.config.values), dict(matplotlib.rcParams), np.geterr()
+    return dict(jax.config.values), matplotlib.rcParams.copy(), np.geterr()
 before = settings()
 import tplimit
 import tplimit.cli

@@ -114,14 +114,18 @@ def _report(study: Study, out: Path) -> None:
         seconds = time.monotonic() - start
     except (LimitError, ValueError, ModuleNotFoundError) as error:
         # The message is for the user; a traceback would only hide it.
-        Console(stderr=True).print(f"tplimit: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(
+            f"tplimit: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(1) from error
     console.print(comparison.table())
     figure = comparison.plot(out / "comparison.png", label="f at test point")
     result = out / "result.json"
     record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.summary()}
     result.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    console.print(f"{seconds:.0f} s; figure: {figure}; numbers: {result}", markup=False)
+    console.print(
+        f"{seconds:.0f} s; figure: {figure}; numbers: {result}", markup=False, soft_wrap=True
+    )
 
 
 def _parse_widths(text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from tplimit.plotting import comparison_figure, save_figure
 from tplimit.sampling import inf
 from tplimit.training import Step, train
 from tplimit.trajectory import Trajectory
+from tplimit.transforms import align
 
 __all__ = ["Comparison", "compare"]
 
@@ -334,6 +335,8 @@ def compare(
 
     # The limit first: a program without one is refused before hours of finite networks.
     limit = run(inf, replicates, 0)
+    if not isinstance(batches, Mapping) and not hasattr(batches, "shape"):
+        align(step, limit.state, batches[0], widths=widths)
     return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)})
 
 

@@ -243,12 +243,16 @@ def _train_limit(
             for batch in batches:
                 state, seen = look(state)
                 state, output = advance_state(state, batch)
-                observations.append(seen)
-                outputs.append(output)
+                # Numbers at once, so that a program without a limit is refused at its first step.
+                observations.append((_limits(seen), _exponents(seen)))
+                outputs.append((_limits(output), _exponents(output)))
                 advance("training")
-            observations.append(look(state)[1])
-            pieces.append(Records(_limits(outputs), _limits(observations)))
-            exponents.append(Records(_exponents(outputs), _exponents(observations)))
+            seen = look(state)[1]
+            observations.append((_limits(seen), _exponents(seen)))
+            numbers = [_stack([value for value, _ in r], axis=1) for r in (outputs, observations)]
+            largest = [jax.tree.map(_largest, *[e for _, e in r]) for r in (outputs, observations)]
+            pieces.append(Records(*numbers))
+            exponents.append(Records(*largest))
     return Trajectory(_join(pieces), _largest_of(exponents), width, state)
 
 
@@ -267,14 +271,13 @@ def _observer(observe: Any, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
     return lambda state: (state, forget(state))
 
 
-def _limits(records: list[Any]) -> Any:
-    """Records of one replicate as arrays with axes (1, step, ...)."""
-    values = [jax.tree.map(lambda leaf: np.array(to_limit(leaf))[None], r) for r in records]
-    return _stack(values, axis=1)
+def _limits(record: Any) -> Any:
+    """A record of one replicate as arrays with axes (1, ...)."""
+    return jax.tree.map(lambda leaf: np.array(to_limit(leaf))[None], record)
 
 
-def _exponents(records: list[Any]) -> Any:
-    return jax.tree.map(_largest, *[jax.tree.map(exponent_of, r) for r in records])
+def _exponents(record: Any) -> Any:
+    return jax.tree.map(exponent_of, record)
 
 
 def _largest(*exponents: Any) -> Any:
