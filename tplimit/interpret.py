@@ -66,14 +66,18 @@ class Rules:
         return Rules(dict(self.rules), dict(self.refused))
 
     def describe(self) -> str:
-        """A Markdown table of the supported operations."""
-        lines = ["| primitive | rule |", "| --- | --- |"]
-        entries = [
-            (p.name, (r.__doc__ or "").strip().splitlines()[0]) for p, r in self.rules.items()
-        ]
+        """A Markdown table of the supported and the refused operations."""
+        entries = [(p.name, _summary(rule)) for p, rule in self.rules.items()]
         entries += [(p.name, f"refused: {why}") for p, why in self.refused.items()]
+        lines = ["| primitive | rule |", "| --- | --- |"]
         lines += [f"| `{name}` | {text} |" for name, text in sorted(entries)]
         return "\n".join(lines)
+
+
+def _summary(rule: Rule) -> str:
+    """First paragraph of a rule's docstring, on one line."""
+    first = (rule.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(first.split())
 
 
 RULES = Rules()

@@ -9,6 +9,7 @@ import numpy as np
 
 from tplimit import algebra
 from tplimit.gaussian import noise
+from tplimit.gaussian.deferred import core_product
 from tplimit.interpret import Context
 from tplimit.values import (
     Core,
@@ -250,15 +251,10 @@ def _apply_gaussian(
 
 
 def _apply_core(ctx: Context, core: Core, rows: Any) -> Any:
-    """``P^T K Q x / n``. New directions are orthogonal to all of ``K``'s, so coordinates from a
-    query of the same rows serve as well."""
     assert ctx.bank is not None
     view = ctx.bank.view(core.store, core.transposed)
-    coordinates = ctx.recall(core.store, core.transposed, rows)
-    if coordinates is None:
-        coordinates = noise.inner(rows, view.Q)
     kernel = core.core.T if core.transposed else core.core
-    return (coordinates @ kernel.T) @ view.P
+    return core_product(kernel, view, rows, ctx.recall(core.store, core.transposed, rows))
 
 
 def absorbed(ctx: Context, value: Matrices) -> Matrices:

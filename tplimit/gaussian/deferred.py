@@ -29,7 +29,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int, Key
 
 from tplimit.gaussian import noise
 
@@ -39,14 +40,14 @@ from tplimit.gaussian import noise
 class Store:
     """What has been revealed of one Gaussian matrix (see the module's text)."""
 
-    Q: jax.Array
-    Z: jax.Array
-    P: jax.Array
-    H: jax.Array
-    r: jax.Array
-    t: jax.Array
-    key_Z: jax.Array
-    key_H: jax.Array
+    Q: Float[Array, "c n_in"]
+    Z: Float[Array, "c n_out"]
+    P: Float[Array, "c n_out"]
+    H: Float[Array, "c n_in"]
+    r: Int[Array, ""]
+    t: Int[Array, ""]
+    key_Z: Key[Array, ""]
+    key_H: Key[Array, ""]
 
     @property
     def T(self) -> "Store":
@@ -76,12 +77,14 @@ class Law(NamedTuple):
 class Answer(NamedTuple):
     """Image of a block of rows, the store that remembers the query, coordinates of the rows."""
 
-    image: jax.Array  # (B, n_out): G x / sqrt(n_in)
+    image: Float[Array, "b n_out"]  # G x / sqrt(n_in)
     store: Store
-    coordinates: jax.Array  # (B, C): <Q, x> including the new directions
+    coordinates: Float[Array, "b c"]  # <Q, x>, the new directions included
 
 
-def empty_store(key: jax.Array, n_out: int, n_in: int, capacity: int, dtype: jnp.dtype) -> Store:
+def empty_store(
+    key: Key[Array, ""], n_out: int, n_in: int, capacity: int, dtype: jnp.dtype
+) -> Store:
     """A Gaussian matrix of which nothing has been revealed yet."""
     key_Z, key_H = jax.random.split(key)
     inputs = jnp.zeros((capacity, n_in), dtype)
@@ -99,7 +102,9 @@ def grown(store: Store, capacity: int) -> Store:
     return replace(store, **stacks)
 
 
-def directions(residual: jax.Array, scale: jax.Array, tolerance: float) -> tuple[jax.Array, ...]:
+def directions(
+    residual: Float[Array, "b n"], scale: Float[Array, " b"], tolerance: float
+) -> tuple[Float[Array, "b n"], Bool[Array, " b"]]:
     """Rank-revealing orthonormal basis of the rows of ``residual``.
 
     Rows are compared with ``scale`` (the root-mean-square of the row each comes from), so that
@@ -125,11 +130,13 @@ def directions(residual: jax.Array, scale: jax.Array, tolerance: float) -> tuple
 class NoiseRows(NamedTuple):
     """A stack of earlier noise rows of a space: ``(C, M)``, of which ``used`` are not zero."""
 
-    rows: jax.Array
-    used: jax.Array
+    rows: Float[Array, "c m"]
+    used: Int[Array, ""]
 
 
-def query(store: Store, x: jax.Array, law: Law, earlier: Sequence[NoiseRows] = ()) -> Answer:
+def query(
+    store: Store, x: Float[Array, "b n_in"], law: Law, earlier: Sequence[NoiseRows] = ()
+) -> Answer:
     """``G x / sqrt(n_in)`` for the rows of ``x`` ``(B, n_in)``, remembering what it revealed.
 
     Args:
@@ -164,8 +171,8 @@ def query(store: Store, x: jax.Array, law: Law, earlier: Sequence[NoiseRows] = (
 
 
 def _fresh(
-    store: Store, count: int, kept: jax.Array, law: Law, earlier: Sequence[NoiseRows]
-) -> jax.Array:
+    store: Store, count: int, kept: Bool[Array, " b"], law: Law, earlier: Sequence[NoiseRows]
+) -> Float[Array, "b n_out"]:
     size = store.Z.shape[1]
     z = noise.draw(store.key_Z, store.r, count, size, store.Z.dtype, law.kind)
     if law.exact:
@@ -175,6 +182,16 @@ def _fresh(
     return noise.match(z, kept, store.P, stacks, used)
 
 
-def core_product(core: jax.Array, store: Store, x: jax.Array) -> jax.Array:
-    """``(P^T K Q) x / n_in`` for rows ``x``: a trained update kept as a core ``K`` ``(C, C)``."""
-    return (noise.inner(x, store.Q) @ core.T) @ store.P
+def core_product(
+    core: Float[Array, "c c"],
+    store: Store,
+    x: Float[Array, "b n_in"],
+    coordinates: Float[Array, "b c"] | None = None,
+) -> Float[Array, "b n_out"]:
+    """``(P^T K Q) x / n_in`` for rows ``x``: a trained update kept as a core ``K``.
+
+    ``coordinates``, where a query of the same rows has them already, may include directions newer
+    than those of ``K``: all of these are orthogonal to ``K``'s.
+    """
+    c = noise.inner(x, store.Q) if coordinates is None else coordinates
+    return (c @ core.T) @ store.P

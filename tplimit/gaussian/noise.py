@@ -9,7 +9,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int, Key
 
 NoiseKind = Literal["random"]
 NOISE_KINDS: tuple[str, ...] = ("random",)
@@ -22,8 +23,13 @@ _SWEEPS = 3
 
 
 def draw(
-    key: jax.Array, start: jax.Array, count: int, size: int, dtype: jnp.dtype, kind: str = "random"
-) -> jax.Array:
+    key: Key[Array, ""],
+    start: Int[Array, ""],
+    count: int,
+    size: int,
+    dtype: jnp.dtype,
+    kind: str = "random",
+) -> Float[Array, "count size"]:
     """Rows ``start, ..., start + count - 1`` of the noise named by ``key``: ``(count, size)``.
 
     Row ``i`` depends on ``(key, i)`` only, so that a query is a pure function of its store.
@@ -34,18 +40,18 @@ def draw(
     return jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
 
 
-def inner(a: jax.Array, b: jax.Array) -> jax.Array:
+def inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, "r s"]:
     """``<a, b> = mean(a b)`` of all pairs of rows: ``(r, M), (s, M) -> (r, s)``."""
     # The stack first: on CPUs this order of the product is three times faster.
     return (b @ a.T).T / a.shape[-1]
 
 
-def remove(z: jax.Array, basis: jax.Array) -> jax.Array:
+def remove(z: Float[Array, "b m"], basis: Float[Array, "t m"]) -> Float[Array, "b m"]:
     """Remove from the rows of ``z`` their components on the orthonormal rows of ``basis``."""
     return z - inner(z, basis) @ basis
 
 
-def orthonormalise(z: jax.Array, keep: jax.Array) -> jax.Array:
+def orthonormalise(z: Float[Array, "b m"], keep: Bool[Array, " b"]) -> Float[Array, "b m"]:
     """Symmetric orthonormalisation ``(<z, z>)^(-1/2) z`` of the rows marked in ``keep``.
 
     Rows not kept come back as zeros. The symmetric root changes the rows least and favours none.
@@ -61,12 +67,12 @@ def orthonormalise(z: jax.Array, keep: jax.Array) -> jax.Array:
 
 
 def match(
-    z: jax.Array,
-    keep: jax.Array,
-    known: jax.Array,
-    noise_rows: Sequence[jax.Array],
-    used: jax.Array,
-) -> jax.Array:
+    z: Float[Array, "b m"],
+    keep: Bool[Array, " b"],
+    known: Float[Array, "t m"],
+    noise_rows: Sequence[Float[Array, "_ m"]],
+    used: Int[Array, ""],
+) -> Float[Array, "b m"]:
     """Moment matching: make fresh rows orthonormal to each other and to all earlier noise rows.
 
     Args:
@@ -89,7 +95,9 @@ def match(
     return jnp.where(room, matched, plain)
 
 
-def joint_rows(key: jax.Array, count: int, size: int, dtype: jnp.dtype) -> jax.Array:
+def joint_rows(
+    key: Key[Array, ""], count: int, size: int, dtype: jnp.dtype
+) -> Float[Array, "count size"]:
     """``count`` noise rows, zero-mean and orthonormal where ``size`` leaves room for it."""
     z = draw(key, jnp.asarray(0), count, size, dtype)
     ones = jnp.ones((1, size), dtype)

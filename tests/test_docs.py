@@ -1,0 +1,26 @@
+"""The README's code runs as printed, and generated pages are current."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme_code_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    finite, infinite = map(float, printed.splitlines()[0].split())
+    assert abs(finite - infinite) < 0.05
+    assert "slope" in printed
+
+
+def test_the_table_of_operations_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "operations.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python docs/operations.py"
