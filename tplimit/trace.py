@@ -24,6 +24,9 @@ WIDTHS = (5760, 5760, 13440, 40320)
 #: Widths exact in float32, to catch thresholds such as ``min(n, 10000)``.
 LARGE_WIDTHS = (1_050_240, 16_775_040)
 
+#: Primitives whose jaxprs the interpreter enters; others (a scatter's addition) keep theirs.
+_CONTROL_FLOW = ("scan", "while", "cond")
+
 _T = TypeVar("_T")
 
 
@@ -287,8 +290,9 @@ class _Builder:
             self.aval([var.aval for var in variables], where)
             for variables in zip(*(equation.outvars for equation in equations), strict=True)
         )
+        inside = equations[0].primitive.name in _CONTROL_FLOW
         params = {
-            name: self.param(name, [equation.params[name] for equation in equations], where)
+            name: self.param(name, [e.params[name] for e in equations], where, inside)
             for name in equations[0].params
         }
         outputs = tuple(self.slot(aval) for aval in avals)
@@ -300,14 +304,16 @@ class _Builder:
         )
         return list(outputs)
 
-    def param(self, name: str, values: Sequence[Any], where: Location | None) -> Any:
+    def param(
+        self, name: str, values: Sequence[Any], where: Location | None, inside: bool
+    ) -> Any:
         first = values[0]
         if _jax.is_jaxpr(first):
-            return _program(values, self.widths, where)
+            return _program(values, self.widths, where) if inside else first
         if isinstance(first, (tuple, list)) and all(type(v) is type(first) for v in values):
             if any(len(v) != len(first) for v in values):
                 raise _disagreement(f"the parameter {name}", where)
-            parts = [self.param(name, list(vs), where) for vs in zip(*values, strict=True)]
+            parts = [self.param(name, list(vs), where, inside) for vs in zip(*values, strict=True)]
             return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
             return self.fitted(fit_dim, f"The parameter {name}", [int(v) for v in values], where)
