@@ -17,6 +17,10 @@ from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
 #: A mean of particles counts as zero when it is below this many of its standard errors.
 ZERO_SIGMAS = 5.0
 
+NEXT_TERM = (
+    "The next term of the expansion in the width decides, which this version does not compute."
+)
+
 #: A term that only leads above this width does not lead in any network.
 WIDTH_OF_NETWORKS = 1e6
 
@@ -84,10 +88,18 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
-    noise = _total(a.noise, b.noise)
+    noise = _total(aligned_noise(a, exponents), aligned_noise(b, exponents))
     if noise is not None:
         noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
     return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+
+
+def aligned_noise(value: Tensor, exponents: Exponents) -> Any:
+    """Noise of the coefficient that ``aligned`` gives."""
+    if value.noise is None or value.exponents == exponents:
+        return value.noise
+    same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
+    return jnp.where(same, value.noise, 0) if same.any() else None
 
 
 def aligned(value: Tensor, exponents: Exponents) -> Any:
@@ -129,7 +141,7 @@ def product_noise(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> 
     return _total(first, second)
 
 
-def _finite_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
+def pointwise_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
     if value.noise is None:
         return None
     tangent = jnp.broadcast_to(value.noise, jnp.shape(value.coefficient))
@@ -147,23 +159,68 @@ def known(ctx: Context, value: Tensor, what: str) -> None:
         )
 
 
+def not_finite(value: Tensor) -> bool:
+    """Whether it is a constant of NaN or infinite entries only."""
+    constant = value.constant
+    if constant is None or constant.dtype.kind != "f" or not constant.size:
+        return False
+    return not np.any(np.isfinite(constant))
+
+
+def infinite(value: Tensor) -> int:
+    """1 for a constant that is plus infinity everywhere, -1 for minus infinity, else 0."""
+    constant = value.constant
+    if not not_finite(value) or constant is None or np.any(np.isnan(constant)):
+        return 0
+    return int(np.sign(constant.flat[0])) if np.all(constant == constant.flat[0]) else 0
+
+
+def order_one(value: Tensor) -> bool:
+    """Whether every entry is of order 1 or exactly zero."""
+    return all(level in (0, NEVER) for level in value.exponents.levels())
+
+
+def plain(value: Tensor) -> bool:
+    """Whether it is an ordinary finite array: exact, of order 1, free of sampling error."""
+    return value.finite and value.exact and value.noise is None and order_one(value)
+
+
+def not_zero(ctx: Context, value: Tensor, what: str) -> None:
+    """Check, when the run is over, that no leading coefficient vanishes save exact zeros."""
+    if value.exact and value.noise is None:
+        return
+    error = ctx.error(
+        f"{what} a value whose leading coefficient is zero within the sampling error.",
+        CancellationError,
+        NEXT_TERM,
+    )
+    size = jnp.abs(value.coefficient)
+    zero = size == 0 if value.noise is None else size <= ZERO_SIGMAS * value.noise
+    if value.zeros is not None:
+        zero = zero & ~value.zeros
+    ctx.check(~jnp.any(zero), error)
+
+
 def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
     """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
+    exponents = value.exponents.times(p)
     if p < 0:
         known(ctx, value, "Dividing by")
-        if value.exponents.max() == NEVER:
-            ctx.fail("Division by a value that is exactly zero.", CancellationError)
-    exponents = value.exponents.times(p)
+        not_zero(ctx, value, "Division by")
+        # An exact zero gives infinity, as everywhere.
+        exponents = value.exponents.map(lambda e: Fraction(0) if e == NEVER else e * p)
 
     def left(e: Exponent, rho: Exponent) -> Exponent:
         if rho == NEVER:
             return NEVER
-        return rho * p if e == NEVER else e * p + (rho - e)
+        if e == NEVER or 0 < p < 1:  # a root of an entry that happens to vanish
+            return rho * p
+        return e * p + (rho - e)
 
     remainder = value.exponents.map(left, value.remainder)
     return tensor(
         fn(value.coefficient), exponents, remainder, value.axis, value.space,
-        _finite_noise(fn, value), value.zeros if p > 0 else None,
+        pointwise_noise(fn, value), value.zeros if p > 0 else None,
     )  # fmt: skip
 
 
@@ -204,12 +261,12 @@ def apply_function(
     At exponent 0 it acts on the coefficient; below, its Taylor expansion at 0 gives the first
     non-vanishing term; above, it goes to its limits at plus and minus infinity, if it has them.
     """
-    if value.remainder.max() > 0:
+    if value.remainder.max() > 0 and value.exponents.max() <= 0:
         ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
     if value.exponents == ZERO:
         return tensor(
             fn(value.coefficient), ZERO, value.remainder, value.axis, value.space,
-            _finite_noise(fn, value), _kept_zeros(fn, value),
+            pointwise_noise(fn, value), _kept_zeros(fn, value),
         )  # fmt: skip
     parts = []
     for level in value.exponents.levels():
@@ -233,7 +290,7 @@ def _at_level(
 ) -> Tensor:
     c, rho = value.coefficient, value.remainder
     if level == 0:
-        noise = _finite_noise(fn, value)
+        noise = pointwise_noise(fn, value)
         return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
     if level > 0:
         return _saturated(ctx, value, name, saturation, level)
@@ -262,7 +319,7 @@ def _at_level(
     def leading(x: Any) -> Any:
         return jnp.asarray(series[first], jnp.result_type(x)) * x**first
 
-    noise = None if first == 0 else _finite_noise(leading, value)
+    noise = None if first == 0 else pointwise_noise(leading, value)
     zeros = value.zeros if first > 0 else None
     return tensor(leading(c), exponents, remainder, value.axis, value.space, noise, zeros)
 
@@ -298,11 +355,12 @@ def signs_known(ctx: Context, value: Tensor, what: str) -> None:
     error = ctx.error(
         f"{what}: its leading coefficient is zero within the sampling error.",
         CancellationError,
-        "The next term of the expansion in the width decides, which this version does not compute.",
+        NEXT_TERM,
     )
-    if value.axis is None:
-        ctx.check(significant(value), error)
-    elif not value.exact:
+    if value.noise is not None and value.finite:
+        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise), error)
+    ctx.check(significant(value), error)
+    if value.axis is not None and not value.exact:
         zero = value.coefficient == 0
         if value.zeros is not None:
             zero = zero & ~value.zeros
@@ -358,6 +416,8 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     noise = None
     if not ctx.exact:
         noise = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
+        if value.noise is not None:
+            noise = noise + abs(factor) * jnp.mean(value.noise, axis=axis)
     exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)
     exponents, remainder = sum_exponents(ctx, exponents, remainder, gain)
     return tensor(coefficient, exponents, remainder, None, None, noise)

@@ -73,6 +73,10 @@ class UnsupportedOperationError(LimitError):
     """tplimit has no rule for the operation on these values."""
 
 
+class OpaqueAttributeError(LimitError, AttributeError):
+    """An attribute of an array was asked of an opaque limit value."""
+
+
 class LimitWarning(UserWarning):
     """The limit is well defined but probably not what is meant."""
 

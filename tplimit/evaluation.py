@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import matrices
+from tplimit.algebra import plain
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location
 from tplimit.interpret import Context, NeedDecision, evaluate
@@ -18,7 +19,7 @@ from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, wea
 from tplimit.lint import lint
 from tplimit.trace import Aval, Program, Slot, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
-from tplimit.widths import NEVER, Dim, Size
+from tplimit.widths import Dim, Size
 
 #: Rows that stores have room for at first.
 _CAPACITY = 64
@@ -189,7 +190,7 @@ def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray |
     by_slot = dict(zip(program.inputs, values, strict=True))
     for used in inputs:
         value = by_slot[used]
-        if not isinstance(value, Tensor) or not _computable(value):
+        if not isinstance(value, Tensor) or not plain(value):
             return None
     if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
         return None
@@ -201,12 +202,6 @@ def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray |
         return None
     assert isinstance(out, Tensor)
     return np.asarray(out.coefficient)
-
-
-def _computable(value: Tensor) -> bool:
-    """A finite input that is free of randomness and of powers of the width."""
-    plain = value.finite and value.exact and value.noise is None
-    return plain and all(level in (0, NEVER) for level in value.exponents.levels())
 
 
 def _with_room(revealed: Revealed, rows: dict[tuple[int, bool], int]) -> Revealed:

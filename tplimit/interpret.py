@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit._jax import Primitive
+from tplimit._jax import Primitive, is_key
 from tplimit.bank import Bank
 from tplimit.errors import (
     LimitError,
@@ -25,7 +25,7 @@ from tplimit.errors import (
 from tplimit.gaussian import deferred
 from tplimit.trace import Constant, Equation, Operand, Program, Slot
 from tplimit.values import Tensor, Value, exactly, tensor
-from tplimit.widths import NEVER, NONE, Size
+from tplimit.widths import NEVER, NONE, Exponents, Size
 
 Rule = Callable[..., Any]
 
@@ -41,13 +41,14 @@ class Rules:
     rules: dict[Primitive, Rule] = field(default_factory=dict)
     refused: dict[Primitive, str] = field(default_factory=dict)
 
-    def __call__(self, *primitives: Primitive) -> Callable[[Rule], Rule]:
-        """Decorator that enters a function as the rule of ``primitives``."""
+    def __call__(self, *primitives: Primitive | None) -> Callable[[Rule], Rule]:
+        """Decorator that enters a rule of ``primitives`` (None stands for one this JAX lacks)."""
 
         def enter(rule: Rule) -> Rule:
             for primitive in primitives:
-                self._new(primitive)
-                self.rules[primitive] = rule
+                if primitive is not None:
+                    self._new(primitive)
+                    self.rules[primitive] = rule
             return rule
 
         return enter
@@ -78,6 +79,15 @@ def _summary(rule: Rule) -> str:
     """First paragraph of a rule's docstring, on one line."""
     first = (rule.__doc__ or "").strip().split("\n\n")[0]
     return " ".join(first.split())
+
+
+def _folded(out: jax.Array) -> Any:
+    return out if is_key(out) or out.size > _FOLD_LIMIT else np.asarray(out)
+
+
+def _array(value: Any) -> Any:
+    """Anything as a JAX array; arrays (typed keys among them) as they are."""
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 RULES = Rules()
@@ -165,10 +175,8 @@ class Context:
         if concrete and sum(np.size(a) for a in arrays) <= _FOLD_LIMIT:
             with jax.ensure_compile_time_eval():
                 out = primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
-            if primitive.multiple_results:
-                return [np.asarray(o) for o in out]
-            return np.asarray(out) if out.size <= _FOLD_LIMIT else out
-        return primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
+            return [_folded(o) for o in out] if primitive.multiple_results else _folded(out)
+        return primitive.bind(*(_array(a) for a in arrays), **params)
 
     def rebind(self, *arrays: Any) -> Any:
         """The current equation's primitive on coefficients."""
@@ -359,6 +367,16 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
         arrays = [value.coefficient for value in values if isinstance(value, Tensor)]
         out = ctx.bind(primitive, *arrays, **equation.params)
         return [exactly(o) for o in (out if primitive.multiple_results else [out])]
+    if primitive.name.startswith("random_"):
+        raise ctx.error(
+            "A random key or its use depends on a width.",
+            NoLimitError,
+            "Derive keys from numbers that do not depend on the width; for random vectors use "
+            "parameters made with tp.normal.",
+        )
+    out = _on_finite(ctx, equation, values)
+    if out is not None:
+        return out
     if primitive in ctx.rules.refused:
         raise ctx.error(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
     raise ctx.error(
@@ -367,6 +385,39 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
         "Rewrite it with supported operations (tplimit.RULES.describe() lists them), or enter a "
         "rule: @tplimit.RULES(primitive).",
     )
+
+
+#: Continuous functions that are evaluated on finite arrays although their terms are not exact.
+_CONTINUOUS = frozenset(
+    ("sort", "cholesky", "triangular_solve", "eigh", "svd", "lu", "linear_solve")
+)
+
+
+def _on_finite(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
+    """A continuous function of finite arrays of order 1: acts on the coefficients."""
+    primitive = equation.primitive
+    tensors = [v for v in values if isinstance(v, Tensor) and v.finite]
+    if primitive.name not in _CONTINUOUS or len(tensors) < len(values):
+        return None
+    if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):
+        return None
+    remainder = Exponents(max(v.remainder.max() for v in tensors))
+    arrays = [jnp.asarray(v.coefficient) for v in tensors]
+    errors = [
+        jnp.zeros_like(a) if v.noise is None else v.noise
+        for a, v in zip(arrays, tensors, strict=True)
+    ]
+
+    def function(*inputs: Any) -> Any:
+        return ctx.bind(primitive, *inputs, **equation.params)
+
+    out, tangents = jax.jvp(function, tuple(arrays), tuple(errors))
+    several = primitive.multiple_results
+    pairs = zip(out, tangents, strict=True) if several else [(out, tangents)]
+    return [
+        tensor(o, remainder=remainder, noise=jnp.abs(t) if o.dtype.kind == "f" else None)
+        for o, t in pairs
+    ]
 
 
 def _plain(value: Value) -> bool:

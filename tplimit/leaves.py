@@ -5,9 +5,10 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tplimit.bank import Bank, merged
-from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location
+from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
 from tplimit.values import Core, Gaussian, Matrix, Tensor, Value, tensor
 
@@ -64,8 +65,22 @@ class LimitValue:
     def __repr__(self) -> str:
         return f"LimitValue({self._aval})"
 
+    @property
     def __jax_array__(self) -> NoReturn:
+        # A property: JAX asks for the attribute before it calls it, everywhere.
         raise LimitError(OPAQUE, advice=OPAQUE_ADVICE)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise OpaqueAttributeError(f"{OPAQUE} It has no {name!r}.", advice=OPAQUE_ADVICE)
+
+    def __reduce__(self) -> NoReturn:
+        raise LimitError(f"{OPAQUE} It cannot be pickled or copied.", advice=OPAQUE_ADVICE)
+
+    def __copy__(self) -> "LimitValue":
+        return self  # immutable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LimitValue":
+        return self
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise LimitError(OPAQUE, advice=OPAQUE_ADVICE)
@@ -91,6 +106,15 @@ for _name in [
     "neg",
     "pos",
     "abs",
+    "floordiv",
+    "rfloordiv",
+    "mod",
+    "rmod",
+    "divmod",
+    "and",
+    "or",
+    "xor",
+    "invert",
     "getitem",
     "len",
     "iter",
@@ -121,6 +145,7 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
     if len(tips) == 1:
         values = [leaf._value if isinstance(leaf, LimitValue) else _plain(leaf) for leaf in leaves]
         return tips[0], values
+    _refuse_equal_keys(tips)
     laws = {(tip.bank.n, tip.bank.law) for tip in tips}
     if len(laws) > 1:
         raise LimitError("Values sampled at different widths, samples or noise are combined.")
@@ -141,6 +166,19 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
             shift = shifts[place]
         values.append(_shifted(leaf._value, *shift))
     return Revealed(bank, Lineage(*(tip.lineage for tip in tips)), used), values
+
+
+def _refuse_equal_keys(tips: list[Revealed]) -> None:
+    """Two samples drawn with one key hold the same matrices twice, which has no meaning here."""
+    seen: set[bytes] = set()
+    for tip in tips:
+        own = {np.asarray(jax.random.key_data(s.key_Z)).tobytes() for s in tip.bank.stores}
+        if own & seen:
+            raise LimitError(
+                "Two samples that were drawn with the same key are combined.",
+                advice="Use one sample twice, or draw them with different keys.",
+            )
+        seen |= own
 
 
 def _tips(found: list[Revealed]) -> list[Revealed]:
@@ -191,13 +229,25 @@ def _plain(leaf: Any) -> Tensor:
     if isinstance(leaf, LimitValue):
         assert isinstance(leaf._value, Tensor)
         return leaf._value
-    return tensor(leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf))
+    return tensor(_as_array(leaf))
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    try:
+        return jnp.asarray(leaf)
+    except TypeError:
+        raise LimitError(
+            f"An argument of type {type(leaf).__name__} is no array.",
+            advice="Arguments are limit values, arrays and numbers; close over anything else.",
+        ) from None
 
 
 def aval_of(leaf: Any) -> Aval:
     if isinstance(leaf, LimitValue):
         return leaf._aval
-    shaped = jax.typeof(leaf) if isinstance(leaf, jax.Array) else jax.typeof(jnp.asarray(leaf))
+    shaped = jax.typeof(_as_array(leaf))
     return Aval(tuple(shaped.shape), shaped.dtype)
 
 

@@ -47,7 +47,8 @@ def constant(ctx: Context, rows: Size, columns: Size, value: Tensor) -> Matrix:
 def add(ctx: Context, a: Value, b: Value) -> Matrices:
     """Sum of two arrays with two width axes (or of one and a finite array)."""
     a, b = _both(ctx, a, b)
-    return Matrices(map_items(lambda x, y: sum_of(ctx, x, y), a.items, b.items), a.axes)
+    x, y = np.broadcast_arrays(a.items, b.items)
+    return Matrices(map_items(lambda x, y: sum_of(ctx, x, y), x, y), a.axes)
 
 
 def _both(ctx: Context, a: Value, b: Value) -> tuple[Matrices, Matrices]:
@@ -151,19 +152,77 @@ def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
 def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
     """Product entry by entry of a matrix array and a finite array constant along both widths."""
     if isinstance(a, Matrices) and isinstance(b, Matrices):
-        ones = _rank_one_constants(b)
-        if ones is None:
-            a, b = b, a
-            ones = _rank_one_constants(b)
-        if ones is None:
-            unsupported(ctx, "the product, entry by entry, with another matrix")
-        items = map_items(lambda m, factor: scale(ctx, m, factor), a.items, ones)
-        return Matrices(items, a.axes)
+        for first, second in ((a, b), (b, a)):
+            numbers = _rank_one_constants(second)
+            if numbers is not None:
+                x, y = np.broadcast_arrays(first.items, numbers)
+                return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), a.axes)
+        x, y = np.broadcast_arrays(a.items, b.items)
+        return Matrices(map_items(lambda m, f: _hadamard(ctx, m, f), x, y), a.axes)
     matrix, factor = (a, b) if isinstance(a, Matrices) else (b, a)
-    assert isinstance(matrix, Matrices) and isinstance(factor, Tensor)
-    if factor.axis is not None or factor.shape:
+    assert isinstance(matrix, Matrices)
+    assert isinstance(factor, Tensor)
+    if not factor.shape:
+        return scaled(ctx, matrix, factor)
+    if factor.axis is not None or len(factor.shape) != matrix.ndim:
         ctx.fail("A matrix and a vector are multiplied entry by entry without being broadcast.")
-    return scaled(ctx, matrix, factor)
+    numbers = np.empty(tuple(factor.shape[i] for i in matrix.finite_axes), dtype=object)
+    for index in np.ndindex(numbers.shape):
+        place = dict(zip(matrix.finite_axes, index, strict=True))
+        numbers[index] = entry(factor, tuple(place.get(i, 0) for i in range(matrix.ndim)))
+    x, y = np.broadcast_arrays(matrix.items, numbers)
+    return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), matrix.axes)
+
+
+def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
+    """``a[:, None] * b[None, :]``: a matrix of rank one."""
+    if len(a.shape) != 2:
+        ctx.fail("Vectors with different width axes are multiplied entry by entry.")
+    first, second = (a, b) if a.axis == 0 else (b, a)
+    if first.shape[1] != 1 or second.shape[0] != 1:
+        ctx.fail("Vectors with different width axes are multiplied entry by entry.")
+    assert ctx.equation is not None
+    rows, columns = ctx.equation.out_avals[0].shape
+    assert isinstance(rows, Size)
+    assert isinstance(columns, Size)
+    return Matrices(outer(ctx, first, second, rows, columns, 1), (0, 1))
+
+
+def entry(value: Tensor, index: tuple[int, ...]) -> Tensor:
+    """One entry of a finite array."""
+
+    def pick(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[index])
+
+    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)[index]
+    coefficient = jnp.asarray(value.coefficient)[index]
+    return tensor(coefficient, pick(value.exponents), pick(value.remainder), noise=noise)
+
+
+def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
+    """Product entry by entry of two low-rank matrices: the ranks multiply."""
+    if a.gaussians or a.cores or b.gaussians or b.cores:
+        unsupported(ctx, "the product, entry by entry, with another matrix")
+    parts = []
+    for x in a.low_rank:
+        for y in b.low_rank:
+            rows = (x.rows[:, None] * y.rows[None]).reshape(-1, x.rows.shape[1])
+            columns = (x.columns[:, None] * y.columns[None]).reshape(-1, x.columns.shape[1])
+            parts.append(LowRank(rows, columns, algebra.multiply(ctx, x.scale, y.scale)))
+    lost = [a.remainder + b.remainder]
+    lost += [a.remainder + _level(y) for y in b.low_rank]
+    lost += [b.remainder + _level(x) for x in a.low_rank]
+    out = zero(a.rows, a.columns)
+    for part in parts:
+        out = sum_of(ctx, out, replace(zero(a.rows, a.columns), low_rank=(part,)))
+    row_space = ctx.unify(a.row_space, b.row_space)
+    column_space = ctx.unify(a.column_space, b.column_space)
+    return replace(
+        out,
+        row_space=row_space,
+        column_space=column_space,
+        remainder=max(out.remainder, *lost),
+    )
 
 
 def _rank_one_constants(value: Matrices) -> np.ndarray | None:
@@ -226,7 +285,24 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     for part_value in parts[1:]:
         total = algebra.add(ctx, total, part_value)
     rest = total.remainder.maximum(*unknown)
-    return tensor(total.coefficient, total.exponents, rest, 1, matrix.row_space)
+    error = _image_noise(ctx, x, total.coefficient)
+    return tensor(total.coefficient, total.exponents, rest, 1, matrix.row_space, error)
+
+
+def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
+    """Standard error of an image from that of the vector: the same share of each row.
+
+    A matrix acts on a row as a whole, so only the size of the error counts, not its place.
+    """
+    if x.noise is None:
+        return None
+    errors = ctx.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
+    rows = ctx.rows(x)
+    size = jnp.mean(rows * rows, axis=1, keepdims=True)
+    share = jnp.sqrt(
+        jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
+    )
+    return share * jnp.abs(image)
 
 
 def _clt(ctx: Context, exponents: Exponents, remainder: Exponents) -> Exponents:
@@ -340,6 +416,19 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
 
 
 __all__ = [
-    "absorbed", "add", "apply", "constant", "multiply", "outer", "product", "scale", "scaled",
-    "select", "sum_of", "unsupported", "zero",
-]  # fmt: skip
+    "absorbed",
+    "add",
+    "apply",
+    "constant",
+    "crossed",
+    "entry",
+    "multiply",
+    "outer",
+    "product",
+    "scale",
+    "scaled",
+    "select",
+    "sum_of",
+    "unsupported",
+    "zero",
+]

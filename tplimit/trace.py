@@ -24,6 +24,8 @@ WIDTHS = (5760, 5760, 13440, 40320)
 #: Widths exact in float32, to catch thresholds such as ``min(n, 10000)``.
 LARGE_WIDTHS = (1_050_240, 16_775_040)
 
+_INT32_ROOT = 46340
+
 #: Primitives whose jaxprs the interpreter enters; others (a scatter's addition) keep theirs.
 _CONTROL_FLOW = ("scan", "while", "cond")
 
@@ -125,14 +127,22 @@ def trace(
     traces: list[Any] = []
     trees: list[Any] = []
     widths: list[int] = []
-    required = [base * multiple for base in WIDTHS] + list(also)
-    for n in required[: len(WIDTHS)] + [base * multiple for base in LARGE_WIDTHS] + list(also):
+    small = [base * multiple for base in WIDTHS]
+    longest = max((d for value in arguments(small[-1]) for d in value.shape), default=0)
+    if longest > _INT32_ROOT:  # products of two widths must stay below 2^31
+        small = [n // 6 for n in small]
+    required = [*small, *also]
+    for n in [*small, *(base * multiple for base in LARGE_WIDTHS), *also]:
         inputs = arguments(n)
         try:
             jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*inputs)
-        except (OverflowError, MemoryError):
+        except (OverflowError, MemoryError) as error:
             if n in required:
-                raise
+                raise NoLimitError(
+                    f"At a trial width of {n} the program fails: {error}",
+                    location=_jax.user_location(error),
+                    advice="Write lengths and their products as floats: x / float(n * n).",
+                ) from error
             continue
         except (TypeError, ValueError) as error:
             raise _shape_error(error, inputs) from error
@@ -171,7 +181,7 @@ def _program(jaxprs: Sequence[Any], widths: tuple[int, ...], where: Location | N
     out_avals = tuple(builder.aval_of(out) for out in outputs)
     needed = {out for out in outputs if isinstance(out, Slot)}
     equations: list[Equation] = []
-    for equation in reversed(builder.equations):
+    for equation in reversed(builder.known.values()):
         if needed.intersection(equation.outputs):
             equations.append(equation)
             needed.update(slot for slot in equation.inputs if isinstance(slot, Slot))
@@ -183,7 +193,8 @@ class _Builder:
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         self.widths = widths
-        self.equations: list[Equation] = []
+        # By what they compute: what is computed twice, as under jax.checkpoint, is one equation.
+        self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
 
     def slot(self, aval: Aval) -> Slot:
@@ -240,9 +251,10 @@ class _Builder:
     ) -> list[Operand]:
         """Write the equations of aligned jaxprs; returns their outputs."""
         environments: list[dict[Any, Operand]] = [{} for _ in jaxprs]
+        places = [_first_use(jaxprs[0][0], var) or where for var in jaxprs[0][0].constvars]
         constants = [
-            self.constant(values, where)
-            for values in zip(*(consts for _, consts in jaxprs), strict=True)
+            self.constant(values, place)
+            for *values, place in zip(*(consts for _, consts in jaxprs), places, strict=True)
         ]
         for environment, (jaxpr, _) in zip(environments, jaxprs, strict=True):
             environment.update(zip(jaxpr.constvars, constants, strict=True))
@@ -297,16 +309,12 @@ class _Builder:
         }
         outputs = tuple(self.slot(aval) for aval in avals)
         in_avals = tuple(self.aval_of(operand) for operand in operands)
-        self.equations.append(
-            Equation(
-                equations[0].primitive, tuple(operands), outputs, params, in_avals, avals, where
-            )
+        equation = Equation(
+            equations[0].primitive, tuple(operands), outputs, params, in_avals, avals, where
         )
-        return list(outputs)
+        return list(self.known.setdefault(_identity(equation), equation).outputs)
 
-    def param(
-        self, name: str, values: Sequence[Any], where: Location | None, inside: bool
-    ) -> Any:
+    def param(self, name: str, values: Sequence[Any], where: Location | None, inside: bool) -> Any:
         first = values[0]
         if _jax.is_jaxpr(first):
             return _program(values, self.widths, where) if inside else first
@@ -315,11 +323,42 @@ class _Builder:
                 raise _disagreement(f"the parameter {name}", where)
             parts = [self.param(name, list(vs), where, inside) for vs in zip(*values, strict=True)]
             return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+        if all(v is first for v in values[1:]):
+            return first  # enumerations among them, which are integers too
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
             return self.fitted(fit_dim, f"The parameter {name}", [int(v) for v in values], where)
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
+
+
+def _identity(equation: Equation) -> Any:
+    """Equal for equations that compute the same; unique where that cannot be told."""
+    operands = tuple(
+        operand if isinstance(operand, Slot) else _constant_identity(operand)
+        for operand in equation.inputs
+    )
+    key = (equation.primitive, operands, tuple(sorted(equation.params.items())), equation.out_avals)
+    try:
+        hash(key)
+    except TypeError:
+        return id(equation)
+    return key
+
+
+def _constant_identity(constant: Constant) -> Any:
+    fitted = constant.fitted
+    if not isinstance(fitted.coefficient, np.ndarray) or fitted.coefficient.size > 64:
+        return id(constant)
+    numbers = (fitted.coefficient.tobytes(), fitted.last.tobytes())
+    return numbers, fitted.exponents, fitted.remainder, constant.aval
+
+
+def _first_use(jaxpr: Any, var: Any) -> Location | None:
+    for equation in jaxpr.eqns:
+        if any(atom is var for atom in equation.invars):
+            return _jax.location(equation)
+    return None
 
 
 def _literal(atom: Any) -> Any:

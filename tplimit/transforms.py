@@ -101,6 +101,9 @@ def to_leading(leaf: LimitValue) -> Any:
     value = leaf._value
     if not isinstance(value, Tensor) or not value.finite:
         return leaf
+    if value.vanishes:
+        zero = jnp.zeros(value.shape, value.dtype)
+        return Leading(zero, NEVER, zero)
     hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
     if np.any(np.asarray(hidden.array, dtype=bool)) or not bool(significant(value)):
         raise CancellationError(

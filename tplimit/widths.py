@@ -219,6 +219,9 @@ class Exponents:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("Exponents are immutable.")
 
+    def __reduce__(self) -> Any:
+        return Exponents, (self.array,)
+
     def __hash__(self) -> int:
         return hash((self.array.shape, tuple(self.array.flat)))
 

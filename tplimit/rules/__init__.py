@@ -8,6 +8,7 @@ from tplimit.rules import (
     layout,
     reductions,
     refused,
+    selection,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "layout",
     "reductions",
     "refused",
+    "selection",
 ]

@@ -140,7 +140,10 @@ def _uniform_product(
     count = a.shape[over]
     product = product * (factor / count)
     exponents, remainder = algebra.sum_exponents(ctx, exponents, remainder, gain)
-    return tensor(product, exponents, remainder, axis, space, _sum_noise(ctx, a, b, dims, product))
+    own = _sum_noise(ctx, a, b, dims, product)
+    if own is not None and noise is not None:
+        own = own + noise * abs(factor / count)
+    return tensor(product, exponents, remainder, axis, space, own)
 
 
 def _sum_noise(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
@@ -298,8 +301,14 @@ def _picked_rows(b: Tensor, fixed: dict[int, int], free: list[int]) -> Tensor:
     def pick(exponents: Exponents) -> Exponents:
         return exponents if exponents.uniform else Exponents(exponents.array[index])
 
+    noise = None if b.noise is None else jnp.broadcast_to(b.noise, b.shape)[index]
     return tensor(
-        jnp.asarray(b.coefficient)[index], pick(b.exponents), pick(b.remainder), axis, b.space
+        jnp.asarray(b.coefficient)[index],
+        pick(b.exponents),
+        pick(b.remainder),
+        axis,
+        b.space,
+        noise,
     )
 
 
@@ -320,9 +329,12 @@ def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
         full = [np.broadcast_to(part.array, (count, 1)) for part in parts]
         return Exponents(np.stack(full).reshape(*shape[:-1], 1))
 
+    noise = None
+    if first.noise is not None:
+        noise = jnp.reshape(jnp.stack([i.noise for i in images]), shape)
     return tensor(
         coefficient, gathered([i.exponents for i in images]),
-        gathered([i.remainder for i in images]), len(shape) - 1, first.space,
+        gathered([i.remainder for i in images]), len(shape) - 1, first.space, noise,
     )  # fmt: skip
 
 
@@ -352,22 +364,13 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
             at_b = dict(
                 zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True)
             )
-            entry = _entry(b, tuple(at_b[i] for i in range(len(b.shape))))
-            part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], entry)
+            number = matrices.entry(b, tuple(at_b[i] for i in range(len(b.shape))))
+            part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], number)
             total = part if total is None else matrices.sum_of(ctx, total, part)
         items[index] = total
     order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
     axes = tuple(nb + order_a.index(axis) for axis in a.axes)
     return Matrices(items, (axes[0], axes[1]))
-
-
-def _entry(value: Tensor, index: tuple[int, ...]) -> Tensor:
-    def pick(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[index])
-
-    noise = None if value.noise is None else jnp.asarray(value.noise)[index]
-    coefficient = jnp.asarray(value.coefficient)[index]
-    return tensor(coefficient, pick(value.exponents), pick(value.remainder), noise=noise)
 
 
 def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Matrices:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import _jax, matrices
+from tplimit import _jax, algebra, matrices
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Check, Context
@@ -77,16 +77,35 @@ def _where(ctx: Context, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 @RULES(p.while_p)
-def while_(ctx: Context, *operands: Value, **params: Any) -> Any:
-    """A loop over finite arrays that do not scale with the width."""
+def while_(
+    ctx: Context,
+    *operands: Value,
+    cond_jaxpr: Program,
+    body_jaxpr: Program,
+    cond_nconsts: int,
+    body_nconsts: int,
+) -> list[Value]:
+    """A loop over finite arrays that do not scale with the width, evaluated as it is."""
     for value in operands:
-        if not isinstance(value, Tensor) or not value.finite or value.exponents.max() > 0:
+        if not isinstance(value, Tensor) or not algebra.plain(value):
             ctx.fail(
-                "A while loop over values with a width.",
+                "A while loop over values that depend on a width.",
                 advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",
             )
-    assert ctx.equation is not None
-    ctx.fail("A while loop is not supported yet; use lax.scan or lax.fori_loop with fixed bounds.")
+    arrays = [jnp.asarray(value.coefficient) for value in operands if isinstance(value, Tensor)]
+    tests, rest = arrays[:cond_nconsts], arrays[cond_nconsts:]
+    consts, state = rest[:body_nconsts], rest[body_nconsts:]
+
+    def run(program: Program, inputs: list[Any]) -> list[Any]:
+        out = ctx.child(None).run(program, [tensor(array) for array in inputs])
+        return [jnp.asarray(v.coefficient) for v in out if isinstance(v, Tensor)]
+
+    final = lax.while_loop(
+        lambda carried: run(cond_jaxpr, [*tests, *carried])[0],
+        lambda carried: run(body_jaxpr, [*consts, *carried]),
+        state,
+    )
+    return [tensor(array) for array in final]
 
 
 @RULES(p.scan_p)
@@ -243,7 +262,7 @@ def _compiled(
         ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
         return (new, inner.bank), (ys, checks)
 
-    (carry, bank), (ys, checks) = lax.scan(step, (carry, ctx.bank), arrays)
+    (carry, bank), (ys, checks) = lax.scan(step, (carry, ctx.bank), arrays, length=len(rest))
     ctx.bank = bank
     for side, count in revealed.items():
         ctx.revealed[side] = ctx.revealed.get(side, 0) + count * len(rest)

@@ -1,6 +1,5 @@
 """Pointwise operations on finite arrays and vectors; linear ones also on matrices."""
 
-import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -38,6 +37,8 @@ def multiply(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
     """Product: exponents add."""
     if isinstance(a, Matrices) or isinstance(b, Matrices):
         return matrices.multiply(ctx, a, b)
+    if a.axis is not None and b.axis is not None and a.axis != b.axis:
+        return matrices.crossed(ctx, a, b)
     return algebra.multiply(ctx, a, b)
 
 
@@ -48,12 +49,12 @@ def divide(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
         ctx.fail("Division by a matrix, entry by entry.")
     if b.dtype.kind in "iu":
         return _integers(ctx, a, b)
-    inverse = algebra.power(ctx, b, Fraction(-1), lambda x: 1 / x)
+    inverse = algebra.power(ctx, b, Fraction(-1), lambda x: 1 / jnp.asarray(x))
     if isinstance(a, Matrices):
         return matrices.multiply(ctx, a, inverse)
     out = algebra.multiply(ctx, a, inverse)
     # a / b rounds once where a * (1 / b) rounds twice.
-    exact = a.coefficient / b.coefficient
+    exact = ctx.rebind(a.coefficient, b.coefficient)
     return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros)
 
 
@@ -71,9 +72,8 @@ def convert(ctx: Context, a: Value, **params: Any) -> Value:
     if isinstance(a, Matrices):
         return a
     dtype = params.get("new_dtype")
-    rounds = dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
-    if rounds and a.exponents not in (ZERO, NONE):
-        ctx.fail("Rounding a value that scales with the width.", NoLimitError)
+    if dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
+        _not_at_jump(ctx, a, 0.0)
     out = algebra.linear(a, ctx.rebind)
     if out.noise is not None and out.dtype.kind != "f":
         return tensor(out.coefficient, out.exponents, out.remainder, out.axis, out.space)
@@ -208,12 +208,13 @@ def logarithm(ctx: Context, a: Value, **_: Any) -> Value:
     """Logarithm of a value that neither grows nor vanishes."""
     if isinstance(a, Matrices):
         return matrices.unsupported(ctx, "a logarithm, entry by entry,")
-    if a.exponents != ZERO:
+    if not algebra.order_one(a):
         ctx.fail(
             f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
             NoLimitError,
         )
     algebra.known(ctx, a, "The logarithm")
+    algebra.not_zero(ctx, a, "The logarithm of")
     noise = None if a.noise is None else a.noise / jnp.abs(a.coefficient)
     return tensor(jnp.log(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
 
@@ -236,10 +237,10 @@ def sign(ctx: Context, a: Value, **_: Any) -> Value:
     algebra.known(ctx, a, "sign")
     algebra.signs_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
-    return tensor(jnp.sign(a.coefficient), exponents, _flips(a), a.axis, a.space, None, a.zeros)
+    return tensor(jnp.sign(a.coefficient), exponents, flips(a), a.axis, a.space, None, a.zeros)
 
 
-def _flips(difference: Tensor) -> Exponents:
+def flips(difference: Tensor) -> Exponents:
     """Remainder of a mask: the share of coordinates whose sign the unknown part may change."""
     if difference.finite:
         return NONE
@@ -264,6 +265,17 @@ def _extremum(ctx: Context, a: Value, b: Value, fn: Any, side: int) -> Value:
     if isinstance(a, Matrices) or isinstance(b, Matrices):
         return matrices.unsupported(ctx, "a maximum or minimum, entry by entry,")
     axis, space = algebra.frame(ctx, a, b)
+    for bound, other in ((a, b), (b, a)):
+        if algebra.infinite(bound) == -side and other.shape:
+            return tensor(
+                jnp.asarray(other.coefficient),
+                other.exponents,
+                other.remainder,
+                axis,
+                space,
+                other.noise,
+                other.zeros,
+            )
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
     x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
@@ -301,86 +313,6 @@ def clamp(ctx: Context, low: Value, a: Value, high: Value) -> Value:
     return minimum(ctx, maximum(ctx, a, low), high)
 
 
-def _compare(primitive: Any, fn: Callable[[Any, Any], Any], same: bool) -> None:
-    def comparison(ctx: Context, a: Value, b: Value) -> Value:
-        if isinstance(a, Matrices) or isinstance(b, Matrices):
-            return matrices.unsupported(ctx, "a comparison, entry by entry,")
-        if a is b:
-            axis, space = algebra.frame(ctx, a, b)
-            return tensor(np.full(a.shape, same), ZERO, NONE, axis, space)
-        return _compared(ctx, a, b, fn, primitive in (p.eq_p, p.ne_p))
-
-    comparison.__name__ = primitive.name
-    comparison.__doc__ = f"``{primitive.name}``: decided by the leading term of the difference."
-    RULES(primitive)(comparison)
-
-
-for _primitive, _relation, _same in [
-    (p.gt_p, jnp.greater, False),
-    (p.lt_p, jnp.less, False),
-    (p.ge_p, jnp.greater_equal, True),
-    (p.le_p, jnp.less_equal, True),
-    (p.eq_p, jnp.equal, True),
-    (p.ne_p, jnp.not_equal, False),
-]:
-    _compare(_primitive, _relation, _same)
-
-
-def _compared(ctx: Context, a: Tensor, b: Tensor, fn: Any, equality: bool) -> Tensor:
-    axis, space = algebra.frame(ctx, a, b)
-    if a.exact and b.exact and a.exponents == b.exponents and a.noise is b.noise is None:
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
-    if a.dtype.kind != "f":
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
-    exponents = a.exponents.maximum(b.exponents)
-    x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
-    infinite = _infinite(a) or _infinite(b)
-    difference = algebra.add(ctx, a, b, sign=-1) if not infinite else None
-    if (
-        (difference is not None and not difference.exact)
-        or a.noise is not None
-        or b.noise is not None
-    ):
-        _decided(ctx, a, b, difference, x, y, equality)
-    remainder = NONE if difference is None else _flips(difference)
-    return tensor(fn(x, y), ZERO, remainder, axis, space)
-
-
-def _infinite(value: Tensor) -> bool:
-    constant = value.constant
-    return constant is not None and bool(np.all(np.isinf(constant)))
-
-
-def _decided(
-    ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any, equality: bool
-) -> None:
-    """A comparison must be decided by known terms: never by a coefficient that vanishes."""
-    if difference is None:
-        return
-    error = ctx.error(
-        "A comparison is decided by terms that vanish: the leading coefficients are equal "
-        "within the sampling error.",
-        CancellationError,
-        "The next term of the expansion in the width decides, which this version does not compute.",
-    )
-    if difference.axis is None:
-        if not equality:
-            ctx.check(algebra.significant(difference), error)
-        return
-    undecided = (x == 0) & (y == 0) if equality else x == y
-    for value in (a, b):
-        if value.vanishes and equality:
-            other = b if value is a else a
-            sure = other.zeros
-        else:
-            sure = value.zeros
-        if sure is not None:
-            undecided = undecided & ~sure
-    if not equality and difference.zeros is not None:
-        undecided = undecided & ~difference.zeros
-    ctx.check(~jnp.any(undecided), error)
-
-
 @RULES(p.is_finite_p)
 def is_finite(ctx: Context, a: Value, **_: Any) -> Value:
     """Whether a leading coefficient is finite."""
@@ -389,7 +321,30 @@ def is_finite(ctx: Context, a: Value, **_: Any) -> Value:
     return tensor(jnp.isfinite(a.coefficient), ZERO, NONE, a.axis, a.space)
 
 
-@RULES(p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p, p.floor_p, p.ceil_p, p.round_p)
+@RULES(p.floor_p, p.ceil_p, p.round_p)
+def rounding(ctx: Context, a: Value, **_: Any) -> Value:
+    """Rounding of a value of order 1 that is not at a jump."""
+    if isinstance(a, Matrices):
+        return matrices.unsupported(ctx, "rounding, entry by entry,")
+    assert ctx.equation is not None
+    _not_at_jump(ctx, a, 0.5 if ctx.equation.primitive is p.round_p else 0.0)
+    return tensor(ctx.rebind(a.coefficient), ZERO, flips(a), a.axis, a.space)
+
+
+def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
+    if not algebra.order_one(a):
+        ctx.fail("Rounding a value that scales with the width.", NoLimitError)
+    algebra.known(ctx, a, "Rounding")
+    if a.noise is not None:
+        shifted = jnp.asarray(a.coefficient) - offset
+        gap = jnp.abs(shifted - jnp.round(shifted))
+        error = ctx.error(
+            "A value is rounded that is at a jump within its sampling error.", CancellationError
+        )
+        ctx.check(jnp.all(gap > algebra.ZERO_SIGMAS * a.noise), error)
+
+
+@RULES(p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p)
 def discrete(ctx: Context, *operands: Value, **_: Any) -> Value:
     """Logical and rounding operations on values that do not scale with the width."""
     tensors = [value for value in operands if isinstance(value, Tensor)]
@@ -409,91 +364,3 @@ def _integers(ctx: Context, a: Value, b: Tensor) -> Value:
     if isinstance(a, Matrices):
         ctx.fail("Integer division of a matrix.")
     return discrete(ctx, a, b)
-
-
-@RULES(p.select_n_p)
-def select(ctx: Context, which: Value, *cases: Value) -> Value:
-    """Choice by a mask; branches of unequal exponent keep the larger, the rest as remainder.
-
-    A finite predicate whose value decides an exponent is computed before the run.
-    """
-    assert isinstance(which, Tensor)
-    if which.finite:
-        chosen = which.constant
-        if chosen is None and _needs_decision(cases):
-            assert ctx.equation is not None
-            chosen = ctx.decided(ctx.equation.inputs[0])
-            if chosen is None and not any(isinstance(case, Matrices) for case in cases):
-                ctx.fail(
-                    "Which power of the width a value has depends on a predicate that is not "
-                    "known before the run.",
-                    NoLimitError,
-                )
-        if chosen is not None and np.all(chosen == chosen.flat[0]):
-            case = cases[int(chosen.flat[0])]
-            return _shaped(ctx, case)
-        if chosen is not None and not any(isinstance(case, Matrices) for case in cases):
-            return _select_entries(ctx, np.asarray(chosen, dtype=int), cases)
-    if any(isinstance(case, Matrices) for case in cases):
-        return matrices.select(ctx, which, cases)
-    return _select_mask(ctx, which, cases)
-
-
-def _needs_decision(cases: tuple[Value, ...]) -> bool:
-    if any(isinstance(case, Matrices) for case in cases):
-        return False
-    return len({case.exponents for case in cases if isinstance(case, Tensor)}) > 1
-
-
-def _shaped(ctx: Context, case: Value) -> Value:
-    return case
-
-
-def _select_entries(ctx: Context, chosen: np.ndarray, cases: tuple[Value, ...]) -> Tensor:
-    tensors = [case for case in cases if isinstance(case, Tensor)]
-    axis, space = algebra.frame(ctx, *tensors)
-    shape = tensors[0].shape
-    picked = np.broadcast_to(chosen, shape)
-    if axis is not None:
-        picked = np.take(picked, [0], axis=axis)
-
-    def choose(arrays: list[Exponents]) -> Exponents:
-        full = [np.broadcast_to(e.array, picked.shape) for e in arrays]
-        return Exponents(np.choose(picked, full))
-
-    out = lax.select_n(
-        jnp.broadcast_to(jnp.asarray(chosen, jnp.int32), shape),
-        *(jnp.asarray(case.coefficient) for case in tensors),
-    )
-    exponents = choose([case.exponents for case in tensors])
-    remainder = choose([case.remainder for case in tensors])
-    return tensor(out, exponents, remainder, axis, space, _largest_noise(tensors))
-
-
-def _largest_noise(cases: list[Tensor]) -> Any:
-    noises = [case.noise for case in cases if case.noise is not None]
-    return functools.reduce(jnp.maximum, noises) if noises else None
-
-
-def _select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:
-    tensors = [case for case in cases if isinstance(case, Tensor)]
-    axis, space = algebra.frame(ctx, which, *tensors)
-    exponents = tensors[0].exponents.maximum(*(case.exponents for case in tensors[1:]))
-    remainder = tensors[0].remainder.maximum(*(case.remainder for case in tensors[1:]))
-    for case in tensors:
-        lower = case.exponents.map(lambda e, top: e if e != top else NEVER, exponents)
-        remainder = remainder.maximum(lower)
-    if which.remainder != NONE:
-        # Where the mask flips, one branch is taken for the other.
-        remainder = remainder.maximum(exponents + which.remainder)
-    arrays = [algebra.aligned(case, exponents) for case in tensors]
-    out = ctx.rebind(which.coefficient, *(jnp.asarray(a, tensors[0].dtype) for a in arrays))
-    zeros = None
-    if axis is not None and any(c.zeros is not None or c.vanishes for c in tensors):
-        masks = [
-            jnp.ones(np.shape(out), bool) if case.vanishes
-            else jnp.zeros(np.shape(out), bool) if case.zeros is None else case.zeros
-            for case in tensors
-        ]  # fmt: skip
-        zeros = lax.select_n(jnp.broadcast_to(which.coefficient, np.shape(out)), *masks)
-    return tensor(out, exponents, remainder, axis, space, _largest_noise(tensors), zeros)

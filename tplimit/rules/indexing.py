@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from tplimit import matrices
-from tplimit._jax import primitives as p, split_p
-from tplimit.algebra import frame
+from tplimit._jax import primitives as p, split_p, stack_p, tile_p
+from tplimit.algebra import aligned_noise, frame
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
@@ -106,8 +107,13 @@ def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
         parts = [jnp.asarray(v.coefficient) * (v.exponents.value == level) for v in tensors]
         out = ctx.rebind(*parts)
         return tensor(out, Exponents(level), Exponents(rest), axis, None)
+    return _side_by_side(ctx, tensors, dimension)
+
+
+def _side_by_side(ctx: Context, tensors: list[Tensor], dimension: int) -> Tensor:
+    axis = next((value.axis for value in tensors if value.axis is not None), None)
     space = frame(ctx, *tensors)[1]
-    out = ctx.rebind(*(value.coefficient for value in tensors))
+    out = jnp.concatenate([jnp.asarray(v.coefficient) for v in tensors], axis=dimension)
 
     def joined(parts: list[Exponents]) -> Exponents:
         if all(part == parts[0] for part in parts) and parts[0].uniform:
@@ -132,6 +138,56 @@ def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
     )  # fmt: skip
 
 
+@RULES(stack_p)
+def stack(ctx: Context, *values: Value, axis: int) -> Value:
+    """Arrays side by side along a new axis; each keeps its exponents."""
+    if any(isinstance(value, Matrices) for value in values):
+        return _stack_matrices(ctx, values, axis)
+    return _side_by_side(ctx, [_with_axis(v, axis) for v in values if isinstance(v, Tensor)], axis)
+
+
+def _with_axis(value: Tensor, axis: int) -> Tensor:
+    def expand(array: Any) -> Any:
+        return (
+            None if array is None else jnp.expand_dims(jnp.broadcast_to(array, value.shape), axis)
+        )
+
+    def wider(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(np.expand_dims(exponents.array, axis))
+
+    width = value.axis
+    if width is not None and width >= axis:
+        width += 1
+    return tensor(
+        expand(value.coefficient),
+        wider(value.exponents),
+        wider(value.remainder),
+        width,
+        value.space,
+        expand(value.noise),
+        expand(value.zeros),
+    )
+
+
+def _stack_matrices(ctx: Context, values: tuple[Value, ...], axis: int) -> Matrices:
+    arrays = [value for value in values if isinstance(value, Matrices)]
+    if len(arrays) < len(values):
+        ctx.fail("Matrices and other arrays are stacked.")
+    place = sum(1 for i in arrays[0].finite_axes if i < axis)
+    axes = tuple(a + (a >= axis) for a in arrays[0].axes)
+    return Matrices(np.stack([value.items for value in arrays], axis=place), (axes[0], axes[1]))
+
+
+@RULES(tile_p)
+def tile(ctx: Context, value: Value, reps: tuple[int, ...]) -> Value:
+    """Repetition side by side; a repeated width is a wider one made of equal shares."""
+    if not isinstance(value, Matrices):
+        return moved(ctx, demoted(value))
+    if any(reps[axis] != 1 for axis in value.axes):
+        ctx.fail("A width axis of a matrix is repeated.")
+    return Matrices(np.tile(value.items, [reps[a] for a in value.finite_axes]), value.axes)
+
+
 def _concatenate_matrices(ctx: Context, values: tuple[Value, ...], dimension: int) -> Matrices:
     if not all(isinstance(value, Matrices) for value in values):
         ctx.fail("Matrices and other arrays are concatenated.")
@@ -148,12 +204,40 @@ def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value
     assert isinstance(filler, Tensor)
     if isinstance(value, Matrices):
         return _pad_matrices(ctx, value, filler, padding_config)
-    if value.axis is not None and tuple(padding_config[value.axis]) != (0, 0, 0):
+    if value.axis is not None and not _by_shares(padding_config[value.axis]):
         ctx.fail("A width is padded: its coordinates would no longer be alike.", NoLimitError)
+    if value.axis is not None and tuple(padding_config[value.axis]) != (0, 0, 0):
+        return _other_shares(ctx, value, filler)
     if not filler.vanishes and filler.exponents != value.exponents:
         ctx.fail("Padding with a value of another order in the width.")
     out = moved(ctx, value, filler.coefficient)
     return out
+
+
+def _by_shares(config: Any) -> bool:
+    low, high, interior = config
+    return interior == 0 and all(isinstance(k, Size) or k == 0 for k in (low, high))
+
+
+def _other_shares(ctx: Context, value: Tensor, filler: Tensor) -> Tensor:
+    """A share of a width put back among the others, which are zero."""
+    if not filler.vanishes:
+        ctx.fail("The other shares of a width are filled with something else than zeros.")
+    value = demoted(value)
+    zeros = jnp.zeros(value.shape, bool) if value.zeros is None else value.zeros
+    config = ctx.resolve(ctx.equation.params["padding_config"] if ctx.equation else ())
+    noise = None
+    if value.noise is not None:
+        noise = ctx.rebind(jnp.broadcast_to(value.noise, value.shape), filler.coefficient)
+    return tensor(
+        ctx.rebind(value.coefficient, filler.coefficient),
+        value.exponents,
+        Exponents(value.remainder.max()),
+        value.axis,
+        None,
+        noise,
+        lax.pad(zeros, True, config),
+    )
 
 
 def _pad_matrices(ctx: Context, value: Matrices, filler: Tensor, config: Any) -> Matrices:
@@ -248,7 +332,20 @@ def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Val
     arrays = [jnp.asarray(v.coefficient) * (v.exponents == exponents) for v in (first, second)]
     dtype = value.dtype
     out = ctx.rebind(arrays[0].astype(dtype), arrays[1].astype(dtype), *indices)
-    return tensor(out, exponents, rest, axis, space)
+    noise = _joint_noise(first, second, exponents, lambda x, y: ctx.rebind(x, y, *indices))
+    return tensor(out, exponents, rest, axis, space, noise)
+
+
+def _joint_noise(first: Tensor, second: Tensor, exponents: Exponents, fn: Any) -> Any:
+    """Noise of a value into which another is written by ``fn``."""
+    noises = [aligned_noise(value, exponents) for value in (first, second)]
+    if noises[0] is None and noises[1] is None:
+        return None
+    full = [
+        jnp.zeros(v.shape, first.dtype) if n is None else jnp.broadcast_to(n, v.shape)
+        for n, v in zip(noises, (first, second), strict=True)
+    ]
+    return fn(*(noise.astype(first.dtype) for noise in full))
 
 
 @RULES(p.gather_p)
@@ -309,4 +406,5 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
     out = ctx.rebind(
         arrays[0].astype(value.dtype), index.coefficient, arrays[1].astype(value.dtype)
     )
-    return tensor(out, exponents, Exponents(rest.max()), axis, space)
+    noise = _joint_noise(first, second, exponents, lambda x, y: ctx.rebind(x, index.coefficient, y))
+    return tensor(out, exponents, Exponents(rest.max()), axis, space, noise)

@@ -7,7 +7,7 @@ import numpy as np
 
 from tplimit import algebra, matrices
 from tplimit._jax import primitives as p
-from tplimit.errors import NoLimitError
+from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.values import Matrices, Tensor, Value, demoted, tensor
 from tplimit.widths import NEVER, Exponents, Size
@@ -160,15 +160,20 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
         ctx.fail(
             "The index of an extremum along a width: its coordinates have no order.", NoLimitError
         )
-    if value.axis is not None:
-        value = tensor(value.coefficient, value.exponents, value.remainder, value.axis, value.space)
     value = demoted(value)
-    if value.noise is not None:
+    if value.noise is not None and value.axis is None:
+        assert ctx.equation is not None
+        sign = 1 if ctx.equation.primitive is p.argmax_p else -1
+        ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])
+        best, second = jnp.take(ordered, -1, axes[0]), jnp.take(ordered, -2, axes[0])
         error = ctx.error(
-            "An index of an extremum is decided by values that are zero within the sampling error.",
-            NoLimitError,
+            "The index of an extremum is not known: the largest entries are equal within their "
+            "sampling error.",
+            CancellationError,
+            algebra.NEXT_TERM,
         )
-        ctx.check(algebra.significant(value), error)
+        spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
+        ctx.check(jnp.any(best - second > algebra.ZERO_SIGMAS * spread), error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
