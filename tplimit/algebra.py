@@ -17,6 +17,7 @@ from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
 #: A mean of particles counts as zero when it is below this many of its standard errors.
 ZERO_SIGMAS = 5.0
 
+RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
     "The next term of the expansion in the width decides, which this version does not compute."
 )
@@ -180,13 +181,8 @@ def order_one(value: Tensor) -> bool:
     return all(level in (0, NEVER) for level in value.exponents.levels())
 
 
-def plain(value: Tensor) -> bool:
-    """Whether it is an ordinary finite array: exact, of order 1, free of sampling error."""
-    return value.finite and value.exact and value.noise is None and order_one(value)
-
-
 def not_zero(ctx: Context, value: Tensor, what: str) -> None:
-    """Check, when the run is over, that no leading coefficient vanishes save exact zeros."""
+    """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
     if value.exact and value.noise is None:
         return
     error = ctx.error(
@@ -194,11 +190,10 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
         CancellationError,
         NEXT_TERM,
     )
-    size = jnp.abs(value.coefficient)
-    zero = size == 0 if value.noise is None else size <= ZERO_SIGMAS * value.noise
+    zero = jnp.asarray(value.coefficient == 0)
     if value.zeros is not None:
         zero = zero & ~value.zeros
-    ctx.check(~jnp.any(zero), error)
+    ctx.check(significant(value) & ~jnp.any(zero), error)
 
 
 def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
@@ -328,11 +323,10 @@ def _saturated(
     ctx: Context, value: Tensor, name: str, saturation: tuple[float, float] | None, level: Exponent
 ) -> Tensor:
     if saturation is None:
-        ctx.fail(
-            f"{name} of a value that grows like n^{level} has no limit.",
-            NoLimitError,
-            "Rescale the initialisation or the learning rate with the width.",
+        error = ctx.error(
+            f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
         )
+        return ctx.refuse_later(value, error, significant(value))
     known(ctx, value, name)
     signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
     low, high = saturation
@@ -343,10 +337,10 @@ def _saturated(
     return tensor(out, exponents, NONE, value.axis, value.space, None, zeros)
 
 
-def significant(value: Tensor) -> Any:
+def significant(value: Tensor) -> jax.Array:
     """Whether some entry of a finite array differs from 0 beyond its standard error."""
     if value.noise is None:
-        return True
+        return jnp.asarray(True)
     return jnp.any(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise)
 
 

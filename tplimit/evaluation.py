@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import matrices
-from tplimit.algebra import plain
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location
 from tplimit.interpret import Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, weak
 from tplimit.lint import lint
+from tplimit.plain import is_plain
 from tplimit.trace import Aval, Program, Slot, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
 from tplimit.widths import Dim, Size
@@ -190,7 +190,7 @@ def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray |
     by_slot = dict(zip(program.inputs, values, strict=True))
     for used in inputs:
         value = by_slot[used]
-        if not isinstance(value, Tensor) or not plain(value):
+        if not is_plain(value):
             return None
     if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
         return None

@@ -16,6 +16,8 @@ import numpy as np
 from tplimit._jax import Primitive, is_key
 from tplimit.bank import Bank
 from tplimit.errors import (
+    CANCELLATION_ADVICE,
+    CancellationError,
     LimitError,
     LimitWarning,
     NoLimitError,
@@ -23,9 +25,10 @@ from tplimit.errors import (
     WidthError,
 )  # fmt: skip
 from tplimit.gaussian import deferred
+from tplimit.plain import continuous, evaluated
 from tplimit.trace import Constant, Equation, Operand, Program, Slot
-from tplimit.values import Tensor, Value, exactly, tensor
-from tplimit.widths import NEVER, NONE, Exponents, Size
+from tplimit.values import Tensor, Value, tensor
+from tplimit.widths import NEVER, NONE, Size
 
 Rule = Callable[..., Any]
 
@@ -267,6 +270,21 @@ class Context:
             advice=advice or None,
         )
 
+    def refuse_later(self, value: Tensor, error: LimitError, significant: Any) -> Tensor:
+        """Refuse when the run is over: then it is known whether a coefficient only vanishes.
+
+        Returns a placeholder of NaN, so that the run can go on to its end.
+        """
+        vanishes = self.error(
+            f"{error.reason.rstrip('.')}, by a coefficient that is zero within the sampling error.",
+            CancellationError,
+            CANCELLATION_ADVICE,
+        )
+        self.checks.append(Check(significant, vanishes))
+        self.checks.append(Check(jnp.asarray(False), error))
+        shape, dtype = np.shape(value.coefficient), jnp.result_type(float)
+        return tensor(jnp.full(shape, jnp.nan, dtype), axis=value.axis, space=value.space)
+
     def where(self) -> str:
         """Operation and the user's line, for messages."""
         equation = self.equation
@@ -348,8 +366,12 @@ def evaluate(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Va
 
 
 def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
-    """One equation: by its rule, or plainly where no width and no power of n is involved."""
-    rule = ctx.rules.rules.get(equation.primitive)
+    """One equation: plainly where no width and no power of n is involved, else by its rule."""
+    primitive = equation.primitive
+    out = evaluated(ctx.bind, equation, values)
+    if out is not None:
+        return out
+    rule = ctx.rules.rules.get(primitive)
     if rule is None:
         return _without_rule(ctx, equation, values)
     try:
@@ -363,10 +385,6 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
 
 def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
     primitive = equation.primitive
-    if all(_plain(value) for value in values) and not any(a.width_axes for a in equation.out_avals):
-        arrays = [value.coefficient for value in values if isinstance(value, Tensor)]
-        out = ctx.bind(primitive, *arrays, **equation.params)
-        return [exactly(o) for o in (out if primitive.multiple_results else [out])]
     if primitive.name.startswith("random_"):
         raise ctx.error(
             "A random key or its use depends on a width.",
@@ -374,7 +392,7 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
             "Derive keys from numbers that do not depend on the width; for random vectors use "
             "parameters made with tp.normal.",
         )
-    out = _on_finite(ctx, equation, values)
+    out = continuous(ctx.bind, equation, values)
     if out is not None:
         return out
     if primitive in ctx.rules.refused:
@@ -385,43 +403,3 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
         "Rewrite it with supported operations (tplimit.RULES.describe() lists them), or enter a "
         "rule: @tplimit.RULES(primitive).",
     )
-
-
-#: Continuous functions that are evaluated on finite arrays although their terms are not exact.
-_CONTINUOUS = frozenset(
-    ("sort", "cholesky", "triangular_solve", "eigh", "svd", "lu", "linear_solve")
-)
-
-
-def _on_finite(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
-    """A continuous function of finite arrays of order 1: acts on the coefficients."""
-    primitive = equation.primitive
-    tensors = [v for v in values if isinstance(v, Tensor) and v.finite]
-    if primitive.name not in _CONTINUOUS or len(tensors) < len(values):
-        return None
-    if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):
-        return None
-    remainder = Exponents(max(v.remainder.max() for v in tensors))
-    arrays = [jnp.asarray(v.coefficient) for v in tensors]
-    errors = [
-        jnp.zeros_like(a) if v.noise is None else v.noise
-        for a, v in zip(arrays, tensors, strict=True)
-    ]
-
-    def function(*inputs: Any) -> Any:
-        return ctx.bind(primitive, *inputs, **equation.params)
-
-    out, tangents = jax.jvp(function, tuple(arrays), tuple(errors))
-    several = primitive.multiple_results
-    pairs = zip(out, tangents, strict=True) if several else [(out, tangents)]
-    return [
-        tensor(o, remainder=remainder, noise=jnp.abs(t) if o.dtype.kind == "f" else None)
-        for o, t in pairs
-    ]
-
-
-def _plain(value: Value) -> bool:
-    """A finite array that is known entirely and does not scale with the width."""
-    if not isinstance(value, Tensor) or not value.finite or not value.exact:
-        return False
-    return all(level == 0 or level == -np.inf for level in value.exponents.levels())

@@ -16,7 +16,7 @@ import numpy as np
 from tplimit import _jax
 from tplimit.constants import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.errors import Location, NoLimitError, WidthError
-from tplimit.widths import NONE, ZERO, Dim, Size
+from tplimit.widths import NEVER, NONE, ZERO, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
 #: The first is traced twice: a difference means that the program is not deterministic.
@@ -68,12 +68,14 @@ Operand = Slot | Constant
 
 @dataclass(frozen=True)
 class Equation:
-    """One operation. In ``params`` lengths that grow are ``Size`` and jaxprs are ``Program``."""
+    """One operation. In ``params`` lengths that grow are ``Size`` and jaxprs are ``Program``;
+    ``plain`` are the parameters as JAX has them, where they do not depend on the width."""
 
     primitive: Any
     inputs: tuple[Operand, ...]
     outputs: tuple[Slot, ...]
     params: dict[str, Any]
+    plain: dict[str, Any] | None
     in_avals: tuple[Aval, ...]
     out_avals: tuple[Aval, ...]
     location: Location | None
@@ -310,7 +312,14 @@ class _Builder:
         outputs = tuple(self.slot(aval) for aval in avals)
         in_avals = tuple(self.aval_of(operand) for operand in operands)
         equation = Equation(
-            equations[0].primitive, tuple(operands), outputs, params, in_avals, avals, where
+            equations[0].primitive,
+            tuple(operands),
+            outputs,
+            params,
+            None if _grows(params) else dict(equations[0].params),
+            in_avals,
+            avals,
+            where,
         )
         return list(self.known.setdefault(_identity(equation), equation).outputs)
 
@@ -330,6 +339,24 @@ class _Builder:
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
+
+
+def _grows(value: Any) -> bool:
+    """Whether a length or a number somewhere in parameters depends on the width."""
+    if isinstance(value, Size):
+        return True
+    if isinstance(value, dict):
+        return any(_grows(part) for part in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_grows(part) for part in value)
+    if not isinstance(value, Program):
+        return False
+    operands = [operand for e in value.equations for operand in (*e.inputs, *value.outputs)]
+    constants = [operand for operand in operands if isinstance(operand, Constant)]
+    powers = any(set(c.fitted.exponents.levels()) - {0, NEVER} for c in constants)
+    avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]
+    widths = any(aval.width_axes for aval in avals)
+    return powers or widths or any(e.plain is None for e in value.equations)
 
 
 def _identity(equation: Equation) -> Any:

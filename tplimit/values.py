@@ -128,15 +128,14 @@ def masked(value: Tensor, level: Exponent) -> Any:
 
 def demoted(value: Tensor) -> Tensor:
     """The same value with one common exponent, what is smaller being moved to the remainder."""
-    if value.exponents.uniform:
+    if value.exponents.uniform and value.remainder.uniform:
         return value
     top, *lower = value.exponents.levels()
-    largest = max([*lower, value.remainder.max()])
-    lost = Exponents(largest)
-    noise = None if value.noise is None else jnp.where(value.exponents.mask(top), value.noise, 0)
-    return tensor(
-        masked(value, top), Exponents(top), lost, value.axis, value.space, noise, value.zeros
-    )
+    lost = Exponents(max([*lower, value.remainder.max()]))
+    coefficient, noise = masked(value, top), value.noise
+    if noise is not None and lower:
+        noise = jnp.where(value.exponents.mask(top), noise, 0)
+    return tensor(coefficient, Exponents(top), lost, value.axis, value.space, noise, value.zeros)
 
 
 @jax.tree_util.register_dataclass

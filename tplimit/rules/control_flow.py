@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import _jax, algebra, matrices
+from tplimit import _jax, matrices
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Check, Context
+from tplimit.plain import is_plain
 from tplimit.trace import Program
 from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import Exponents, Size
@@ -87,7 +88,7 @@ def while_(
 ) -> list[Value]:
     """A loop over finite arrays that do not scale with the width, evaluated as it is."""
     for value in operands:
-        if not isinstance(value, Tensor) or not algebra.plain(value):
+        if not is_plain(value):
             ctx.fail(
                 "A while loop over values that depend on a width.",
                 advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",

@@ -172,8 +172,6 @@ def _enter(primitive: Any, fn: Callable[[Any], Any], saturation: Any) -> None:
     def smooth(ctx: Context, a: Value, **_: Any) -> Value:
         if isinstance(a, Matrices):
             return matrices.unsupported(ctx, f"{name}, entry by entry,")
-        if primitive is p.exp_p:
-            return _exponential(ctx, a, fn)
         return algebra.apply_function(ctx, a, fn, name, saturation)
 
     smooth.__name__ = name
@@ -183,24 +181,6 @@ def _enter(primitive: Any, fn: Callable[[Any], Any], saturation: Any) -> None:
 
 for _primitive, _fn, _saturation in _FUNCTIONS:
     _enter(_primitive, _fn, _saturation)
-
-
-def _exponential(ctx: Context, a: Tensor, fn: Callable[[Any], Any]) -> Tensor:
-    """``exp``: of a value going to minus infinity it is zero faster than any power of n."""
-    if a.exponents.max() <= 0:
-        return algebra.apply_function(ctx, a, fn, "exp", None)
-    algebra.known(ctx, a, "exp")
-    level = a.exponents.max()
-    top = jnp.where(a.exponents.mask(level), a.coefficient, -1)
-    ctx.check(
-        jnp.all(top <= 0),
-        ctx.error(f"exp of a value that grows like n^{level}.", NoLimitError),
-    )
-    raise ctx.error(
-        f"exp of a value of order n^{level}.",
-        NoLimitError,
-        "Rescale the initialisation or the learning rate so that this value stays of order 1.",
-    )
 
 
 @RULES(p.log_p)

@@ -26,10 +26,10 @@ def moved(ctx: Context, value: Tensor, *indices: Any) -> Tensor:
     def move(array: Any) -> Any:
         return None if array is None else ctx.rebind(array, *indices)
 
+    value, known = _movable(ctx, value, indices)
     coefficient = move(value.coefficient)
-    value = _movable(value, indices)
-    exponents = _moved_exponents(ctx, value.exponents, value, axis, indices)
-    remainder = _moved_exponents(ctx, value.remainder, value, axis, indices)
+    exponents = _moved_exponents(ctx, value.exponents, value, axis, known)
+    remainder = _moved_exponents(ctx, value.remainder, value, axis, known)
     noise = value.noise
     if noise is not None:
         noise = move(jnp.broadcast_to(noise, value.shape))
@@ -38,10 +38,18 @@ def moved(ctx: Context, value: Tensor, *indices: Any) -> Tensor:
     return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
 
 
-def _movable(value: Tensor, indices: Any) -> Tensor:
-    """Exponents that differ per entry can only follow indices that are known."""
-    known = all(isinstance(i, (np.ndarray, np.generic)) for i in indices)
-    return value if known else demoted(value)
+def _movable(ctx: Context, value: Tensor, indices: Any) -> tuple[Tensor, Any]:
+    """Exponents that differ per entry can only follow indices known before the run."""
+    if value.exponents.uniform and value.remainder.uniform:
+        return value, indices
+    assert ctx.equation is not None
+    found = [
+        index if isinstance(index, (np.ndarray, np.generic)) else ctx.decided(operand)
+        for index, operand in zip(indices, ctx.equation.inputs[1:], strict=True)
+    ]
+    if all(index is not None for index in found):
+        return value, found
+    return demoted(value), indices
 
 
 def _same_width(ctx: Context, axis: int) -> bool:

@@ -1,0 +1,64 @@
+"""Operations on finite arrays that no width and no power of the width touches: plain JAX."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tplimit.trace import Equation
+from tplimit.values import Tensor, Value, exactly, tensor
+from tplimit.widths import NEVER, Exponents
+
+#: Continuous functions that are evaluated on finite arrays although their terms are not exact.
+_CONTINUOUS = frozenset(
+    ("sort", "cholesky", "triangular_solve", "eigh", "svd", "lu", "custom_linear_solve")
+)
+
+Bind = Callable[..., Any]
+
+
+def is_plain(value: Value) -> bool:
+    """Whether it is an ordinary finite array: exact, of order 1, free of sampling error."""
+    if not isinstance(value, Tensor) or not value.finite or not value.exact:
+        return False
+    return value.noise is None and all(e in (0, NEVER) for e in value.exponents.levels())
+
+
+def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
+    """The outputs of an equation on plain arrays, or None where a width is involved."""
+    if equation.plain is None or not all(is_plain(value) for value in values):
+        return None
+    if any(aval.width_axes for aval in equation.out_avals):
+        return None
+    if equation.primitive.name == "sub" and equation.inputs[0] is equation.inputs[1]:
+        return None  # x - x is exactly zero: its rule knows
+    arrays = [value.coefficient for value in values if isinstance(value, Tensor)]
+    out = bind(equation.primitive, *arrays, **equation.plain)
+    return [exactly(o) for o in (out if equation.primitive.multiple_results else [out])]
+
+
+def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
+    """A continuous function of finite arrays of order 1: it acts on the coefficients."""
+    primitive = equation.primitive
+    tensors = [v for v in values if isinstance(v, Tensor) and v.finite]
+    if primitive.name not in _CONTINUOUS or len(tensors) < len(values):
+        return None
+    if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):
+        return None
+    remainder = Exponents(max(v.remainder.max() for v in tensors))
+    arrays = [jnp.asarray(v.coefficient) for v in tensors]
+    errors = [
+        jnp.zeros_like(a) if v.noise is None else jnp.broadcast_to(v.noise, a.shape)
+        for a, v in zip(arrays, tensors, strict=True)
+    ]
+
+    def function(*inputs: Any) -> Any:
+        return bind(primitive, *inputs, **equation.params)
+
+    out, tangents = jax.jvp(function, tuple(arrays), tuple(errors))
+    pairs = zip(out, tangents, strict=True) if primitive.multiple_results else [(out, tangents)]
+    return [
+        tensor(o, remainder=remainder, noise=jnp.abs(t) if o.dtype.kind == "f" else None)
+        for o, t in pairs
+    ]
