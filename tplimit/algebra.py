@@ -1,8 +1,8 @@
 """Arithmetic of values ``n^e c + O(n^rho)``: sums, products, powers, functions, width averages."""
 
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,8 +14,11 @@ from tplimit.interpret import Context
 from tplimit.values import Tensor, demoted, tensor
 from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
 
-#: A mean of particles counts as zero when it is below this many of its standard errors.
+#: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
+#: carried to first order and combined pessimistically; where a value is merely divided by or
+#: compared, and does not grow with the width, less is asked.
 ZERO_SIGMAS = 5.0
+ORDINARY_SIGMAS = 2.0
 
 RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
@@ -39,8 +42,9 @@ def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
 
 
 def _total(*noises: Any) -> Any:
+    """Error of a sum of terms whose errors have different sources."""
     known = [noise for noise in noises if noise is not None]
-    return sum(known[1:], known[0]) if known else None
+    return functools.reduce(jnp.hypot, known) if known else None
 
 
 def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
@@ -193,7 +197,12 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     zero = jnp.asarray(value.coefficient == 0)
     if value.zeros is not None:
         zero = zero & ~value.zeros
-    ctx.check(significant(value) & ~jnp.any(zero), error)
+    ctx.check(significant(value, decisive(value)) & ~jnp.any(zero), error)
+
+
+def decisive(value: Tensor) -> float:
+    """Standard errors above which a value may decide something: many for one that grows."""
+    return ZERO_SIGMAS if value.exponents.max() > 0 else ORDINARY_SIGMAS
 
 
 def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
@@ -228,14 +237,14 @@ def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def taylor(fn: Callable[[Any], Any]) -> tuple[float, ...]:
-    """Taylor coefficients of ``fn`` at 0, order 0 to ``_TAYLOR_ORDER``."""
+@functools.lru_cache(maxsize=256)
+def taylor(fn: Callable[[Any], Any], dtype: Any = jnp.float32) -> tuple[float, ...]:
+    """Taylor coefficients of ``fn`` at 0, order 0 to ``_TAYLOR_ORDER``, in the given precision."""
     coefficients, derivative, factorial = [], fn, 1.0
     with jax.ensure_compile_time_eval():
         for order in range(_TAYLOR_ORDER + 1):
             factorial *= max(order, 1)
-            coefficients.append(float(derivative(jnp.asarray(0.0, jnp.float32))) / factorial)
+            coefficients.append(float(derivative(jnp.asarray(0.0, dtype))) / factorial)
             derivative = _derivative(derivative)
     return tuple(coefficients)
 
@@ -289,7 +298,7 @@ def _at_level(
         return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
     if level > 0:
         return _saturated(ctx, value, name, saturation, level)
-    series = taylor(fn)
+    series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
     if not np.all(np.isfinite(series)):
         ctx.fail(
             f"{name} of a value that vanishes like n^{level} has no expansion at 0.", NoLimitError
@@ -337,11 +346,11 @@ def _saturated(
     return tensor(out, exponents, NONE, value.axis, value.space, None, zeros)
 
 
-def significant(value: Tensor) -> jax.Array:
-    """Whether some entry of a finite array differs from 0 beyond its standard error."""
+def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
+    """Whether some entry differs from 0 by more than ``sigmas`` of its standard errors."""
     if value.noise is None:
         return jnp.asarray(True)
-    return jnp.any(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise)
+    return jnp.any(jnp.abs(value.coefficient) > sigmas * value.noise)
 
 
 def signs_known(ctx: Context, value: Tensor, what: str) -> None:
@@ -393,6 +402,20 @@ def sum_exponents(ctx: Context, exponents: Exponents, remainder: Exponents, gain
     return exponents + gain, (remainder + gain).maximum(exponents + gain * HALF)
 
 
+def share(value: Tensor, axes: tuple[int, ...]) -> Any:
+    """Sampling error of a vector relative to its size, over the given axes.
+
+    Errors of vectors come from finite factors, which are the same for all coordinates; so a sum
+    over the width has the relative error of its summands, not the sum of their absolute errors.
+    """
+    if value.noise is None:
+        return 0.0
+    c = jnp.asarray(value.coefficient)
+    size = jnp.sum(c * c, axis=axes)
+    error = jnp.sum(jnp.broadcast_to(value.noise, c.shape) ** 2, axis=axes)
+    return jnp.sqrt(error / jnp.where(size > 0, size, 1))
+
+
 def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -> Tensor:
     """Sum over the width axis: the law of large numbers (Master Theorem, Yang, TP III).
 
@@ -411,7 +434,7 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     if not ctx.exact:
         noise = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
         if value.noise is not None:
-            noise = noise + abs(factor) * jnp.mean(value.noise, axis=axis)
+            noise = noise + share(value, (axis,)) * jnp.abs(coefficient)
     exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)
     exponents, remainder = sum_exponents(ctx, exponents, remainder, gain)
     return tensor(coefficient, exponents, remainder, None, None, noise)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tplimit.trace import Equation
 from tplimit.values import Tensor, Value, exactly, tensor
@@ -48,10 +49,7 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
         return None
     remainder = Exponents(max(v.remainder.max() for v in tensors))
     arrays = [jnp.asarray(v.coefficient) for v in tensors]
-    errors = [
-        jnp.zeros_like(a) if v.noise is None else jnp.broadcast_to(v.noise, a.shape)
-        for a, v in zip(arrays, tensors, strict=True)
-    ]
+    errors = [_tangent(array, value.noise) for array, value in zip(arrays, tensors, strict=True)]
 
     def function(*inputs: Any) -> Any:
         return bind(primitive, *inputs, **equation.params)
@@ -62,3 +60,9 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
         tensor(o, remainder=remainder, noise=jnp.abs(t) if o.dtype.kind == "f" else None)
         for o, t in pairs
     ]
+
+
+def _tangent(array: jax.Array, noise: Any) -> Any:
+    if array.dtype.kind != "f":
+        return np.zeros(array.shape, jax.dtypes.float0)
+    return jnp.zeros_like(array) if noise is None else jnp.broadcast_to(noise, array.shape)

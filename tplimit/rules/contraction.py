@@ -129,21 +129,43 @@ def _uniform_product(
 ) -> Tensor:
     """Contraction of values that each have one exponent besides exact zeros."""
     product = ctx.rebind(a.coefficient, b.coefficient)
-    noise = algebra.product_noise(a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims))
     exponents, remainder = _contracted_exponents(a, b, dims)
     if over is None:
+        noise = algebra.product_noise(a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims))
         return tensor(product, exponents, remainder, axis, space, noise)
     assert ctx.equation is not None
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
     factor, gain = algebra.width_factor(ctx, size)
-    count = a.shape[over]
-    product = product * (factor / count)
+    product = product * (factor / a.shape[over])
     exponents, remainder = algebra.sum_exponents(ctx, exponents, remainder, gain)
-    own = _sum_noise(ctx, a, b, dims, product)
-    if own is not None and noise is not None:
-        own = own + noise * abs(factor / count)
-    return tensor(product, exponents, remainder, axis, space, own)
+    noise = _sum_noise(ctx, a, b, dims, product)
+    if noise is not None and (a.noise is not None or b.noise is not None):
+        noise = noise + _shares(a, b, dims) * jnp.abs(product)
+    return tensor(product, exponents, remainder, axis, space, noise)
+
+
+def _shares(a: Tensor, b: Tensor, dims: Dimensions) -> Any:
+    """Relative errors of both operands, in the shape ``(batch, free of a, free of b)``."""
+    (ca, cb), (ba, bb) = dims
+    first, second = algebra.share(a, ca), algebra.share(b, cb)
+    free = len(b.shape) - len(cb) - len(bb)
+    left = _batch_first(first, a, ca, ba)
+    right = _batch_first(second, b, cb, bb)
+    if np.ndim(left):
+        left = jnp.reshape(left, (*left.shape, *[1] * free))
+    if np.ndim(right):
+        batch, middle = right.shape[: len(bb)], len(a.shape) - len(ca) - len(ba)
+        right = jnp.reshape(right, (*batch, *[1] * middle, *right.shape[len(bb) :]))
+    return left + right
+
+
+def _batch_first(array: Any, value: Tensor, contracted: Any, batch: Any) -> Any:
+    if not np.ndim(array):
+        return array
+    left = [i for i in range(len(value.shape)) if i not in contracted]
+    order = [*(left.index(i) for i in batch), *(k for k, i in enumerate(left) if i not in batch)]
+    return jnp.transpose(array, order)
 
 
 def _sum_noise(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
