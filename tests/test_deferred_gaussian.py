@@ -123,7 +123,7 @@ def adaptive(matrix: Any, x: Any) -> list[Any]:
     h = matrix.forward(x)
     g = matrix.transposed(xp.tanh(h[:2]))
     mixed = xp.stack([x[1], x[0] - 2 * x[2]])
-    z = matrix.forward(xp.concatenate([xp.tanh(g) + x[:2], mixed]))
+    z = matrix.forward(xp.concatenate([xp.tanh(2 * g), mixed]))
     back = matrix.transposed(xp.stack([z[0] * h[0], h[0], xp.tanh(h[0])]))
     return [h, g, z, back]
 
@@ -288,7 +288,7 @@ def measured(matrix: Any, x: jax.Array) -> jax.Array:
         [
             h[0, 0], g[1, 1], z[1, 2], z[3, 0], back[0, 0],
             jnp.mean(h * h), jnp.mean(g * g), jnp.mean(z * z), jnp.mean(back * back),
-            jnp.mean(z[0] * h[0]), jnp.mean(z[1] * h[0]), jnp.mean(back[0] * g[0]),
+            jnp.mean(z[0] * jnp.tanh(h[0])), jnp.mean(z[1] * h[0]), jnp.mean(back[0] * g[0]),
             jnp.mean(z[2] * z[1]), jnp.mean(z**3), jnp.mean(z[:2] ** 4), jnp.mean(back[2] ** 4),
         ]
     )  # fmt: skip
@@ -367,7 +367,7 @@ def test_adaptive_queries_have_the_law_of_dense_matrices(samples: Samples) -> No
 
 def test_without_the_correction_the_law_is_another(samples: Samples) -> None:
     """Negative control: `P^T b` left out, the same tests fail by many standard errors."""
-    assert np.abs(statistics.z_score(samples.uncorrected, samples.dense)).max() > 15
+    assert np.abs(statistics.z_score(samples.uncorrected, samples.dense)).max() > 10
 
 
 # Noise of the limit -------------------------------------------------------------------------------
@@ -387,7 +387,8 @@ def test_limit_rows_are_matched(
     """
     M = 400
     ones = NoiseRows(jnp.ones((1, M)), jnp.asarray(1))
-    first = NoiseRows(noise.joint_rows(jax.random.key(3), 4, M, ones.rows.dtype), jnp.asarray(4))
+    joint_rows = jax.jit(noise.joint_rows, static_argnums=(1, 2, 3))
+    first = NoiseRows(joint_rows(jax.random.key(3), 4, M, ones.rows.dtype), jnp.asarray(4))
     nothing = NoiseRows(jnp.zeros((72, M)), jnp.asarray(0))
     assert_orthonormal(first.rows, 4, 1e-12)
     assert overlap(first.rows, ones.rows) < 1e-12

@@ -22,6 +22,7 @@ LAYERS = (
     "bank",
     "trace",
     "lint",
+    "plain",
     "interpret",
     "algebra",
     "matrices",

@@ -31,7 +31,7 @@ inf = math.inf
 _SALT = 0x7470_6C69
 
 #: New directions below this share of a row's second moment are dropped in the limit.
-RANK_TOLERANCE = 1e-6
+RANK_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def sample(
         samples: Monte Carlo particles per common width ``n`` (``tp.inf`` only).
         noise: how particles are drawn: ``"random"``, moment-matched pseudo-random numbers.
         rank_tolerance: share of a vector's second moment below which a new direction of a
-            random matrix is not revealed (default: 1e-6 at ``tp.inf``, round-off at Deferred).
+            random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 

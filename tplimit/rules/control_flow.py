@@ -18,7 +18,7 @@ from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import Exponents, Size
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
-UNROLL = 16
+UNROLL = 6
 #: Iterations after which the carried values must keep their form.
 _PEEL = 4
 

@@ -1,0 +1,147 @@
+"""Programs registered for tests, and the oracle: a limit against averages of ordinary networks.
+
+A *program* is a plain JAX function of its parameters with finite outputs. Its limit at M particles
+must equal the average over seeds of the same function at a finite width n, up to both sampling
+errors and the bias O(1/n); at ``tp.Deferred(n)`` the law is that of width n, without bias.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+import tplimit as tp
+
+PyTree = Any
+Array = NDArray[np.float64]
+
+WIDTH = 480  # divisible by the heads and ratios of all programs
+SIGMAS = 4.5
+BIAS = 4.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function of parameters, their declaration, and what it may cost.
+
+    Attributes:
+        run: ``run(theta) -> pytree of finite arrays``.
+        declaration: pytree of declared parameters.
+        bias: the bias at width n is taken to be at most ``bias / n`` times the size of an output.
+        slow: left to the slow tests.
+        deferred: whether the fast tests run it at ``tp.Deferred`` too.
+    """
+
+    run: Callable[[PyTree], PyTree]
+    declaration: PyTree
+    bias: float = BIAS
+    slow: bool = False
+    deferred: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+
+PROGRAMS: list[Program] = []
+
+
+def program(declaration: PyTree, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: enter a function in the list of programs."""
+
+    def enter(run: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        PROGRAMS.append(Program(run, declaration, **options))
+        return run
+
+    return enter
+
+
+@contextlib.contextmanager
+def fast_compilation() -> Iterator[None]:
+    """Programs of the tests run a few times each: compiling costs more than running."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def flat(tree: PyTree) -> jax.Array:
+    """All outputs as one vector."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree)])
+
+
+def dense(run: Callable[..., Any], declaration: PyTree, n: int, seeds: int) -> Array:
+    """Outputs ``(seeds, k)`` of ordinary networks of width ``n``."""
+
+    def one(key: jax.Array) -> jax.Array:
+        return flat(run(tp.sample(declaration, key, width=n)))
+
+    keys = jax.random.split(jax.random.key(1), seeds)
+    return np.asarray(jax.jit(lambda ks: jax.lax.map(one, ks, batch_size=8))(keys), float)
+
+
+def sampled(
+    run: Callable[..., Any], declaration: PyTree, width: Any, seeds: int, samples: int = 1024
+) -> Array:
+    """Outputs ``(seeds, k)`` at ``tp.inf`` or ``tp.Deferred(n)``."""
+    limited = tp.limit(run)
+    rows = []
+    for seed in range(seeds):
+        key = jax.random.key(1000 + seed)
+        theta = tp.sample(declaration, key, width=width, samples=samples)
+        rows.append(np.asarray(flat(limited(theta)), float))
+    return np.array(rows)
+
+
+def standard_error(rows: Array) -> Array:
+    return rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
+
+
+def assert_same_mean(first: Array, second: Array, slack: float = 0.0) -> None:
+    """Means agree within ``SIGMAS`` standard errors and ``slack`` times the outputs' size."""
+    error = np.hypot(standard_error(first), standard_error(second))
+    size = np.abs(second.mean(axis=0)) + second.std(axis=0)
+    allowed = SIGMAS * error + slack * size + 1e-6
+    difference = np.abs(first.mean(axis=0) - second.mean(axis=0))
+    assert np.all(np.isfinite(difference)), f"not finite: {first.mean(0)} and {second.mean(0)}"
+    worst = int(np.argmax(difference / allowed))
+    assert np.all(difference <= allowed), (
+        f"output {worst}: {first.mean(0)[worst]:.5g} and {second.mean(0)[worst]:.5g} differ by "
+        f"{difference[worst]:.2g}, allowed {allowed[worst]:.2g}"
+    )
+
+
+def error_of(kind: type[Exception], function: Callable[..., Any], *args: Any) -> Exception:
+    """The exception of class ``kind`` (exactly) that ``function(*args)`` raises."""
+    try:
+        result = function(*args)
+    except kind as error:
+        assert type(error) is kind, f"{type(error).__name__} instead of {kind.__name__}: {error}"
+        return error
+    raise AssertionError(f"{kind.__name__} expected, got {result!r}")
+
+
+def line_of(function: Callable[..., Any], marker: str = "# here") -> int:
+    """Number of the line of ``function`` that carries ``marker``."""
+    code = function.__code__
+    with open(code.co_filename, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    for number in range(code.co_firstlineno, len(lines) + 1):
+        if marker in lines[number - 1]:
+            return number
+    raise AssertionError(f"no line of {function.__name__} carries {marker!r}")
+
+
+def tree_difference(first: PyTree, second: PyTree) -> float:
+    """Largest absolute difference of two pytrees of arrays."""
+    pairs: Sequence[Any] = list(
+        zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)
