@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import matrices
+from tplimit import _jax, matrices
 from tplimit.bank import Bank
-from tplimit.errors import LimitError, LimitWarning, Location
+from tplimit.errors import LimitError, LimitWarning, Location, WidthError
 from tplimit.interpret import Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, weak
 from tplimit.lint import lint
 from tplimit.plain import is_plain
-from tplimit.trace import Aval, Program, Slot, trace
+from tplimit.trace import WIDTHS, Aval, Program, Slot, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
 from tplimit.widths import Dim, Size
 
@@ -92,6 +92,7 @@ class Evaluator:
                 ]
 
             self.programs[key] = trace(flat, arguments, multiple, also)
+            _apart(flat, avals, weaknesses, multiple)
             lint(self.programs[key][0])
         return self.programs[key]
 
@@ -130,6 +131,36 @@ class Evaluator:
                 self.plans[key] = _planned(program, values, bank, decisions)
             except NeedDecision as need:
                 slots.append(need.slot)
+
+
+def _apart(
+    flat: Callable[..., Any], avals: list[Aval], weak: tuple[bool, ...], multiple: int
+) -> None:
+    """Trace once with every named width of another length: they must not be combined."""
+    sizes = [d for a in avals for d in a.shape if isinstance(d, Size) and d.name]
+    names = sorted({size.name for size in sizes})
+    if len(names) < 2:
+        return
+    factors = {name: WIDTHS[0] * multiple * (k + 1) for k, name in enumerate(names)}
+    inputs = [
+        jax.ShapeDtypeStruct(
+            tuple(
+                (d.at(factors.get(d.name, WIDTHS[0] * multiple)) if isinstance(d, Size) else d)
+                for d in a.shape
+            ),
+            a.dtype,
+            weak_type=w,
+        )
+        for a, w in zip(avals, weak, strict=True)
+    ]
+    try:
+        jax.eval_shape(flat, *inputs)
+    except (TypeError, ValueError) as error:
+        raise WidthError(
+            f"Different widths ({', '.join(names)}) are combined coordinate by coordinate.",
+            location=_jax.user_location(error),
+            advice="Give both axes the same width, or connect them by a matrix.",
+        ) from error
 
 
 def _is_finite(value: Value) -> bool:

@@ -231,11 +231,13 @@ def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> ja
 def _dims(parameter: Parameter) -> tuple[Dim, ...]:
     dims: list[Dim] = []
     for dim in parameter.shape:
-        coefficient, power = as_scale(dim).on_ray()
+        scale = as_scale(dim)
+        coefficient, power = scale.on_ray()
         if power == 0:
             dims.append(round(coefficient))
         elif power == 1:
-            dims.append(Size(Fraction(coefficient).limit_denominator(10**6)))
+            name = "*".join(sorted(width.name for width in scale.widths))
+            dims.append(Size(Fraction(coefficient).limit_denominator(10**6), name=name))
         else:
             raise WidthError(f"An axis of length n^{power} is not a width.")
     return tuple(dims)

@@ -159,10 +159,14 @@ def as_scale(value: Any) -> Scale:
 
 @dataclass(frozen=True)
 class Size:
-    """Length ``ratio * n**power`` of an axis; only ``power = 1`` is a width."""
+    """Length ``ratio * n**power`` of an axis; only ``power = 1`` is a width.
+
+    ``name`` is the declared width's, where it is known; sizes are compared without it.
+    """
 
     ratio: Fraction
     power: Fraction = Fraction(1)
+    name: str = field(default="", compare=False)
 
     def at(self, n: int) -> int:
         """The length at ``n``; ``WidthError`` when that is no whole number."""
