@@ -6,6 +6,7 @@ errors and the bias O(1/n); at ``tp.Deferred(n)`` the law is that of width n, wi
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,14 +78,20 @@ def flat(tree: PyTree) -> jax.Array:
     return jnp.concatenate([jnp.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree)])
 
 
+@functools.lru_cache(maxsize=2)
+def _dense_parameters(leaves: tuple[Any, ...], tree: Any, n: int, seeds: int) -> PyTree:
+    declaration = jax.tree.unflatten(tree, leaves)
+    keys = jax.random.split(jax.random.key(1), seeds)
+    drawn = [tp.sample(declaration, key, width=n) for key in keys]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+
+
 def dense(run: Callable[..., Any], declaration: PyTree, n: int, seeds: int) -> Array:
     """Outputs ``(seeds, k)`` of ordinary networks of width ``n``."""
-
-    def one(key: jax.Array) -> jax.Array:
-        return flat(run(tp.sample(declaration, key, width=n)))
-
-    keys = jax.random.split(jax.random.key(1), seeds)
-    return np.asarray(jax.jit(lambda ks: jax.lax.map(one, ks, batch_size=8))(keys), float)
+    leaves, tree = jax.tree.flatten(declaration)
+    thetas = _dense_parameters(tuple(leaves), tree, n, seeds)
+    batched = jax.jit(lambda thetas: jax.lax.map(lambda t: flat(run(t)), thetas, batch_size=8))
+    return np.asarray(batched(thetas), float)
 
 
 def sampled(

@@ -125,7 +125,7 @@ def data(
 def assert_exact(run: Run, expected: linear.LinearRun) -> None:
     """Relative to the largest output, at every step and point, and for the losses."""
     scale = np.abs(expected.f).max()
-    assert np.abs(expected.f[-1]).max() > 0.1
+    assert np.abs(expected.f[-1]).max() > 0.01
     assert np.abs(run.f - expected.f).max() < RELATIVE * scale
     assert np.abs(run.losses - expected.losses).max() < RELATIVE * expected.losses.max()
 

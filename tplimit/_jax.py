@@ -35,6 +35,7 @@ __all__ = [
     "split_p",
     "stack_p",
     "tile_p",
+    "unstack_p",
     "user_location",
 ]
 
@@ -49,6 +50,7 @@ def _by_tracing(name: str, function: Any) -> Primitive | None:
 
 split_p = _by_tracing("split", lambda x: jax.lax.split(x, (1, 1)))
 stack_p = _by_tracing("stack", lambda x: jax.numpy.stack([x, x]))
+unstack_p = _by_tracing("unstack", lambda x: jax.numpy.unstack(x))
 tile_p = _by_tracing("tile", lambda x: jax.numpy.tile(x, 2))
 
 # Frames of this package are never "the user's line". The match is by prefix, hence the separator.

@@ -13,6 +13,7 @@ from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Check, Context
 from tplimit.plain import is_plain
+from tplimit.rules.selection import needs_decision, select_mask
 from tplimit.trace import Program
 from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import Exponents, Size
@@ -48,33 +49,17 @@ def _choose(ctx: Context, index: Tensor, cases: Sequence[Value]) -> Value:
         return cases[0]
     if any(isinstance(case, Matrices) for case in cases):
         return matrices.select(ctx, index, cases)
-    tensors = [case for case in cases if isinstance(case, Tensor)]
-    if len({case.exponents for case in tensors}) > 1:
+    if needs_decision(tuple(cases)):
         ctx.fail(
             "Which power of the width a value has depends on a predicate that is not known "
             "before the run.",
             NoLimitError,
         )
-    out = tensors[0]
-    for number, case in enumerate(tensors[1:], start=1):
+    out = cases[0]
+    for number, case in enumerate(cases[1:], start=1):
         mask = tensor(jnp.asarray(index.coefficient) == number)
-        out = _where(ctx, mask, case, out)
+        out = select_mask(ctx, mask, (out, case))
     return out
-
-
-def _where(ctx: Context, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    space = ctx.unify(new.space, old.space)
-    remainder = new.remainder.maximum(old.remainder)
-    noise = None
-    if new.noise is not None or old.noise is not None:
-        zero = jnp.zeros(new.shape, new.dtype)
-        noise = jnp.where(
-            mask.coefficient,
-            zero if new.noise is None else new.noise,
-            zero if old.noise is None else old.noise,
-        )
-    out = jnp.where(mask.coefficient, new.coefficient, old.coefficient)
-    return tensor(out, new.exponents, remainder, new.axis, space, noise)
 
 
 @RULES(p.while_p)

@@ -1,6 +1,7 @@
 """Pointwise operations on finite arrays and vectors; linear ones also on matrices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -168,11 +169,16 @@ _FUNCTIONS: list[tuple[Any, Callable[[Any], Any], tuple[float, float] | None]] =
 
 def _enter(primitive: Any, fn: Callable[[Any], Any], saturation: Any) -> None:
     name = primitive.name
+    positive = primitive in (p.exp_p, p.exp2_p, p.logistic_p, p.cosh_p)
 
     def smooth(ctx: Context, a: Value, **_: Any) -> Value:
         if isinstance(a, Matrices):
             return matrices.unsupported(ctx, f"{name}, entry by entry,")
-        return algebra.apply_function(ctx, a, fn, name, saturation)
+        out = algebra.apply_function(ctx, a, fn, name, saturation)
+        if positive and out.noise is not None:
+            # Whatever the error of its argument, the value is not zero.
+            out = replace(out, noise=jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3))
+        return out
 
     smooth.__name__ = name
     smooth.__doc__ = f"``{name}``: Taylor expansion at 0 for vanishing, limits for growing values."

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from tplimit import matrices
-from tplimit._jax import primitives as p, split_p, stack_p, tile_p
+from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
 from tplimit.algebra import aligned_noise, frame
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
@@ -176,6 +176,43 @@ def _stack_matrices(ctx: Context, values: tuple[Value, ...], axis: int) -> Matri
     place = sum(1 for i in arrays[0].finite_axes if i < axis)
     axes = tuple(a + (a >= axis) for a in arrays[0].axes)
     return Matrices(np.stack([value.items for value in arrays], axis=place), (axes[0], axes[1]))
+
+
+@RULES(unstack_p)
+def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
+    """The entries along a finite axis, one by one."""
+    if isinstance(value, Matrices):
+        finite_only(ctx, value, (axis,))
+        place = value.finite_axes.index(axis)
+        axes = tuple(a - (a > axis) for a in value.axes)
+        parts = [np.take(value.items, [k], place) for k in range(value.items.shape[place])]
+        return [Matrices(np.squeeze(part, place), (axes[0], axes[1])) for part in parts]
+    if value.axis == axis:
+        _check_share(ctx, 0, 1)
+    return [_without_axis(value, axis, k) for k in range(value.shape[axis])]
+
+
+def _without_axis(value: Tensor, axis: int, number: int) -> Tensor:
+    index: tuple[Any, ...] = (*[slice(None)] * axis, number)
+
+    def pick(array: Any) -> Any:
+        return None if array is None else jnp.broadcast_to(array, value.shape)[index]
+
+    def part(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[index])
+
+    width = value.axis
+    if width is not None and width > axis:
+        width -= 1
+    return tensor(
+        pick(value.coefficient),
+        part(value.exponents),
+        part(value.remainder),
+        width,
+        value.space,
+        pick(value.noise),
+        pick(value.zeros),
+    )
 
 
 @RULES(tile_p)

@@ -101,7 +101,7 @@ def select(ctx: Context, which: Value, *cases: Value) -> Value:
     assert isinstance(which, Tensor)
     if which.finite:
         chosen = which.constant
-        if chosen is None and _needs_decision(cases):
+        if chosen is None and needs_decision(cases):
             assert ctx.equation is not None
             chosen = ctx.decided(ctx.equation.inputs[0])
             if chosen is None and not any(isinstance(case, Matrices) for case in cases):
@@ -117,10 +117,10 @@ def select(ctx: Context, which: Value, *cases: Value) -> Value:
             return _select_entries(ctx, np.asarray(chosen, dtype=int), cases)
     if any(isinstance(case, Matrices) for case in cases):
         return matrices.select(ctx, which, cases)
-    return _select_mask(ctx, which, cases)
+    return select_mask(ctx, which, cases)
 
 
-def _needs_decision(cases: tuple[Value, ...]) -> bool:
+def needs_decision(cases: tuple[Value, ...]) -> bool:
     if any(isinstance(case, Matrices) for case in cases):
         return False
     levels: set[Any] = set()
@@ -157,7 +157,8 @@ def _largest_noise(cases: list[Tensor]) -> Any:
     return functools.reduce(jnp.maximum, noises) if noises else None
 
 
-def _select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:
+def select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:
+    """Choice entry by entry: the larger exponent leads, exact zeros have any exponent."""
     tensors = [case for case in cases if isinstance(case, Tensor)]
     axis, space = algebra.frame(ctx, which, *tensors)
     ordinary = [case for case in tensors if not algebra.not_finite(case)]
@@ -178,7 +179,8 @@ def _select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tenso
         # Where the mask flips, one branch is taken for the other.
         remainder = remainder.maximum(exponents + which.remainder)
     arrays = [algebra.aligned(case, exponents) for case in tensors]
-    out = ctx.rebind(which.coefficient, *(jnp.asarray(a, tensors[0].dtype) for a in arrays))
+    pieces = [jnp.asarray(a, tensors[0].dtype) for a in arrays]
+    out = lax.select_n(jnp.asarray(which.coefficient), *pieces)
     zeros = None
     if axis is not None and any(c.zeros is not None or c.vanishes for c in tensors):
         masks = [
