@@ -19,6 +19,7 @@ from tplimit.values import (
     Matrix,
     Tensor,
     Value,
+    at,
     demoted,
     map_items,
     tensor,
@@ -169,7 +170,7 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
     numbers = np.empty(tuple(factor.shape[i] for i in matrix.finite_axes), dtype=object)
     for index in np.ndindex(numbers.shape):
         place = dict(zip(matrix.finite_axes, index, strict=True))
-        numbers[index] = entry(factor, tuple(place.get(i, 0) for i in range(matrix.ndim)))
+        numbers[index] = at(factor, tuple(place.get(i, 0) for i in range(matrix.ndim)))
     x, y = np.broadcast_arrays(matrix.items, numbers)
     return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), matrix.axes)
 
@@ -186,17 +187,6 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
     assert isinstance(rows, Size)
     assert isinstance(columns, Size)
     return Matrices(outer(ctx, first, second, rows, columns, 1), (0, 1))
-
-
-def entry(value: Tensor, index: tuple[int, ...]) -> Tensor:
-    """One entry of a finite array."""
-
-    def pick(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[index])
-
-    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)[index]
-    coefficient = jnp.asarray(value.coefficient)[index]
-    return tensor(coefficient, pick(value.exponents), pick(value.remainder), noise=noise)
 
 
 def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
@@ -421,7 +411,6 @@ __all__ = [
     "apply",
     "constant",
     "crossed",
-    "entry",
     "multiply",
     "outer",
     "product",

@@ -126,6 +126,34 @@ def masked(value: Tensor, level: Exponent) -> Any:
     return jnp.where(value.exponents.mask(level), value.coefficient, 0)
 
 
+def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:
+    """The entries at an index: integers and slices along finite axes, slices along the width."""
+    index = (*index, *[slice(None)] * (len(value.shape) - len(index)))
+
+    def part(array: Any) -> Any:
+        return None if array is None else jnp.broadcast_to(array, value.shape)[index]
+
+    # Along the width exponents have length one, whatever share of it is taken.
+    whole = tuple(slice(None) if i == value.axis else k for i, k in enumerate(index))
+
+    def static(exponents: Exponents) -> Exponents:
+        return exponents if exponents.uniform else Exponents(exponents.array[whole])
+
+    axis = value.axis
+    if axis is not None:
+        axis -= sum(1 for place in index[:axis] if not isinstance(place, slice))
+    constant = value.constant
+    return tensor(
+        part(value.coefficient) if constant is None else constant[index],
+        static(value.exponents),
+        static(value.remainder),
+        axis,
+        value.space,
+        part(value.noise),
+        part(value.zeros),
+    )
+
+
 def demoted(value: Tensor) -> Tensor:
     """The same value with one common exponent, what is smaller being moved to the remainder."""
     if value.exponents.uniform and value.remainder.uniform:

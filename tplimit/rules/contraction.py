@@ -10,7 +10,7 @@ from tplimit import algebra, matrices
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
-from tplimit.values import Matrices, Matrix, Tensor, Value, demoted, tensor
+from tplimit.values import Matrices, Matrix, Tensor, Value, at, demoted, tensor
 from tplimit.widths import NEVER, Exponents, Size
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -300,7 +300,7 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
             }
             matrix = a.items[tuple(where_a[i] for i in finite)]
             oriented = matrix if along == a.axes[1] else matrix.T
-            x = _picked_rows(b, where_b, free_b)
+            x = _picked_rows(b, where_b)
             image = matrices.apply(ctx, oriented, x, size)
             total = image if total is None else algebra.add(ctx, total, image)
         rows[index] = total
@@ -313,25 +313,10 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
     return permuted(stacked, order)
 
 
-def _picked_rows(b: Tensor, fixed: dict[int, int], free: list[int]) -> Tensor:
+def _picked_rows(b: Tensor, fixed: dict[int, int]) -> Tensor:
     if not fixed:
         return b
-    index = tuple(fixed.get(i, slice(None)) for i in range(len(b.shape)))
-    assert b.axis is not None
-    axis = [i for i in range(len(b.shape)) if i not in fixed].index(b.axis)
-
-    def pick(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[index])
-
-    noise = None if b.noise is None else jnp.broadcast_to(b.noise, b.shape)[index]
-    return tensor(
-        jnp.asarray(b.coefficient)[index],
-        pick(b.exponents),
-        pick(b.remainder),
-        axis,
-        b.space,
-        noise,
-    )
+    return at(b, tuple(fixed.get(i, slice(None)) for i in range(len(b.shape))))
 
 
 def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
@@ -386,7 +371,7 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
             at_b = dict(
                 zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True)
             )
-            number = matrices.entry(b, tuple(at_b[i] for i in range(len(b.shape))))
+            number = at(b, tuple(at_b[i] for i in range(len(b.shape))))
             part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], number)
             total = part if total is None else matrices.sum_of(ctx, total, part)
         items[index] = total

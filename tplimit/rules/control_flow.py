@@ -15,7 +15,7 @@ from tplimit.interpret import RULES, Check, Context
 from tplimit.plain import is_plain
 from tplimit.rules.selection import needs_decision, select_mask
 from tplimit.trace import Program
-from tplimit.values import Matrices, Tensor, Value, tensor
+from tplimit.values import Matrices, Tensor, Value, at, tensor
 from tplimit.widths import Exponents, Size
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
@@ -155,19 +155,7 @@ def _item(ctx: Context, value: Value, index: int) -> Value:
         return cached[1][index]
     if isinstance(value, Matrices):
         return Matrices(_cell(value.items[index]), (value.axes[0] - 1, value.axes[1] - 1))
-
-    def pick(array: Any) -> Any:
-        return None if array is None else array[index]
-
-    def part(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[index])
-
-    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
-    axis = None if value.axis is None else value.axis - 1
-    return tensor(
-        pick(value.coefficient), part(value.exponents), part(value.remainder), axis, value.space,
-        pick(noise), pick(value.zeros),
-    )  # fmt: skip
+    return at(value, (index,))
 
 
 def _cell(item: Any) -> np.ndarray:

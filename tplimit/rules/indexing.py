@@ -1,6 +1,7 @@
 """Parts of arrays: slices, concatenation, padding, gather and scatter along finite axes."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from tplimit.algebra import aligned_noise, frame
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
-from tplimit.values import Matrices, Tensor, Value, demoted, map_items, tensor
+from tplimit.values import Matrices, Tensor, Value, at, demoted, map_items, tensor
 from tplimit.widths import Exponents, Size
 
 
@@ -70,25 +71,9 @@ def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list
             slice(int(start), int(end)) if i == axis else slice(None)
             for i in range(len(value.shape))
         )
-        parts.append(_indexed(value, index, axis, whole=value.axis != axis))
+        part = at(value, index)
+        parts.append(part if value.axis != axis else replace(part, space=None))
     return parts
-
-
-def _indexed(value: Tensor, index: tuple[Any, ...], axis: int, *, whole: bool) -> Tensor:
-    def pick(array: Any) -> Any:
-        return None if array is None else jnp.asarray(array)[index]
-
-    def part(exponents: Exponents) -> Exponents:
-        if exponents.uniform or not whole:
-            return exponents
-        return Exponents(exponents.array[index])
-
-    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
-    space = value.space if whole else None
-    return tensor(
-        pick(value.coefficient), part(value.exponents), part(value.remainder), value.axis, space,
-        pick(noise), pick(value.zeros),
-    )  # fmt: skip
 
 
 @RULES(p.concatenate_p)
@@ -189,30 +174,7 @@ def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
         return [Matrices(np.squeeze(part, place), (axes[0], axes[1])) for part in parts]
     if value.axis == axis:
         _check_share(ctx, 0, 1)
-    return [_without_axis(value, axis, k) for k in range(value.shape[axis])]
-
-
-def _without_axis(value: Tensor, axis: int, number: int) -> Tensor:
-    index: tuple[Any, ...] = (*[slice(None)] * axis, number)
-
-    def pick(array: Any) -> Any:
-        return None if array is None else jnp.broadcast_to(array, value.shape)[index]
-
-    def part(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[index])
-
-    width = value.axis
-    if width is not None and width > axis:
-        width -= 1
-    return tensor(
-        pick(value.coefficient),
-        part(value.exponents),
-        part(value.remainder),
-        width,
-        value.space,
-        pick(value.noise),
-        pick(value.zeros),
-    )
+    return [at(value, (*[slice(None)] * axis, k)) for k in range(value.shape[axis])]
 
 
 @RULES(tile_p)

@@ -1,0 +1,222 @@
+"""Golden numbers of muP and of integrable parameterizations, from the programs as they are written.
+
+The programs and their known limits are those of `oracles.golden` and `oracles.integrable`: one
+sample per step, squared loss, inputs of dimension 3, a bias in the first layer only. Here the same
+plain JAX is run by `tp.limit` and `tp.leading`; nothing in it knows of a limit.
+
+Statistical tests compare the mean over independent replicates with the known number, the largest
+|z| of all steps and points being bounded by `statistics.threshold` (Student's t, false alarm
+1e-3 for each test function).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import golden, integrable, statistics
+
+import tplimit as tp
+from tplimit.gaussian import deferred
+
+N = tp.Width("n")
+Array = np.ndarray
+
+
+def declared(
+    hidden: int,
+    std: Any,
+    first: Callable[..., Any] = tp.normal,
+    inner: Callable[..., Any] = tp.normal,
+) -> dict[str, Any]:
+    """`first` is the law of the entries of layer 1 (weights and bias), `inner` of the hidden W."""
+    return {
+        "U": first((3, N), 1.0),
+        "b": first((N,), 1.0),
+        "W": tuple(inner((N, N), std) for _ in range(hidden - 1)),
+        "v": tp.normal((N,)),
+    }
+
+
+def observed(
+    program: golden.Program,
+    theta: dict[str, Any],
+    *,
+    replicates: int,
+    samples: int,
+    steps: int = 4,
+    transform: Callable[..., Any] = tp.limit,
+) -> list[list[Any]]:
+    """What `transform(predict)` says at the points A and B after each step, per replicate."""
+    runs = []
+    for seed in range(replicates):
+        state = tp.sample(theta, jax.random.key(seed), width=tp.inf, samples=samples)
+        seen = []
+        for t in range(steps):
+            first = t == 0 and program.first_step is not None
+            step = program.first_step if first else program.step
+            state, _ = tp.limit(step)(state, (golden.INPUTS[t], golden.TARGETS[t]))
+            seen.append(transform(program.predict)(state, golden.POINTS))
+        runs.append(seen)
+    return runs
+
+
+def assert_close(runs: Array, expected: Array, error: float = 0.0) -> None:
+    """Means of replicates (axis 0) against known numbers of standard error at most `error`."""
+    z = statistics.z_score_to(runs, expected, error)
+    assert np.abs(z).max() < statistics.threshold(z.size, degrees=len(runs) - 1)
+
+
+# muP, tanh, two hidden layers ---------------------------------------------------------------------
+
+MUP = golden.mup("tanh", hidden=2, eta=1.0)
+THETA = declared(2, N**-0.5)
+
+
+@pytest.fixture(scope="module")
+def mup_runs() -> Array:
+    """(replicates, steps, points)."""
+    return np.array(observed(MUP, THETA, replicates=12, samples=2**13))
+
+
+def test_mup_has_its_golden_numbers(mup_runs: Array) -> None:
+    """f_1 .. f_4 at A, B: 8 comparisons with the refined table, |z| < 6.0; and to 0.003."""
+    mean = mup_runs.mean(axis=0)
+    assert np.abs(mean - golden.table(golden.MUP_TANH)).max() < golden.MUP_TANH.error
+    assert statistics.standard_error(mup_runs).max() < 2.5e-3
+    assert_close(mup_runs, golden.table(golden.MUP_TANH_REFINED), 1e-4)
+
+
+def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: `P^T b` dropped from every query gives (0.278, 0.376), not (0.397, 0.516).
+
+    A query that sees the store without its fresh parts `H` has `b = <H, x> = 0`.
+    """
+    query = deferred.query
+
+    def forgetful(store: deferred.Store, *args: Any, **kwargs: Any) -> deferred.Answer:
+        answer = query(replace(store, H=jnp.zeros_like(store.H)), *args, **kwargs)
+        return answer._replace(store=replace(answer.store, H=store.H))
+
+    monkeypatch.setattr(deferred, "query", forgetful)
+    program = golden.mup("tanh", hidden=2, eta=1.0)  # new functions: nothing compiled is reused
+    runs = observed(program, THETA, replicates=6, samples=2**13, steps=1)
+    known = golden.MUP_TANH_WITHOUT_CORRECTION
+    mean = np.mean(runs, axis=0)
+    assert np.abs(mean - golden.table(known)).max() < known.error
+    assert np.abs(mean - golden.table(golden.MUP_TANH)[:1]).min() > 0.1
+
+
+def test_first_layer_keeps_its_law() -> None:
+    """Rademacher weights and biases in layer 1 (not a hidden matrix): f_1 is (0.48, 0.56)."""
+    theta = declared(2, N**-0.5, first=tp.rademacher)
+    runs = observed(MUP, theta, replicates=6, samples=2**13, steps=1)
+    np.testing.assert_allclose(np.mean(runs, axis=0)[0], [0.479, 0.564], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("inner", [tp.uniform, tp.rademacher])
+def test_hidden_matrices_may_have_any_law(inner: Callable[..., Any], mup_runs: Array) -> None:
+    """Entries uniform or +-1 of variance 1/n: the Gaussian limit (Golikov & Yang, Theorem 2)."""
+    scale = 3**0.5 * N**-0.5 if inner is tp.uniform else N**-0.5
+    runs = observed(MUP, declared(2, scale, inner=inner), replicates=1, samples=2**13)
+    np.testing.assert_allclose(runs[0], mup_runs[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_mup_at_high_precision() -> None:
+    """The refined table (its error: 3e-4 at most, standard errors 4e-5 to 8e-5), 8 comparisons."""
+    runs = np.array(observed(MUP, THETA, replicates=16, samples=2**17))
+    expected = golden.table(golden.MUP_TANH_REFINED)
+    assert np.abs(runs.mean(axis=0) - expected).max() < 6e-4
+    assert_close(runs, expected, 8e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["normal", "uniform", "rademacher"])
+def test_finite_networks_agree_whatever_the_hidden_law(law: str) -> None:
+    """`tp.sample` at width 2048, 8 seeds, hidden matrices of each law: 8 comparisons, |z| < 9.1."""
+    scale = 3**0.5 * N**-0.5 if law == "uniform" else N**-0.5
+    theta = declared(2, scale, inner=getattr(tp, law))
+    step, runs = jax.jit(MUP.step), []
+    for seed in range(8):
+        state = tp.sample(theta, jax.random.key(seed), width=2048)
+        seen = []
+        for batch in zip(*golden.BATCHES, strict=True):
+            state, _ = step(state, batch)
+            seen.append(MUP.predict(state, golden.POINTS))
+        runs.append(seen)
+    assert statistics.standard_error(runs).max() < 0.015
+    assert_close(np.array(runs), golden.table(golden.MUP_TANH_REFINED))
+
+
+# Integrable parameterizations ---------------------------------------------------------------------
+
+IP = golden.naive_ip("tanh", hidden=3, eta=1.0)
+IP_THETA = declared(3, 1.0)
+
+
+@pytest.fixture(scope="module")
+def ip_runs() -> list[list[tp.Leading]]:
+    return observed(IP, IP_THETA, replicates=8, samples=2**13, steps=3, transform=tp.leading)
+
+
+def test_integrable_network_decays_like_one_over_n(ip_runs: list[list[tp.Leading]]) -> None:
+    """`f_t = c_t / n`: exponent -1 and the exact coefficients for t = 1, 2, 3; 6 comparisons."""
+    assert {seen.exponent for run in ip_runs for seen in run} == {Fraction(-1)}
+    coefficients = np.array([[seen.coefficient for seen in run] for run in ip_runs])
+    assert statistics.standard_error(coefficients).max() < 5e-3
+    assert_close(coefficients, integrable.leading_coefficients(eta=1.0)[:3])
+    # The error that one run states is of the size of the spread between runs.
+    stated = np.mean([[seen.stderr for seen in run] for run in ip_runs], axis=0)
+    spread = coefficients.std(axis=0, ddof=1)
+    assert np.all(stated > 0.3 * spread)
+    assert np.all(stated < 10 * spread)
+
+
+def test_integrable_network_at_initialisation_is_not_a_number_times_a_power() -> None:
+    """`f_0` is of order n^-3/2 with a mean that vanishes: refused, whatever the exponent."""
+    state = tp.sample(IP_THETA, jax.random.key(0), width=tp.inf, samples=2**13)
+    with pytest.raises(tp.CancellationError, match="leading"):
+        tp.leading(IP.predict)(state, golden.POINTS)
+
+
+@pytest.mark.slow
+def test_integrable_network_against_width_4096(ip_runs: list[list[tp.Leading]]) -> None:
+    """`n f_t` of dense networks of width 4096 in float64, 10 seeds: 6 comparisons."""
+    measured = integrable.measure_ip((4096,), seeds=10)[4096].runs[:, :3]
+    coefficients = np.array([[seen.coefficient for seen in run] for run in ip_runs])
+    z = statistics.z_score(measured, coefficients)
+    assert np.abs(z).max() < statistics.threshold(z.size, degrees=9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "known", golden.IP_LLR_FIRST_STEP, ids=lambda k: f"{k.activation}-{k.hidden}"
+)
+def test_large_first_rates_have_the_closed_form(known: golden.Golden) -> None:
+    """IP-LLR, homogeneous activations: `f_1` against the exact number; 2 comparisons each.
+
+    Afterwards the sign of some preactivations is decided by terms that vanish, and the step is
+    refused rather than computed with the wrong derivative.
+    """
+    homogeneity = 2 if "squared" in known.activation else 1
+    program = golden.ip_llr(known.activation, known.hidden, known.eta, homogeneity)
+    theta = declared(known.hidden, 1.0)
+    runs = np.array(observed(program, theta, replicates=12, samples=2**14, steps=1))
+    assert_close(runs, golden.table(known), known.error)
+    with pytest.raises(tp.CancellationError, match="comparison"):
+        observed(program, theta, replicates=1, samples=2**10, steps=2)
+
+
+@pytest.mark.slow
+def test_large_first_rates_of_a_smooth_network() -> None:
+    """IP-LLR, tanh, 3 hidden layers: f_1 = 0, then the table within its error of 0.003."""
+    known = golden.IP_LLR_LATER_STEPS[-1]
+    program = golden.ip_llr(known.activation, known.hidden, known.eta)
+    runs = np.array(observed(program, declared(3, 1.0), replicates=8, samples=2**14, steps=3))
+    assert np.abs(runs[:, 0]).max() < 1e-3
+    assert np.abs(runs.mean(axis=0) - golden.table(known)).max() < known.error
