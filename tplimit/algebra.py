@@ -19,6 +19,7 @@ from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
 #: compared, and does not grow with the width, less is asked.
 ZERO_SIGMAS = 5.0
 ORDINARY_SIGMAS = 2.0
+SYMMETRIC_SHARE = 1e-5
 
 RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
@@ -198,6 +199,15 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     if value.zeros is not None:
         zero = zero & ~value.zeros
     ctx.check(significant(value, decisive(value)) & ~jnp.any(zero), error)
+
+
+def decided(value: Tensor) -> jax.Array:
+    """Whether the sign of a finite array decides something: some entry differs from 0 for sure,
+    and none is so near that it vanishes by symmetry (moment matching leaves round-off)."""
+    if value.noise is None:
+        return jnp.asarray(True)
+    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.noise
+    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.noise > 0))
 
 
 def decisive(value: Tensor) -> float:

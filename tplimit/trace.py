@@ -351,7 +351,7 @@ def _grows(value: Any) -> bool:
         return any(_grows(part) for part in value)
     if not isinstance(value, Program):
         return False
-    operands = [operand for e in value.equations for operand in (*e.inputs, *value.outputs)]
+    operands = [operand for e in value.equations for operand in e.inputs] + [*value.outputs]
     constants = [operand for operand in operands if isinstance(operand, Constant)]
     powers = any(set(c.fitted.exponents.levels()) - {0, NEVER} for c in constants)
     avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]

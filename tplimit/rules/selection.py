@@ -76,7 +76,7 @@ def _decided(
     )
     if difference.axis is None:
         if not equality:
-            ctx.check(algebra.significant(difference, algebra.decisive(difference)), error)
+            ctx.check(algebra.decided(difference), error)
         return
     undecided = (x == 0) & (y == 0) if equality else x == y
     for value in (a, b):
