@@ -6,6 +6,7 @@
 `b_l`, `v` is `eta n`, that of `W_l` is `eta`. Widths are read from shapes.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def mup(
     widths = [tp.Width("n") if r == 1 else tp.Width(f"n{r}", ratio=r) for r in ratios]
     theta: dict[str, Any] = {
         "U": tp.normal((inputs, widths[0])),
-        "W": [tp.normal((a, b), std=a**-0.5) for a, b in zip(widths, widths[1:], strict=False)],
+        "W": [tp.normal((a, b), std=a**-0.5) for a, b in itertools.pairwise(widths)],
         "v": tp.normal((widths[-1],) if outputs is None else (widths[-1], outputs)),
     }
     if biases is not None:
@@ -111,36 +112,47 @@ def classification(steps: int = 4, batch: int = 6, inputs: int = 3, classes: int
 POINTS = np.array([[1.0, -0.5, 0.3], [-0.2, 0.8, 1.1], [0.4, 0.9, -1.3]], np.float32)
 
 
+class Runs(NamedTuple):
+    """`f`: (runs, times, points[, outputs]); `losses`: (runs, steps)."""
+
+    f: Array
+    losses: Array
+
+
 def limit_runs(
     network: Network,
     data: Data,
     *,
     replicates: int,
-    samples: int,
+    samples: int = 2**13,
     points: Array = POINTS,
-    start: int = 0,
     width: Any = tp.inf,
-) -> Array:
-    """Independent runs at `width`, observed before each step and after the last.
+    last_only: bool = False,
+) -> Runs:
+    """Independent runs at `width` (`tp.inf` or `tp.Deferred`), observed after each step.
 
-    Shape (replicates, steps+1, points[, outputs]).
+    `last_only` saves compilations: observed after the last step only.
     """
     step, predict = tp.limit(network.step), tp.limit(network.predict)
-    runs = []
-    for seed in range(start, start + replicates):
+    runs, losses = [], []
+    steps = len(data[0])
+    for seed in range(replicates):
         state = tp.sample(network.theta, jax.random.key(seed), width=width, samples=samples)
-        f = [predict(state, points)]
-        for batch in zip(*data, strict=True):
-            state, _ = step(state, batch)
-            f.append(predict(state, points))
+        f, own = [], []
+        for t, batch in enumerate(zip(*data, strict=True)):
+            state, loss = step(state, batch)
+            own.append(loss)
+            if not last_only or t == steps - 1:
+                f.append(predict(state, points))
         runs.append(f)
-    return np.array(runs, float)
+        losses.append(own)
+    return Runs(np.array(runs, float), np.array(losses, float))
 
 
 def dense_runs(
     network: Network, data: Data, seeds: dict[int, int], points: Array = POINTS, key: int = 1
-) -> dict[int, Array]:
-    """The same of ordinary networks, by width."""
+) -> dict[int, Runs]:
+    """The same of ordinary networks, by width, observed after each step."""
     runs = dense.train_dense(
         network.predict,
         lambda key, n: tp.sample(network.theta, key, width=n),
@@ -151,4 +163,4 @@ def dense_runs(
         seeds=seeds,
         key=key,
     )
-    return {n: run.f for n, run in runs.items()}
+    return {n: Runs(run.f[:, 1:], run.losses) for n, run in runs.items()}

@@ -141,13 +141,11 @@ def _apart(
     names = sorted({size.name for size in sizes})
     if len(names) < 2:
         return
-    factors = {name: WIDTHS[0] * multiple * (k + 1) for k, name in enumerate(names)}
+    base = WIDTHS[0] // 24 * multiple  # small: products of lengths stay far from 2^31
+    factors = {name: base * (k + 1) for k, name in enumerate(names)}
     inputs = [
         jax.ShapeDtypeStruct(
-            tuple(
-                (d.at(factors.get(d.name, WIDTHS[0] * multiple)) if isinstance(d, Size) else d)
-                for d in a.shape
-            ),
+            tuple((d.at(factors.get(d.name, base)) if isinstance(d, Size) else d) for d in a.shape),
             a.dtype,
             weak_type=w,
         )

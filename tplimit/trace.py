@@ -131,8 +131,9 @@ def trace(
     widths: list[int] = []
     small = [base * multiple for base in WIDTHS]
     longest = max((d for value in arguments(small[-1]) for d in value.shape), default=0)
-    if longest > _INT32_ROOT:  # products of two widths must stay below 2^31
-        small = [n // 6 for n in small]
+    # Products of two lengths must stay below 2^31; all trial widths are divisible by 24.
+    divisor = next((k for k in (1, 2, 3, 4, 6, 8, 12) if longest <= k * _INT32_ROOT), 24)
+    small = [n // divisor for n in small]
     required = [*small, *also]
     for n in [*small, *(base * multiple for base in LARGE_WIDTHS), *also]:
         inputs = arguments(n)
@@ -147,7 +148,7 @@ def trace(
                 ) from error
             continue
         except (TypeError, ValueError) as error:
-            raise _shape_error(error, inputs) from error
+            raise _shape_error(error, inputs, arguments(2 * n)) from error
         if n not in required and len(jaxpr.eqns) > 2 * len(traces[0].eqns):
             continue
         traces.append(jaxpr)
@@ -158,9 +159,12 @@ def trace(
     return _program(traces, tuple(widths), None), trees[0]
 
 
-def _shape_error(error: Exception, inputs: Sequence[Any]) -> Exception:
+def _shape_error(error: Exception, inputs: Sequence[Any], wider: Sequence[Any]) -> Exception:
     """A ``WidthError`` when a failure of the user's code is about lengths of width axes."""
-    lengths = {str(length) for value in inputs for length in value.shape if length >= WIDTHS[0]}
+    pairs = [
+        p for a, b in zip(inputs, wider, strict=True) for p in zip(a.shape, b.shape, strict=True)
+    ]
+    lengths = {str(length) for length, longer in pairs if length != longer}
     numbers = set(re.findall(r"\d+", str(error)))
     if not lengths & numbers:
         return error
@@ -273,11 +277,12 @@ class _Builder:
             return next(iter(found.values()))
 
         counts = {len(jaxpr.eqns) for jaxpr, _ in jaxprs}
+        longest = max(range(len(jaxprs)), key=lambda k: len(jaxprs[k][0].eqns))
         for equations in zip(*(jaxpr.eqns for jaxpr, _ in jaxprs), strict=False):
             place = _jax.location(equations[0]) or where
             if len({equation.primitive for equation in equations}) > 1:
                 names = sorted({equation.primitive.name for equation in equations})
-                raise _disagreement(" and ".join(names), place)
+                raise _disagreement(" and ".join(names), _jax.location(equations[longest]) or place)
             operands = [
                 read(atoms, place)
                 for atoms in zip(*(equation.invars for equation in equations), strict=True)
@@ -286,8 +291,7 @@ class _Builder:
             for environment, equation in zip(environments, equations, strict=True):
                 environment.update(zip(equation.outvars, outputs, strict=True))
         if len(counts) > 1:
-            longest = max((jaxpr for jaxpr, _ in jaxprs), key=lambda jaxpr: len(jaxpr.eqns))
-            extra = longest.eqns[min(counts)]
+            extra = jaxprs[longest][0].eqns[min(counts)]
             raise _disagreement("the number of operations", _jax.location(extra) or where)
         return [
             read(atoms, where)

@@ -29,6 +29,8 @@ def add(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
 def subtract(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
     """Difference; ``x - x`` of one variable is exactly zero."""
     if isinstance(a, Matrices) or isinstance(b, Matrices):
+        if a is b and isinstance(b, Matrices):
+            return b.map(lambda matrix: matrices.zero(matrix.rows, matrix.columns))
         return matrices.add(ctx, a, matrices.scaled(ctx, b, tensor(np.float32(-1))))
     return algebra.add(ctx, a, b, sign=-1)
 
