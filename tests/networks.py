@@ -127,22 +127,21 @@ def limit_runs(
     samples: int = 2**13,
     points: Array = POINTS,
     width: Any = tp.inf,
-    last_only: bool = False,
+    observe: bool = True,
 ) -> Runs:
     """Independent runs at `width` (`tp.inf` or `tp.Deferred`), observed after each step.
 
-    `last_only` saves compilations: observed after the last step only.
+    With `observe=False` only the losses are recorded, which saves a compilation.
     """
     step, predict = tp.limit(network.step), tp.limit(network.predict)
     runs, losses = [], []
-    steps = len(data[0])
     for seed in range(replicates):
         state = tp.sample(network.theta, jax.random.key(seed), width=width, samples=samples)
         f, own = [], []
-        for t, batch in enumerate(zip(*data, strict=True)):
+        for batch in zip(*data, strict=True):
             state, loss = step(state, batch)
             own.append(loss)
-            if not last_only or t == steps - 1:
+            if observe:
                 f.append(predict(state, points))
         runs.append(f)
         losses.append(own)

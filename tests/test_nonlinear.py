@@ -63,28 +63,22 @@ def outputs(runs: dict[int, Runs]) -> dict[int, Array]:
 # Fast: one program with everything ----------------------------------------------------------------
 
 
+def classifier() -> Network:
+    return mup("gelu", 2, outputs=3, biases=(0.0, 0.5), ratios=(1, 2), loss=cross_entropy, eta=1.0)
+
+
 def test_classifier_with_biases_and_two_widths() -> None:
     """gelu, layers of width n and 2n, softmax cross-entropy, minibatches, trained biases.
 
-    The first layer's biases start at zero, the second's are Gaussian. Nine outputs and the two
-    losses that differ from log(3), at width 512 (64 seeds) and fitted over three widths; |z| < 5.5
-    (Student's t, 15 degrees) and < 5.5.
+    The first layer's biases start at zero, the second's are Gaussian. The losses of four steps
+    (the first is log(3)) at width 512: 3 comparisons of 64 seeds with 16 replicates, |z| < 4.8.
     """
-    network = mup(
-        "gelu", 2, outputs=3, biases=(0.0, 0.5), ratios=(1, 2), loss=cross_entropy, eta=1.0
-    )
-    data = classification(steps=3)
-    limit = limit_runs(network, data, replicates=16, last_only=True)
-    finite = dense_runs(network, data, {128: 256, 512: 64})
-
-    def columns(runs: Runs) -> Array:
-        return np.hstack([runs.f[:, -1].reshape(len(runs.f), -1), runs.losses[:, 1:]])
-
-    assert np.abs(limit.losses[:, 0] - np.log(3)).max() < 1e-2
-    assert np.abs(limit.f).max() > 0.1
-    merged = {n: columns(runs) for n, runs in finite.items()}
-    assert_means(columns(limit), merged)
-    assert_fit(columns(limit), merged)
+    network, data = classifier(), classification(steps=4)
+    limit = limit_runs(network, data, replicates=16, observe=False).losses
+    finite = dense_runs(network, data, {512: 64})[512].losses
+    assert np.abs(limit[:, 0] - np.log(3)).max() < 1e-2
+    assert limit.mean(axis=0).min() < 0.95 * np.log(3)
+    assert_means(limit[:, 1:], {512: finite[:, 1:]})
 
 
 def mean_field(activation: str, eta: float) -> Network:
@@ -160,10 +154,7 @@ def test_mean_field_networks_approach_the_limit(activation: str) -> None:
 
 @pytest.mark.slow
 def test_classifier_approaches_the_limit() -> None:
-    network = mup(
-        "gelu", 2, outputs=3, biases=(0.0, 0.5), ratios=(1, 2), loss=cross_entropy, eta=1.0
-    )
-    data = classification()
+    network, data = classifier(), classification()
     limit = limit_runs(network, data, replicates=16, samples=2**15).f
     finite = outputs(dense_runs(network, data, {128: 512, 256: 384, 512: 192, 1024: 96, 2048: 48}))
     assert_means(limit, finite)

@@ -1,6 +1,7 @@
 """Parts of arrays: slices, concatenation, padding, gather and scatter along finite axes."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,12 @@ from jax import lax
 
 from tplimit import matrices
 from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
-from tplimit.algebra import aligned_noise, frame
+from tplimit.algebra import aligned, frame
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
 from tplimit.values import Matrices, Tensor, Value, at, demoted, map_items, tensor
-from tplimit.widths import Exponents, Size
+from tplimit.widths import NEVER, Exponents, Size
 
 
 @RULES(p.slice_p)
@@ -315,36 +316,88 @@ def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Val
         items[index] = update.items
         return Matrices(items, value.axes)
     assert isinstance(update, Tensor)
-    indices = _indices(starts)
-    if value.exponents.uniform and value.exponents == update.exponents:
-        first, second = value, update
-        exponents = value.exponents
+    return _written(ctx, value, update, starts, lambda x, y, at: (x, y, *at), adding=False)
+
+
+def _written(
+    ctx: Context,
+    value: Tensor,
+    update: Tensor,
+    indices: tuple[Value, ...],
+    order: Callable[[Any, Any, Any], tuple[Any, ...]],
+    *,
+    adding: bool,
+) -> Tensor:
+    """An array into which another is written (or added) at indices.
+
+    Where the indices are known before the run every entry keeps its own exponent, else all get
+    the largest. ``order`` puts operand, update and indices in the primitive's order.
+    """
+    assert ctx.equation is not None
+    update = demoted(update)
+    axis, space = frame(ctx, value, tensor(0.0, axis=value.axis, space=update.space))
+    coefficients = [jnp.asarray(v.coefficient, value.dtype) for v in (value, update)]
+    touched = None
+    if value.exponents != update.exponents or value.remainder != update.remainder:
+        touched = _touched(ctx, value, update, indices, order)
+        if touched is None:
+            value = demoted(value)
+    e, r = update.exponents.value, update.remainder.max()
+    top = value.exponents.maximum(e)
+    if touched is None:
+        exponents = top
+        lost = value.exponents.map(lambda x: min(x, e) if x != e else NEVER)
+        remainder = value.remainder.maximum(r, lost)
+        kept = [aligned(v, exponents) for v in (value, update)]
     else:
-        first, second = demoted(value), demoted(update)
-        exponents = first.exponents.maximum(second.exponents)
-    axis, space = frame(ctx, first, second)
-    lost = min(first.exponents.value, second.exponents.value)
-    rest = first.remainder.maximum(second.remainder)
-    if first.exponents != second.exponents:
-        rest = rest.maximum(lost)
-    rest = Exponents(rest.max())
-    arrays = [jnp.asarray(v.coefficient) * (v.exponents == exponents) for v in (first, second)]
-    dtype = value.dtype
-    out = ctx.rebind(arrays[0].astype(dtype), arrays[1].astype(dtype), *indices)
-    noise = _joint_noise(first, second, exponents, lambda x, y: ctx.rebind(x, y, *indices))
-    return tensor(out, exponents, rest, axis, space, noise)
+        mask = Exponents(touched.astype(object))
+        exponents = mask.map(lambda m, x, y: y if m else x, value.exponents, top)
+        if not adding:
+            exponents = mask.map(lambda m, x: e if m else x, value.exponents)
+        lost = value.exponents.map(lambda x: min(x, e) if adding and x != e else NEVER)
+        written = value.remainder.maximum(r, lost) if adding else Exponents(r)
+        remainder = mask.map(lambda m, x, y: y if m else x, value.remainder, written)
+        kept = [aligned(value, exponents) if adding else coefficients[0], coefficients[1]]
+    at = _indices(indices)
+    out = ctx.rebind(
+        *order(jnp.asarray(kept[0], value.dtype), jnp.asarray(kept[1], value.dtype), at)
+    )
+    if adding and touched is not None:
+        # What is added at a lower order than an entry has is in the remainder only.
+        counts = np.asarray(exponents.map(lambda x: x == e).array, dtype=bool)
+        out = jnp.where(counts, out, kept[0])
+    noise = None
+    if value.noise is not None or update.noise is not None:
+        noises = [
+            jnp.zeros(v.shape, value.dtype)
+            if v.noise is None
+            else jnp.broadcast_to(v.noise, v.shape)
+            for v in (value, update)
+        ]
+        noise = ctx.rebind(*order(noises[0].astype(value.dtype), noises[1].astype(value.dtype), at))
+    return tensor(out, exponents, remainder, axis, space, noise)
 
 
-def _joint_noise(first: Tensor, second: Tensor, exponents: Exponents, fn: Any) -> Any:
-    """Noise of a value into which another is written by ``fn``."""
-    noises = [aligned_noise(value, exponents) for value in (first, second)]
-    if noises[0] is None and noises[1] is None:
+def _touched(
+    ctx: Context, value: Tensor, update: Tensor, indices: tuple[Value, ...], order: Any
+) -> np.ndarray | None:
+    """Mask of the entries written to, length one along the width; None if it is not known."""
+    assert ctx.equation is not None
+    inputs = ctx.equation.inputs
+    places = inputs[2:] if ctx.equation.primitive is p.dynamic_update_slice_p else inputs[1:2]
+    found = []
+    for index, place in zip(indices, places, strict=True):
+        assert isinstance(index, Tensor)
+        found.append(index.constant if index.constant is not None else ctx.decided(place))
+    if any(index is None for index in found):
         return None
-    full = [
-        jnp.zeros(v.shape, first.dtype) if n is None else jnp.broadcast_to(n, v.shape)
-        for n, v in zip(noises, (first, second), strict=True)
-    ]
-    return fn(*(noise.astype(first.dtype) for noise in full))
+    params = ctx.resolve(ctx.equation.params)
+    with jax.ensure_compile_time_eval():
+        marks = order(
+            jnp.zeros(value.shape), jnp.ones(update.shape), [jnp.asarray(i) for i in found]
+        )
+        touched = np.asarray(ctx.equation.primitive.bind(*marks, **params)) != 0
+    return touched if value.axis is None else np.take(touched, [0], axis=value.axis)
 
 
 @RULES(p.gather_p)
@@ -395,15 +448,5 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         full = [d for d in ctx.equation.in_avals[2].shape if isinstance(d, Size)]
         if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
             ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
-    first, second = demoted(value), demoted(update)
-    axis, space = frame(ctx, first, tensor(0.0, axis=first.axis, space=second.space))
-    exponents = first.exponents.maximum(second.exponents)
-    rest = first.remainder.maximum(second.remainder)
-    if first.exponents != second.exponents:
-        rest = rest.maximum(min(first.exponents.value, second.exponents.value))
-    arrays = [jnp.asarray(v.coefficient) * (v.exponents == exponents) for v in (first, second)]
-    out = ctx.rebind(
-        arrays[0].astype(value.dtype), index.coefficient, arrays[1].astype(value.dtype)
-    )
-    noise = _joint_noise(first, second, exponents, lambda x, y: ctx.rebind(x, index.coefficient, y))
-    return tensor(out, exponents, Exponents(rest.max()), axis, space, noise)
+    adding = ctx.equation.primitive is p.scatter_add_p
+    return _written(ctx, value, update, (index,), lambda x, y, at: (x, at[0], y), adding=adding)
