@@ -148,7 +148,5 @@ def line_of(function: Callable[..., Any], marker: str = "# here") -> int:
 
 def tree_difference(first: PyTree, second: PyTree) -> float:
     """Largest absolute difference of two pytrees of arrays."""
-    pairs: Sequence[Any] = list(
-        zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    )
+    pairs: Sequence[Any] = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
     return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)

@@ -109,6 +109,46 @@ def classification(steps: int = 4, batch: int = 6, inputs: int = 3, classes: int
     return x, np.argmax(x[..., :classes], axis=-1)
 
 
+def _square(predict: Callable[[Any, jax.Array], jax.Array], eta: float, inputs: int = 3) -> Network:
+    """A network with one square matrix, in muP."""
+    n = tp.Width("n")
+    theta = {"U": tp.normal((inputs, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))}
+
+    def step(theta: Any, batch: Any) -> tuple[Any, jax.Array]:
+        x, y = batch
+        value, g = jax.value_and_grad(lambda t: squared_error(predict(t, x), y))(theta)
+        rate = eta * theta["v"].shape[0]
+        rates = {"U": rate, "W": eta, "v": rate}
+        return jax.tree.map(lambda p, d, r: p - r * d, theta, g, rates), value
+
+    return Network(theta, predict, step)
+
+
+def tied(eta: float = 1.0) -> Network:
+    """One matrix forwards and backwards: `phi(phi(h W) W^T + h)`, `h = phi(x U / sqrt(d))`."""
+
+    def predict(theta: Any, x: jax.Array) -> jax.Array:
+        h = jnp.tanh(x @ theta["U"] / jnp.sqrt(x.shape[-1]))
+        back = jnp.tanh(h @ theta["W"]) @ theta["W"].T
+        return jnp.tanh(back + h) @ theta["v"] / theta["v"].shape[0]
+
+    return _square(predict, eta)
+
+
+def recurrent(eta: float = 1.0) -> Network:
+    """One matrix at every time: `h_t = phi(h_{t-1} W + x_t U / sqrt(d))`; x is (batch, time, d)."""
+
+    def predict(theta: Any, x: jax.Array) -> jax.Array:
+        def cell(h: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.tanh(h @ theta["W"] + now @ theta["U"] / jnp.sqrt(now.shape[-1])), None
+
+        start = jnp.zeros((x.shape[0], theta["v"].shape[0]), x.dtype)
+        h, _ = jax.lax.scan(cell, start, jnp.swapaxes(x, 0, 1))
+        return h @ theta["v"] / theta["v"].shape[0]
+
+    return _square(predict, eta)
+
+
 POINTS = np.array([[1.0, -0.5, 0.3], [-0.2, 0.8, 1.1], [0.4, 0.9, -1.3]], np.float32)
 
 

@@ -343,7 +343,9 @@ def gates_by_slices(t: Theta) -> Any:
         c = jnp.zeros_like(h)
         for i in range(2):
             g = x[:, i, None] @ t["U"] + h @ t["W"]
-            keep, write, read = (jax.nn.sigmoid(g[:, k * width : (k + 1) * width]) for k in (0, 1, 2))
+            keep, write, read = (
+                jax.nn.sigmoid(g[:, k * width : (k + 1) * width]) for k in (0, 1, 2)
+            )
             c = keep * c + write * jnp.tanh(g[:, 3 * width :])
             h = read * jnp.tanh(c)
         return h @ t["v"] / width

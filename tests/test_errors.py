@@ -375,7 +375,9 @@ def test_error_inside_jit_names_the_line(case: Any, theta: Theta) -> None:
     """The line is the user's, not that of a jit, checkpoint or vmap around it."""
     function, kind = case
     for wrap in (jax.jit, jax.checkpoint):
-        assert f"{__file__}:{line_of(function)}" in str(error_of(kind, tp.limit(wrap(function)), theta))
+        assert f"{__file__}:{line_of(function)}" in str(
+            error_of(kind, tp.limit(wrap(function)), theta)
+        )
 
 
 def test_error_of_a_deferred_network_names_the_line() -> None:

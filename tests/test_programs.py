@@ -13,7 +13,13 @@ import numpy as np
 import programs
 import pytest
 from helpers import (
-    PROGRAMS, WIDTH, Program, assert_same_mean, dense, fast_compilation, sampled,
+    PROGRAMS,
+    WIDTH,
+    Program,
+    assert_same_mean,
+    dense,
+    fast_compilation,
+    sampled,
 )  # fmt: skip
 
 import tplimit as tp

@@ -218,7 +218,12 @@ B = jnp.asarray([[0.5, 0.125], [-1.0, 0.75]])
 FINITE: dict[str, Callable[..., Any]] = {
     "algebra": lambda a, b: (a @ b, a * b - b / 3, a**-1, a**2.5, jnp.abs(a) ** b, -a % 1.5),
     "rounding": lambda a, b: (jnp.floor(a), jnp.round(a), a // 0.4, a.astype(int), jnp.sign(b)),
-    "transcendental": lambda a, b: (jnp.exp(a), jnp.log(jnp.abs(b)), jnp.arctan2(a, b), jnp.sinc(a)),
+    "transcendental": lambda a, b: (
+        jnp.exp(a),
+        jnp.log(jnp.abs(b)),
+        jnp.arctan2(a, b),
+        jnp.sinc(a),
+    ),
     "infinities": lambda a, b: (jnp.nan_to_num(a / 0), jnp.log(0 * a), jnp.maximum(-jnp.inf, a)),
     "order": lambda a, b: (jnp.sort(a, 0), jnp.argsort(b), jnp.argmax(a), jnp.median(a)),
     "sums": lambda a, b: (jnp.cumsum(a), jnp.prod(b), jnp.var(a, ddof=1), jnp.max(b, 0)),

@@ -15,7 +15,12 @@ import numpy as np
 import optax
 import pytest
 from helpers import (
-    assert_same_mean, dense, error_of, fast_compilation, line_of, sampled,
+    assert_same_mean,
+    dense,
+    error_of,
+    fast_compilation,
+    line_of,
+    sampled,
 )  # fmt: skip
 from jax import lax
 from numpy.testing import assert_allclose
@@ -69,23 +74,24 @@ def exponents(function: Callable[[Theta], Any], t: Theta) -> Any:
 
 MIXED: dict[str, Callable[[Theta], jax.Array]] = {
     "array": lambda t: jnp.array([width(t), 1.0, width(t) ** -0.5]) * second(t),
-    "stack": lambda t: jnp.stack(
-        [jnp.sum(t["v"] ** 2), second(t), second(t) / jnp.sqrt(width(t))]
-    ),
+    "stack": lambda t: jnp.stack([jnp.sum(t["v"] ** 2), second(t), second(t) / jnp.sqrt(width(t))]),
     "concatenate": lambda t: jnp.concatenate(
         [second(t)[None] * width(t), second(t)[None], second(t)[None] * width(t) ** -0.5]
     ),
     "power": lambda t: second(t) * width(t) ** np.array([1.0, 0.0, -0.5]),
-    "where": lambda t: second(t)
-    * jnp.where(
-        jnp.array([True, False, False]), width(t), jnp.array([0.0, 1.0, width(t) ** -0.5])
+    "where": lambda t: (
+        second(t)
+        * jnp.where(
+            jnp.array([True, False, False]), width(t), jnp.array([0.0, 1.0, width(t) ** -0.5])
+        )
     ),
-    "select": lambda t: second(t)
-    * jnp.select(
-        [jnp.arange(3) == 0, jnp.arange(3) == 1], [1.0 * width(t), 1.0], width(t) ** -0.5
+    "select": lambda t: (
+        second(t)
+        * jnp.select(
+            [jnp.arange(3) == 0, jnp.arange(3) == 1], [1.0 * width(t), 1.0], width(t) ** -0.5
+        )
     ),
-    "set": lambda t: second(t)
-    * jnp.ones(3).at[0].set(1.0 * width(t)).at[2].set(width(t) ** -0.5),
+    "set": lambda t: second(t) * jnp.ones(3).at[0].set(1.0 * width(t)).at[2].set(width(t) ** -0.5),
     "scan": lambda t: lax.scan(
         lambda c, s: (c, second(t) * s), 0.0, jnp.array([width(t), 1.0, width(t) ** -0.5])
     )[1],
@@ -246,7 +252,11 @@ def test_number_of_the_width(case: tuple[Callable[[Theta], Any], float, Any], th
 def test_integers_do_not_overflow_with_other_ratios() -> None:
     """``/ n**2`` and ``/ W.size`` have a limit also when the widths' ratios make traces larger."""
     third = tp.Width("k", ratio=Fraction(1, 3))
-    parameters = {"W": tp.normal((n, m), std=n**-0.5), "u": tp.normal((m,)), "k": tp.normal((third,))}
+    parameters = {
+        "W": tp.normal((n, m), std=n**-0.5),
+        "u": tp.normal((m,)),
+        "k": tp.normal((third,)),
+    }
     t = tp.sample(parameters, KEY, width=tp.inf, samples=384)
     found = tp.leading(
         lambda t: jnp.stack(

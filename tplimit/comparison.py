@@ -41,7 +41,7 @@ class TextTable(str):
         return Group(self.parts[0], Text(self.parts[1]))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Finite networks and their limit under one program; all statistics are derived.
 
@@ -86,6 +86,9 @@ class Comparison:
             own = np.var(values, axis=0, ddof=1) / len(values) if len(values) > 1 else 0.0
             result[n] = _root(np.mean((np.mean(values, axis=0) - mean) ** 2 - own - noise))
         return result
+
+    def __repr__(self) -> str:
+        return f"Comparison(widths={list(self.finite)}, slope={self.slope:.3f})"
 
     @cached_property
     def slope(self) -> float:

@@ -6,44 +6,57 @@ from fractions import Fraction
 import numpy as np
 
 from tplimit.errors import LimitWarning
-from tplimit.trace import Constant, Equation, Program
+from tplimit.trace import Constant, Equation, Program, Slot
 
 #: Widths that people write into programs.
 _PLAUSIBLE = tuple(2**k for k in range(7, 15))
-_POWERS = (Fraction(-1, 2), Fraction(-1))
+_POWERS = (Fraction(-1, 2), Fraction(-1), Fraction(1, 2), Fraction(1))
 
 
 def lint(program: Program) -> None:
-    """Warn where a number that multiplies a width axis looks like a power of a fixed width.
+    """Warn where a number that scales a width axis looks like a power of a fixed width.
 
-    A width baked into a number (``W @ h / np.sqrt(1024)``) does not grow with the width, so the
-    number has exponent 0 in the limit.
+    A width baked into a number (``h @ W / np.sqrt(1024)``, ``lr = 0.5 * 1024``) does not grow
+    with the width, so the number has exponent 0 in the limit. Looked at are numbers that multiply
+    or divide a value with a width axis, or a sum over a width.
     """
+    sums: set[Slot] = set()
     for equation in program.equations:
+        out_widths = any(aval.width_axes for aval in equation.out_avals)
+        if any(aval.width_axes for aval in equation.in_avals) and not out_widths:
+            sums.update(equation.outputs)
         if equation.primitive.name not in ("mul", "div"):
             continue
-        for operand, other in zip(equation.inputs, equation.in_avals[::-1], strict=True):
-            if isinstance(operand, Constant) and other.width_axes:
-                _check(equation, operand, inverse=equation.primitive.name == "div")
+        for k, operand in enumerate(equation.inputs):
+            other = equation.inputs[1 - k]
+            if not isinstance(operand, Constant) or not isinstance(other, Slot):
+                continue
+            if equation.in_avals[1 - k].width_axes or other in sums:
+                _check(equation, operand)
 
 
-def _check(equation: Equation, constant: Constant, *, inverse: bool) -> None:
+def _check(equation: Equation, constant: Constant) -> None:
     value = constant.fitted.coefficient
     if np.ndim(value) or np.asarray(value).dtype.kind != "f":
         return
     if constant.fitted.exponents.value != 0:
         return
-    number = 1 / float(value) if inverse else float(value)
+    number = float(value)
     for width in _PLAUSIBLE:
         for power in _POWERS:
             if abs(number - width ** float(power)) <= 1e-6 * number:
-                warnings.warn(
-                    f"The number {float(value):.6g} looks like {width}**{power}, a power of a "
-                    "fixed width; it does not change with the width, so it is a plain number in "
-                    "the limit.\n"
-                    f"operation: {equation}\nat: {equation.location}\n"
-                    "Take the width from the shapes: x.shape[-1] ** -0.5.",
-                    LimitWarning,
-                    stacklevel=2,
-                )
+                _warn(equation, f"{number:.6g} looks like {width}**({power})")
                 return
+
+
+def _warn(equation: Equation, what: str) -> None:
+    place = equation.location
+    text = (
+        f"The number {what}, a power of a fixed width. It does not change with the width, so it "
+        f"is a plain number in the limit.\noperation: {equation}\nat: {place}\n"
+        "Take the width from the shapes: x.shape[-1] ** -0.5."
+    )
+    if place is None:
+        warnings.warn(text, LimitWarning, stacklevel=2)
+    else:
+        warnings.warn_explicit(text, LimitWarning, place.file, place.line)

@@ -28,7 +28,11 @@ from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
 
 
 def unsupported(ctx: Context, what: str) -> NoReturn:
-    ctx.fail(f"tplimit does not support {what} of a matrix with two width axes.")
+    ctx.fail(
+        f"tplimit does not support {what} of a matrix with two width axes.",
+        advice="Sums, finite factors and products with vectors are supported: gradient descent, "
+        "momentum and weight decay are, Adam, sign descent and clipping are not yet.",
+    )
 
 
 def zero(rows: Size, columns: Size) -> Matrix:

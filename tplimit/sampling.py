@@ -5,6 +5,7 @@ arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,6 +45,10 @@ class Deferred:
 
     n: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, (int, np.integer)) or self.n <= 0:
+            raise WidthError(f"tp.Deferred needs a positive whole number, not {self.n!r}.")
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -61,6 +66,13 @@ class Parameter:
     law: str
     scale: Scale
     mean: Scale
+
+    @property
+    def __jax_array__(self) -> Any:
+        raise LimitError(
+            "A parameter that was only declared is used as an array.",
+            advice="Sample it first: theta = tp.sample(theta, key, width=1024).",
+        )
 
     @property
     def std(self) -> Scale:
@@ -252,7 +264,7 @@ class _Sampler:
         self.key = key
         self.dtype = jnp.result_type(float)
         self.exact = isinstance(width, Deferred)
-        self.n = int(width.n) if self.exact else int(samples)
+        self.n = int(width.n) if self.exact else operator.index(samples)
         if kind not in noise.NOISE_KINDS:
             raise LimitError(
                 f"noise={kind!r} is not known.",

@@ -15,7 +15,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tplimit.sampling import Deferred, inf, sample
+from tplimit.errors import LimitError
+from tplimit.leaves import LimitValue
+from tplimit.sampling import Deferred, Parameter, inf, sample
 from tplimit.trajectory import Records, Trajectory, width_label
 from tplimit.transforms import exponent_of, raw, to_limit
 
@@ -55,7 +57,7 @@ def train(
         step: from (state, batch) to (state, output).
         theta: a tree of declarations: `tplimit.normal`, `tplimit.full`, ...
         batches: a list (or a finite iterator, read at once) of batches, each passed to `step` as it
-            is; or arrays stacked along a leading axis of length T: one array, or a dict of them.
+            is; or one array whose first axis are the steps.
         width: an integer, {name: integer}, `tplimit.Deferred(n)` or `tplimit.inf`.
         key: a JAX key; equal keys give equal results. Replicate r uses entry r of
             `jax.random.split(key, replicates)`.
@@ -69,7 +71,8 @@ def train(
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
 
     Raises:
-        TypeError: `batches` is a tuple (ambiguous), or no batches at all.
+        TypeError: `batches` is a tuple or dict (ambiguous), or no batches at all; `step` does not
+            return (state, output).
         ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
             whose shapes change from step to step.
         WidthError: `width` is no width.
@@ -91,10 +94,33 @@ def train(
     if replicates < 1:
         raise ValueError(f"replicates has to be at least 1, got {replicates}")
     keys = jax.random.split(key, replicates)
+    _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
     if _is_finite(width):
         return _train_finite(functions, theta, batches, _whole(width), keys, progress)
     return _train_limit(functions, theta, batches, width, keys, samples, progress)
+
+
+def _check_declared(theta: Any) -> None:
+    """Sampled parameters would be the same in every replicate, whatever the width and the key."""
+    leaves = jax.tree.leaves(theta)
+    declared = any(isinstance(leaf, Parameter) for leaf in leaves)
+    if declared and not any(isinstance(leaf, LimitValue) for leaf in leaves):
+        return
+    raise LimitError(
+        "theta is sampled already, or declares no parameter.",
+        advice="Pass the declarations (tp.normal, ...) as theta: tp.train samples them itself, "
+        "once for every replicate.",
+    )
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"step has to return (state, output), but it returns a {type(result).__name__}; "
+            "write for instance: return new_theta, loss"
+        )
+    return result
 
 
 def _identity(theta: Any) -> Any:
@@ -122,15 +148,13 @@ def _whole(width: Any) -> Any:
 
 def _batches(batches: Any) -> list[Any]:
     """One entry per step."""
-    if isinstance(batches, tuple):
+    if isinstance(batches, (tuple, Mapping)):
         raise TypeError(
-            "batches is a tuple: is it one batch, a list of batches, or arrays stacked over steps? "
-            "For stacked arrays X and Y write list(zip(X, Y)); for one step with (x, y) write "
-            "[(x, y)]"
+            f"batches is a {type(batches).__name__}: is it one batch, a list of batches, or arrays "
+            "stacked over steps? For stacked arrays X and Y write list(zip(X, Y)); for one step "
+            "with (x, y) write [(x, y)]"
         )
-    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
-        batches = _unstack(batches)
-    elif isinstance(batches, str) or not hasattr(batches, "__iter__"):
+    if isinstance(batches, str) or not np.iterable(batches):
         raise TypeError(
             f"batches is of type {type(batches).__name__}: give a list of batches, or arrays "
             "stacked along a leading axis"
@@ -139,19 +163,6 @@ def _batches(batches: Any) -> list[Any]:
     if not batches:
         raise ValueError("batches is empty: there is no step to make")
     return batches
-
-
-def _unstack(stacked: Any) -> list[Any]:
-    leaves = jax.tree.leaves(stacked)
-    lengths = {np.shape(leaf)[:1] for leaf in leaves}
-    if len(lengths) > 1 or () in lengths:
-        shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
-        raise ValueError(
-            "stacked batches need one common leading axis, the steps, but the arrays have the "
-            f"shapes {shapes}; to use one batch at every step write [batch] * steps"
-        )
-    steps = lengths.pop()[0] if lengths else 0
-    return [jax.tree.map(lambda leaf, t=t: leaf[t], stacked) for t in range(steps)]
 
 
 # --- integer widths
@@ -188,7 +199,7 @@ def _train_finite(
                     warnings.filterwarnings(
                         "ignore", message="Some donated buffers were not usable"
                     )
-                    state, output = step_all(state, batch)
+                    state, output = _pair(step_all(state, batch))
                 outputs.append(_numpy(output))
                 advance("training")
             observations.append(_numpy(observe_all(state)))
@@ -242,7 +253,7 @@ def _train_limit(
             advance("" if pieces else "compiling the first step")
             for batch in batches:
                 state, seen = look(state)
-                state, output = advance_state(state, batch)
+                state, output = _pair(advance_state(state, batch))
                 # Numbers at once, so that a program without a limit is refused at its first step.
                 observations.append((_limits(seen), _exponents(seen)))
                 outputs.append((_limits(output), _exponents(output)))

@@ -35,7 +35,7 @@ class Records:
         return Records(jax.tree.map(fn, self.outputs), jax.tree.map(fn, self.observations))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """The records of a training run of T steps with R replicates, as NumPy arrays.
 
@@ -57,6 +57,12 @@ class Trajectory:
     exponents: Records
     width: Any
     state: Any = None
+
+    def __repr__(self) -> str:
+        first = jax.tree.leaves((self.replicates.outputs, self.replicates.observations))[:1]
+        steps = first[0].shape[1] if first else 0
+        label = width_label(self.width)
+        return f"Trajectory(width={label}, replicates={self.count}, steps={steps})"
 
     @property
     def count(self) -> int:

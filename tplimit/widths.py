@@ -87,6 +87,10 @@ class Scale:
         powers = tuple((width, old * exact) for width, old in self.powers if exact != 0)
         return Scale(float(self.coefficient) ** float(exact), powers)
 
+    def sqrt(self) -> "Scale":
+        """The square root; ``np.sqrt(scale)`` calls it."""
+        return self**0.5
+
     def __truediv__(self, other: Any) -> "Scale":
         return self * as_scale(other) ** -1
 
@@ -135,6 +139,10 @@ class Width:
         return as_scale(self) * other
 
     __rmul__ = __mul__
+
+    def sqrt(self) -> Scale:
+        """The square root; ``np.sqrt(width)`` calls it."""
+        return as_scale(self) ** 0.5
 
     def __truediv__(self, other: Any) -> Scale:
         return as_scale(self) / other

@@ -384,7 +384,11 @@ def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> 
     """Product of two matrices over one width; one of them must be of low rank."""
     (ca, cb), (ba, _) = dims
     if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
-        ctx.fail("A product of two matrix arrays with finite or batch axes.")
+        ctx.fail(
+            "A product of two matrices over both widths, or of stacks of matrices.",
+            advice="A tangent kernel is a product with vectors: jax.jvp of the function along the "
+            "jax.vjp of an output.",
+        )
     left = a.items.item() if ca[0] == a.axes[1] else a.items.item().T
     right = b.items.item() if cb[0] == b.axes[0] else b.items.item().T
     return Matrices(matrices.product(ctx, left, right, left.columns), (0, 1))

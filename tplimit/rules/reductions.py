@@ -86,7 +86,10 @@ def _sum_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...]) -> Value
 def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
     """Sum over one width of a matrix: a query with the constant vector."""
     if value.items.ndim:
-        ctx.fail("A sum over a width of a stack of matrices.")
+        ctx.fail(
+            "A sum over a width of a stack of matrices.",
+            advice="Sum each matrix of the stack by itself.",
+        )
     matrix = value.items.item()
     oriented = matrix if along == value.axes[1] else matrix.T
     dtype = jnp.result_type(float)
