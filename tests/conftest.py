@@ -1,4 +1,7 @@
-"""Fixtures of all tests."""
+"""Shared fixtures."""
+
+import gc
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -8,3 +11,11 @@ import pytest
 def key() -> jax.Array:
     """A fixed key: a failure can be repeated."""
     return jax.random.key(20240)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory() -> Iterator[None]:
+    """Compiled programs of one module are of no use to the next."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -7,13 +7,14 @@ errors and the bias O(1/n); at ``tp.Deferred(n)`` the law is that of width n, wi
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import tplimit as tp
@@ -127,12 +128,11 @@ def assert_same_mean(first: Array, second: Array, slack: float = 0.0) -> None:
 
 def error_of(kind: type[Exception], function: Callable[..., Any], *args: Any) -> Exception:
     """The exception of class ``kind`` (exactly) that ``function(*args)`` raises."""
-    try:
-        result = function(*args)
-    except kind as error:
-        assert type(error) is kind, f"{type(error).__name__} instead of {kind.__name__}: {error}"
-        return error
-    raise AssertionError(f"{kind.__name__} expected, got {result!r}")
+    with pytest.raises(kind) as caught:
+        function(*args)
+    found = caught.type.__name__
+    assert caught.type is kind, f"{found} instead of {kind.__name__}: {caught.value}"
+    return caught.value
 
 
 def line_of(function: Callable[..., Any], marker: str = "# here") -> int:

@@ -39,6 +39,7 @@ def train(t: Theta) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def reference() -> np.ndarray:
+    """Compiled with all optimisations, unlike what is compared with it."""
     return np.asarray(tp.limit(train)(draw()))
 
 
@@ -108,31 +109,58 @@ def test_calls_are_deterministic(reference: np.ndarray) -> None:
     assert not np.array_equal(limit(draw(key=jax.random.key(8))), limit(theta))
 
 
-@pytest.mark.parametrize("width", [tp.inf, tp.Deferred(SAMPLES)], ids=["limit", "deferred"])
+def _batches(steps: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.resize(X, (steps, 1, INPUTS)), jnp.resize(Y, (steps, 1))
+
+
+def _step(t: Theta, batch: Any) -> tuple[Theta, jax.Array]:
+    return descend(squared(predict, *batch), t), predict(t, X)
+
+
+def _deferred_or_not(*slow: bool) -> Any:
+    widths = [(tp.inf, "limit"), (tp.Deferred(SAMPLES), "deferred")]
+    return pytest.mark.parametrize(
+        "width",
+        [
+            pytest.param(width, id=name, marks=[pytest.mark.slow] if late else [])
+            for (width, name), late in zip(widths, slow, strict=True)
+        ],
+    )
+
+
+@_deferred_or_not(False, True)
 def test_scan_over_steps_equals_calls(width: Any) -> None:
-    """Twenty steps in one compiled scan, in nested scans and in calls give the same states."""
-    batches = jnp.tile(X, (5, 1)).reshape(20, 1, INPUTS), jnp.tile(Y, 5).reshape(20, 1)
-
-    def step(t: Theta, batch: Any) -> tuple[Theta, jax.Array]:
-        return descend(squared(predict, *batch), t), predict(t, X)
-
-    def nested(t: Theta, batches: Any) -> tuple[Theta, jax.Array]:
-        split = jax.tree.map(lambda b: b.reshape(5, 4, *b.shape[1:]), batches)
-        t, outputs = lax.scan(lambda t, b: lax.scan(step, t, b), t, split)
-        return t, outputs.reshape(20, 4)
-
-    state, outputs = tp.limit(lambda t, b: lax.scan(step, t, b))(draw(width=width), batches)
-    assert_allclose(tp.limit(nested)(draw(width=width), batches)[1], outputs, atol=1e-4)
-
-    theta, found, limited = draw(width=width), [], tp.limit(step)
+    """Steps in one compiled scan and in calls give the same states."""
+    batches = _batches(8)
+    state, outputs = tp.limit(lambda t, b: lax.scan(_step, t, b))(draw(width=width), batches)
+    theta, found, limited = draw(width=width), [], tp.limit(_step)
     for x, y in zip(*batches, strict=True):
         theta, output = limited(theta, (x, y))
         found.append(output)
-    assert_allclose(jnp.stack(found), outputs, atol=2e-3)
+    assert_allclose(jnp.stack(found), outputs, atol=2e-4)
     predicted = tp.limit(predict)
-    assert_allclose(predicted(theta, X), predicted(state, X), atol=2e-3)
+    assert_allclose(predicted(theta, X), predicted(state, X), atol=2e-4)
 
 
+@pytest.mark.slow
+@_deferred_or_not(False, False)
+def test_nested_scans_equal_one(width: Any) -> None:
+    """Twenty steps in one scan, in scans in a scan, and unrolled by JAX are the same."""
+    batches = _batches(20)
+
+    def nested(t: Theta, batches: Any) -> jax.Array:
+        split = jax.tree.map(lambda b: b.reshape(2, 10, *b.shape[1:]), batches)
+        return lax.scan(lambda t, b: lax.scan(_step, t, b), t, split)[1].reshape(20, 4)
+
+    plain = tp.limit(lambda t, b: lax.scan(_step, t, b)[1])(draw(width=width), batches)
+    assert_allclose(tp.limit(nested)(draw(width=width), batches), plain, atol=2e-4)
+    unrolled = tp.limit(lambda t, b: lax.scan(_step, t, b, unroll=4)[1])
+    assert_allclose(unrolled(draw(width=width), batches), plain, atol=2e-4)
+    kept = tp.limit(lambda t, b: lax.scan(jax.checkpoint(_step), t, b)[1])
+    assert_allclose(kept(draw(width=width), batches), plain, atol=2e-4)
+
+
+@pytest.mark.slow
 def test_loop_in_time_equals_scan() -> None:
     """An unrolled recurrent network and its scan have the same limit, gradients included."""
 
@@ -174,10 +202,13 @@ def test_order_of_parameters_changes_no_law() -> None:
     """Another order of the parameters gives other draws of the same law."""
     order = ("v", "c", "W", "b", "U")
 
-    def reordered(t: tuple[Any, ...]) -> jax.Array:
-        return train(dict(zip(order, t, strict=True)))
+    def size(t: Theta) -> jax.Array:
+        return jnp.mean(jnp.tanh(jnp.tanh(X @ t["U"] + t["b"]) @ t["W"] + t["v"]) ** 2, -1)
 
-    first = sampled(train, MLP, tp.inf, 12, SAMPLES)
+    def reordered(t: tuple[Any, ...]) -> jax.Array:
+        return size(dict(zip(order, t, strict=True)))
+
+    first = sampled(size, MLP, tp.inf, 12, SAMPLES)
     other = sampled(reordered, tuple(MLP[name] for name in order), tp.inf, 12, SAMPLES)
     error = np.hypot(standard_error(first), standard_error(other))
     assert np.all(np.abs(first.mean(0) - other.mean(0)) < 4.5 * error)
@@ -199,10 +230,10 @@ def test_merged_batches_equal_batches_apart() -> None:
         return predict(jax.tree.map(lambda p, r, d: p - r * d, t, rates(t), g), X)
 
     merged = sampled(train, MLP, tp.inf, 12, SAMPLES)
-    for function in (apart, parts_of_gradient):
-        separate = sampled(function, MLP, tp.inf, 12, SAMPLES)
-        error = np.hypot(standard_error(merged), standard_error(separate))
-        assert np.all(np.abs(merged.mean(0) - separate.mean(0)) < 4.5 * error)
+    separate = sampled(lambda t: (apart(t), parts_of_gradient(t)), MLP, tp.inf, 12, SAMPLES)
+    for part in np.split(separate, 2, axis=1):
+        error = np.hypot(standard_error(merged), standard_error(part))
+        assert np.all(np.abs(merged.mean(0) - part.mean(0)) < 4.5 * error)
     # At initialisation inputs in one block share their noise with inputs in separate blocks.
     theta = draw()
     together = tp.limit(predict)(theta, X)

@@ -6,7 +6,6 @@ classes are part of the compilation key; arrays are not.
 """
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -27,6 +26,9 @@ from tplimit.evaluation import Evaluator
 from tplimit.leaves import LimitValue
 from tplimit.values import Tensor
 from tplimit.widths import NEVER, Exponent, Exponents
+
+#: Functions whose compiled programs are kept for the next call.
+_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,16 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
     return exponents.value if exponents.uniform else exponents.array
 
 
-_EVALUATORS: "weakref.WeakKeyDictionary[Any, Evaluator]" = weakref.WeakKeyDictionary()
+@functools.lru_cache(maxsize=_KEPT)
+def _shared(function: Callable[..., Any]) -> Evaluator:
+    return Evaluator(function)
 
 
 def _evaluator(function: Callable[..., Any]) -> Evaluator:
+    """The evaluator of a function, with what it has compiled; the last few are kept."""
     try:
-        return _EVALUATORS.setdefault(function, Evaluator(function))
-    except TypeError:  # not hashable or no weak references: nothing to share
+        return _shared(function)
+    except TypeError:  # not hashable
         return Evaluator(function)
 
 
