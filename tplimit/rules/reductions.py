@@ -176,7 +176,8 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
             algebra.NEXT_TERM,
         )
         spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
-        ctx.check(jnp.any(best - second > algebra.ZERO_SIGMAS * spread), error)
+        gap = tensor(best - second, value.exponents, noise=spread)
+        ctx.check(algebra.decided(gap), error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
