@@ -99,8 +99,9 @@ def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     query = deferred.query
 
     def forgetful(store: deferred.Store, *args: Any, **kwargs: Any) -> deferred.Answer:
-        answer = query(replace(store, H=jnp.zeros_like(store.H)), *args, **kwargs)
-        return answer._replace(store=replace(answer.store, H=store.H))
+        hidden = jnp.where(store.transposed[:, None], 0, store.X)
+        answer = query(replace(store, X=hidden), *args, **kwargs)
+        return answer._replace(store=replace(answer.store, X=answer.store.X + store.X - hidden))
 
     monkeypatch.setattr(deferred, "query", forgetful)
     program = golden.mup("tanh", hidden=2, eta=1.0)  # new functions: nothing compiled is reused
@@ -170,11 +171,11 @@ def test_integrable_network_decays_like_one_over_n(ip_runs: list[list[tp.Leading
     coefficients = np.array([[seen.coefficient for seen in run] for run in ip_runs])
     assert statistics.standard_error(coefficients).max() < 5e-3
     assert_close(coefficients, integrable.leading_coefficients(eta=1.0)[:3])
-    # The error that one run states is of the size of the spread between runs.
+    # The error that one run states is cautious: it knows nothing of matching and of Sobol' points.
     stated = np.mean([[seen.stderr for seen in run] for run in ip_runs], axis=0)
     spread = coefficients.std(axis=0, ddof=1)
     assert np.all(stated > 0.3 * spread)
-    assert np.all(stated < 10 * spread)
+    assert np.all(stated < 60 * spread)
 
 
 def test_integrable_network_at_initialisation_is_not_a_number_times_a_power() -> None:

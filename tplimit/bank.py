@@ -1,8 +1,9 @@
 """The bank: everything revealed so far of the random parameters that were sampled together.
 
-A bank is immutable; a call returns a new one. Its arrays are the stores of the deferred matrices
-and the *anchors*, orthonormal rows that span the initial vectors, against which new noise is
-matched. Spaces are small integers; equal classes are spaces combined coordinate by coordinate.
+A bank is immutable; a call returns a new one. Its arrays are the stores of the deferred matrices,
+the *anchors*, orthonormal rows that span the initial vectors, against which new noise is matched,
+and the Sobol' points. Spaces are small integers; equal classes are spaces combined coordinate by
+coordinate.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from tplimit.gaussian import deferred
-from tplimit.gaussian.deferred import Law, NoiseRows, Store
+from tplimit.gaussian import deferred, sobol
+from tplimit.gaussian.deferred import Law, Store
+from tplimit.gaussian.noise import NoiseRows, Source
 from tplimit.values import STATIC
 
 
@@ -24,21 +26,29 @@ class Bank:
     Attributes:
         stores: one per deferred matrix.
         anchors: orthonormal rows ``(k, M)``, one array per entry of ``anchor_spaces``.
+        directions: Sobol' direction numbers for all rows that the stores have room for.
+        orders: a random order of the points, one per length in ``lengths``.
         store_spaces: (row space, column space) of each store.
         anchor_spaces: space of each array of anchors.
         classes: pairs (space, space it was combined with), a forest with roots the classes.
+        lengths: lengths of the width axes of the stores.
+        initial: Sobol' coordinates that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
     """
 
-    stores: tuple[Store, ...]
-    anchors: tuple[jax.Array, ...]
-    store_spaces: tuple[tuple[int, int], ...] = field(metadata=STATIC)
-    anchor_spaces: tuple[int, ...] = field(metadata=STATIC)
-    classes: tuple[tuple[int, int], ...] = field(metadata=STATIC)
-    spaces: int = field(metadata=STATIC)
-    n: int = field(metadata=STATIC)
-    law: Law = field(metadata=STATIC)
+    stores: tuple[Store, ...] = ()
+    anchors: tuple[jax.Array, ...] = ()
+    directions: jax.Array | None = None
+    orders: tuple[jax.Array, ...] = ()
+    store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
+    anchor_spaces: tuple[int, ...] = field(default=(), metadata=STATIC)
+    classes: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
+    lengths: tuple[int, ...] = field(default=(), metadata=STATIC)
+    initial: int = field(default=0, metadata=STATIC)
+    spaces: int = field(default=0, metadata=STATIC)
+    n: int = field(default=1, metadata=STATIC)
+    law: Law = field(default=Law(False, 0.0), metadata=STATIC)
 
     @property
     def capacity(self) -> int:
@@ -53,7 +63,28 @@ class Bank:
         return replace(self, stores=(*self.stores[:index], store, *self.stores[index + 1 :]))
 
     def grown(self, capacity: int) -> "Bank":
-        return replace(self, stores=tuple(deferred.grown(s, capacity) for s in self.stores))
+        """Room for ``capacity`` pairs in every store, and points for their noise."""
+        bank = replace(self, stores=tuple(deferred.grown(s, capacity) for s in self.stores))
+        if self.law.kind != "sobol" or self.law.exact or not self.lengths:
+            return bank
+        needed = self.initial + 2 * len(self.stores) * capacity
+        digits = sobol.digits(max(self.lengths))
+        return replace(bank, directions=jnp.asarray(sobol.directions(needed, digits)))
+
+    def source(self, index: int, transposed: bool) -> Source:
+        """The noise of the output axis of a view.
+
+        Every axis of every store has its own Sobol' coordinates, interleaved: what is drawn first
+        has the first coordinates, which are the best, and no two rows share one.
+        """
+        view = self.view(index, transposed)
+        size = view.Y.shape[1]
+        if self.directions is None:
+            return Source(view.key_Y)
+        order = self.orders[self.lengths.index(size)]
+        points = sobol.Points(self.directions[:, : sobol.digits(size)], order)
+        first = self.initial + 2 * index + transposed
+        return Source(view.key_Y, points, first, 2 * len(self.stores))
 
     def noise_rows(
         self, index: int, transposed: bool, classes: Mapping[int, int]
@@ -65,19 +96,17 @@ class Bank:
 
         rows, columns = self.store_spaces[index]
         space = columns if transposed else rows
-        size = self.view(index, transposed).Z.shape[1]
-        dtype = self.stores[index].Z.dtype
-        found = [NoiseRows(jnp.ones((1, size), dtype), jnp.asarray(1))]
+        size = self.view(index, transposed).Y.shape[1]
+        dtype = self.stores[index].Y.dtype
+        found: list[NoiseRows] = []
         for anchor, label in zip(self.anchors, self.anchor_spaces, strict=True):
-            if same(label, space) and anchor.shape[1] == size:
-                found.append(NoiseRows(anchor.astype(dtype), jnp.asarray(anchor.shape[0])))
-        for other, (labels, store) in enumerate(zip(self.store_spaces, self.stores, strict=True)):
-            sides = ((store.Z, store.r, labels[0], False), (store.H, store.t, labels[1], True))
-            for stack, count, label, side in sides:
-                own = other == index and side == transposed
-                if not own and same(label, space) and stack.shape[1] == size:
-                    found.append(NoiseRows(stack.astype(dtype), count))
-        return found
+            if same(label, space):
+                found.append(NoiseRows(anchor, jnp.ones(anchor.shape[0], bool)))
+        for other, labels in enumerate(self.store_spaces):
+            for side, label in ((False, labels[0]), (True, labels[1])):
+                if (other, side) != (index, transposed) and same(label, space):
+                    found.append(self.view(other, side).noise)
+        return [NoiseRows(s.rows.astype(dtype), s.kept) for s in found if s.rows.shape[1] == size]
 
 
 def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
@@ -99,8 +128,21 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchor_spaces.extend(a + spaces for a in bank.anchor_spaces)
         classes.extend((a + spaces, b + spaces) for a, b in bank.classes)
         spaces += bank.spaces
-    whole = Bank(
-        tuple(stores), tuple(anchors), tuple(store_spaces), tuple(anchor_spaces), tuple(classes),
-        spaces, first.n, first.law,
-    )  # fmt: skip
-    return whole, shifts
+    orders: dict[int, jax.Array] = {}
+    for bank in banks:
+        for length, order in zip(bank.lengths, bank.orders, strict=True):
+            # A new order: new rows have the coordinates of old ones, and must not be tied to them.
+            orders[length] = orders.get(length, order)[order]
+    whole = replace(
+        first,
+        stores=tuple(stores),
+        anchors=tuple(anchors),
+        orders=tuple(orders.values()),
+        store_spaces=tuple(store_spaces),
+        anchor_spaces=tuple(anchor_spaces),
+        classes=tuple(classes),
+        lengths=tuple(orders),
+        initial=max(bank.initial for bank in banks),
+        spaces=spaces,
+    )
+    return whole.grown(capacity), shifts

@@ -21,16 +21,20 @@ from tplimit.trace import WIDTHS, Aval, Program, Slot, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
 from tplimit.widths import Dim, Size
 
-#: Rows that stores have room for at first.
-_CAPACITY = 64
+#: Pairs that stores have room for at first, and the multiple that capacities are rounded up to.
+_CAPACITY, _ROUND = 128, 16
 
 
 @dataclass
 class _Plan:
-    """A compiled way to run a program on inputs of one form."""
+    """A compiled way to run a program on inputs of one form.
+
+    ``run`` and ``consume`` are the same; the second may reuse the memory of the stores.
+    """
 
     run: Callable[..., Any]
-    revealed: dict[tuple[int, bool], int]
+    consume: Callable[..., Any]
+    revealed: dict[int, int]
     errors: list[LimitError | LimitWarning]
 
 
@@ -43,8 +47,16 @@ class Evaluator:
         self.plans: dict[Any, _Plan] = {}
         self.deciding: dict[int, list[Slot]] = {}
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Outputs as a pytree of ``LimitValue``."""
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, last: bool = False, calls: int = 0
+    ) -> Any:
+        """Outputs as a pytree of ``LimitValue``.
+
+        Args:
+            last: the arguments are not used again: the memory of their stores may be reused.
+            calls: how many such calls follow one another, this one included, if that is known;
+                stores then get no more room than all of these can need.
+        """
         leaves, tree = jax.tree.flatten((args, kwargs))
         for leaf in leaves:
             if hasattr(leaf, "tplimit_parameter"):
@@ -57,7 +69,7 @@ class Evaluator:
         exact = revealed is not None and revealed.bank.law.exact
         also = (revealed.bank.n,) if revealed is not None and exact else ()
         program, out_tree = self.program(tree, avals, leaves, also)
-        out, new = self.run(program, values, revealed)
+        out, new = self.run(program, values, revealed, last, calls)
         origins = _origins(program)
         # A finite value needs no bank, and must not keep one alive.
         wrapped = [
@@ -97,22 +109,29 @@ class Evaluator:
         return self.programs[key]
 
     def run(
-        self, program: Program, values: list[Value], revealed: Revealed | None
+        self,
+        program: Program,
+        values: list[Value],
+        revealed: Revealed | None,
+        last: bool = False,
+        calls: int = 0,
     ) -> tuple[list[Value], Revealed | None]:
         plan = self.plan(program, values, revealed)
         bank = None
         if revealed is not None:
-            revealed = _with_room(revealed, plan.revealed)
+            revealed = _with_room(revealed, plan.revealed, calls)
             bank = revealed.bank
         values = [_fitted(value, bank) for value in values]
-        out, new_bank, oks = plan.run(bank, values)
+        stores = () if bank is None else bank.stores
+        rest = None if bank is None else replace(bank, stores=())
+        out, new_bank, oks = (plan.consume if last else plan.run)(stores, rest, values)
         if oks:
             _verify(oks, plan.errors)
-        if revealed is None:
+        if revealed is None or new_bank is None:
             return out, None
         used = dict(revealed.used)
-        for side, count in plan.revealed.items():
-            used[side] = used.get(side, 0) + count
+        for index, count in plan.revealed.items():
+            used[index] = used.get(index, 0) + count
         return out, Revealed(new_bank, Lineage(revealed.lineage), used)
 
     def plan(self, program: Program, values: list[Value], revealed: Revealed | None) -> _Plan:
@@ -186,13 +205,20 @@ def _planned(
     jax.eval_shape(dry, bank, values)
     errors: list[LimitError | LimitWarning] = []
 
-    def run(bank: Bank | None, values: list[Value]) -> Any:
+    # What finite results have revealed is forgotten, and the stores need not be written.
+    kept = any(aval.width_axes for aval in program.out_avals)
+
+    def run(stores: Any, rest: Bank | None, values: list[Value]) -> Any:
+        bank = None if rest is None else replace(rest, stores=stores)
         ctx = Context(bank, classes=found["classes"], decisions=decisions)
         out = _evaluated(ctx, program, values)
         errors[:] = [check.error for check in ctx.checks]
-        return out, ctx.closed(), [check.ok for check in ctx.checks]
+        return out, ctx.closed() if kept else None, [check.ok for check in ctx.checks]
 
-    return _Plan(jax.jit(run), found["revealed"], errors)
+    revealed: dict[int, int] = {}
+    for (index, _), count in found["revealed"].items():
+        revealed[index] = revealed.get(index, 0) + count
+    return _Plan(jax.jit(run), jax.jit(run, donate_argnums=0), revealed, errors)
 
 
 def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Value]:
@@ -233,24 +259,28 @@ def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray |
     return np.asarray(out.coefficient)
 
 
-def _with_room(revealed: Revealed, rows: dict[tuple[int, bool], int]) -> Revealed:
-    """Stores with room for the rows that a call may reveal; capacity doubles when full."""
+def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed:
+    """Stores with room for the pairs that a call may reveal; capacity doubles when full.
+
+    The bounds in ``revealed`` are replaced by the true counts only when they exceed the capacity,
+    since reading these waits for the call before.
+    """
     bank = revealed.bank
     if not bank.stores:
         return revealed
 
-    def needed(used: dict[tuple[int, bool], int]) -> int:
-        return max((used.get(side, 0) + count for side, count in rows.items()), default=0)
+    def needed(used: dict[int, int], times: int) -> int:
+        return max((used.get(i, 0) + times * count for i, count in rows.items()), default=0)
 
-    if needed(revealed.used) <= bank.capacity:
+    if needed(revealed.used, 1) <= bank.capacity:
         return revealed
-    counts = jax.device_get([(store.r, store.t) for store in bank.stores])
-    used = {}
-    for index, (r, t) in enumerate(counts):
-        used[(index, False)], used[(index, True)] = int(r), int(t)
+    counts = jax.device_get([store.count for store in bank.stores])
+    used = {index: int(count) for index, count in enumerate(counts)}
     capacity = max(bank.capacity, _CAPACITY)
-    while capacity < needed(used):
+    while capacity < needed(used, 1):
         capacity *= 2
+    if calls and bank.capacity < needed(used, calls) < capacity:
+        capacity = -(-needed(used, calls) // _ROUND) * _ROUND
     return Revealed(bank.grown(capacity), revealed.lineage, used)
 
 

@@ -212,24 +212,29 @@ class Context:
             self._rows[key] = (value.coefficient, flat)
         return self._rows[key][1]
 
-    def query(self, index: int, transposed: bool, rows: Any) -> Any:
-        """``G x / sqrt(n_in)`` (or transposed) for rows ``(B, n_in)``; reveals and remembers."""
+    def query(
+        self, index: int, transposed: bool, rows: Any, cores: Sequence[Any] = ()
+    ) -> tuple[Any, list[Any]]:
+        """``G x / sqrt(n_in)`` (or transposed) for rows ``(B, n_in)``, and the products with cores
+        in the bases of ``G``; reveals and remembers."""
         assert self.bank is not None
         view = self.bank.view(index, transposed)
-        rows = rows.astype(view.Q.dtype)
+        rows = rows.astype(view.X.dtype)
         count = int(rows.shape[0])
         side = (index, transposed)
         self.revealed[side] = self.revealed.get(side, 0) + count
         if self.dry:
             coordinates = jnp.zeros((count, view.capacity), rows.dtype)
-            image = jnp.zeros((count, view.Z.shape[1]), rows.dtype)
+            image = jnp.zeros((count, view.Y.shape[1]), rows.dtype)
+            updates = [image for _ in cores]
         else:
             earlier = [] if self.exact else self.bank.noise_rows(index, transposed, self._roots())
-            answer = deferred.query(view, rows, self.bank.law, earlier)
+            source = self.bank.source(index, transposed)
+            answer = deferred.query(view, rows, self.bank.law, earlier, source=source, cores=cores)
             self.bank = self.bank.with_view(index, transposed, answer.store)
-            image, coordinates = answer.image, answer.coordinates
+            image, updates, coordinates = answer.image, answer.updates, answer.coordinates
         self.remember(index, transposed, rows, coordinates)
-        return image
+        return image, updates
 
     def closed(self) -> Bank | None:
         """The bank as it leaves the call, knowing which spaces have been combined."""
@@ -252,7 +257,7 @@ class Context:
         """Coordinates of rows in the revealed basis, revealing what is new."""
         found = self.recall(index, transposed, rows)
         if found is None:
-            rows = rows.astype(self.bank.view(index, transposed).Q.dtype)  # type: ignore[union-attr]
+            rows = rows.astype(self.bank.view(index, transposed).X.dtype)  # type: ignore[union-attr]
             self.query(index, transposed, rows)
             found = self.recall(index, transposed, rows)
         return found

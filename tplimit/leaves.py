@@ -39,7 +39,7 @@ class Revealed:
 
     bank: Bank
     lineage: Lineage
-    used: dict[tuple[int, bool], int] = field(default_factory=dict)
+    used: dict[int, int] = field(default_factory=dict)
 
 
 class LimitValue:
@@ -151,9 +151,9 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
         raise LimitError("Values sampled at different widths, samples or noise are combined.")
     bank, shifts = merged([tip.bank for tip in tips])
     ancestors = [tip.lineage.ancestors() for tip in tips]
-    used: dict[tuple[int, bool], int] = {}
+    used: dict[int, int] = {}
     for tip, (stores, _) in zip(tips, shifts, strict=True):
-        used |= {(index + stores, side): count for (index, side), count in tip.used.items()}
+        used |= {index + stores: count for index, count in tip.used.items()}
     values = []
     for leaf in leaves:
         if not isinstance(leaf, LimitValue):
@@ -172,7 +172,7 @@ def _refuse_equal_keys(tips: list[Revealed]) -> None:
     """Two samples drawn with one key hold the same matrices twice, which has no meaning here."""
     seen: set[bytes] = set()
     for tip in tips:
-        own = {np.asarray(jax.random.key_data(s.key_Z)).tobytes() for s in tip.bank.stores}
+        own = {np.asarray(jax.random.key_data(s.key_Y)).tobytes() for s in tip.bank.stores}
         if own & seen:
             raise LimitError(
                 "Two samples that were drawn with the same key are combined.",

@@ -254,11 +254,21 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     exponents, remainder = _row_exponents(x.exponents, x), _row_exponents(x.remainder, x)
     parts: list[Tensor] = []
     unknown: list[Exponents] = []
+    images: dict[int, Any] = {}  # of cores, by identity
     for part in matrix.gaussians:
-        parts.append(_apply_gaussian(ctx, part, rows, exponents, remainder, size))
+        home = [c for c in matrix.cores if (c.store, c.transposed) == (part.store, part.transposed)]
+        kernels = [core.core.T if core.transposed else core.core for core in home]
+        root, half = ctx.scale(float(size.ratio) ** 0.5, HALF)
+        image, updates = ctx.query(part.store, part.transposed, rows, kernels)
+        images |= {id(core): update for core, update in zip(home, updates, strict=True)}
+        rest = _clt(ctx, exponents + half, remainder + half)
+        parts.append(
+            algebra.multiply(ctx, tensor(root * image, exponents + half, rest, 1), part.scale)
+        )
     factor, gain = algebra.width_factor(ctx, size)
     for core in matrix.cores:
-        image = factor * _apply_core(ctx, core, rows)
+        found = images.get(id(core))
+        image = factor * (_apply_core(ctx, core, rows) if found is None else found)
         lift = core.exponent + gain
         rest = _clt(ctx, exponents + lift, remainder + lift)
         parts.append(tensor(image, exponents + lift, rest, 1, matrix.row_space))
@@ -309,15 +319,6 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
         return exponents
     assert x.axis is not None
     return Exponents(np.moveaxis(exponents.array, x.axis, -1).reshape(-1, 1))
-
-
-def _apply_gaussian(
-    ctx: Context, part: Gaussian, rows: Any, exponents: Exponents, remainder: Exponents, size: Size
-) -> Tensor:
-    root, gain = ctx.scale(float(size.ratio) ** 0.5, HALF)
-    image = root * ctx.query(part.store, part.transposed, rows)
-    out = tensor(image, exponents + gain, _clt(ctx, exponents + gain, remainder + gain), 1)
-    return algebra.multiply(ctx, out, part.scale)
 
 
 def _apply_core(ctx: Context, core: Core, rows: Any) -> Any:

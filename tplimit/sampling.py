@@ -4,9 +4,10 @@
 arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``.
 """
 
+import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import numpy as np
 from tplimit import matrices
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, WidthError
-from tplimit.gaussian import deferred, noise
+from tplimit.gaussian import deferred, noise, sobol
 from tplimit.gaussian.deferred import Law
 from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
@@ -149,7 +150,7 @@ def sample(
     *,
     width: Any,
     samples: int = 2**14,
-    noise: str = "random",
+    noise: str = "sobol",
     rank_tolerance: float | None = None,
 ) -> Any:
     """Parameters at a width.
@@ -159,7 +160,8 @@ def sample(
         key: random key; equal keys give equal draws.
         width: an integer, ``{name: integer}``, ``tp.Deferred(n)`` or ``tp.inf``.
         samples: Monte Carlo particles per common width ``n`` (``tp.inf`` only).
-        noise: how particles are drawn: ``"random"``, moment-matched pseudo-random numbers.
+        noise: how particles are drawn at ``tp.inf``: ``"sobol"``, randomised Sobol' points, or
+            ``"random"``, pseudo-random numbers. Both are moment-matched.
         rank_tolerance: share of a vector's second moment below which a new direction of a
             random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
 
@@ -180,7 +182,9 @@ def sample(
     widths = _widths(leaves)
     if isinstance(width, Deferred) or width == inf:
         _check_ratios(widths)
-        sampled = _Sampler(key, width, samples, noise, rank_tolerance).run(leaves)
+        sampled = _limit_values(
+            leaves, key, _law(width, noise, rank_tolerance), _count(width, samples)
+        )
     else:
         sizes = _sizes(width, widths)
         sampled = [
@@ -255,55 +259,94 @@ def _dims(parameter: Parameter) -> tuple[Dim, ...]:
     return tuple(dims)
 
 
+def _law(width: Any, kind: str, tolerance: float | None) -> Law:
+    if kind not in noise.NOISE_KINDS:
+        raise LimitError(
+            f"noise={kind!r} is not known.",
+            advice=f"Use one of: {', '.join(map(repr, noise.NOISE_KINDS))}.",
+        )
+    exact = isinstance(width, Deferred)
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    default = (50 * eps) ** 2 if exact else RANK_TOLERANCE
+    # At finite width the noise is pseudo-random, whatever is asked for in the limit.
+    kind = "random" if exact else kind
+    return Law(exact, default if tolerance is None else float(tolerance), kind)
+
+
+def _count(width: Any, samples: int) -> int:
+    """Coordinates per common width: particles in the limit."""
+    n = int(width.n) if isinstance(width, Deferred) else operator.index(samples)
+    if n < 2:
+        raise WidthError(f"{n} samples are too few.")
+    return n
+
+
+def _limit_values(leaves: Sequence[Any], key: jax.Array, law: Law, n: int) -> list[Any]:
+    declared = tuple(leaf if _is_parameter(leaf) else None for leaf in leaves)
+    values, bank = _sampler(declared, law, n, np.dtype(jnp.result_type(float)))(key)
+    revealed = Revealed(bank, Lineage())
+    return [
+        leaf if parameter is None else LimitValue(value, _aval(parameter), revealed)
+        for leaf, parameter, value in zip(leaves, declared, values, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=32)
+def _sampler(
+    declared: tuple[Parameter | None, ...], law: Law, n: int, dtype: np.dtype
+) -> Callable[[jax.Array], tuple[list[Any], Bank]]:
+    """The compiled draw of these parameters, kept for the next replicates."""
+    return jax.jit(lambda key: _Sampler(key, law, n, dtype).draw(declared))
+
+
+def _aval(parameter: Parameter) -> Aval:
+    return Aval(_dims(parameter), np.dtype(jnp.result_type(float)))
+
+
 class _Sampler:
     """Draws limit values: vectors as particles, matrices as empty stores."""
 
-    def __init__(
-        self, key: jax.Array, width: Any, samples: int, kind: str, tolerance: float | None
-    ) -> None:
-        self.key = key
-        self.dtype = jnp.result_type(float)
-        self.exact = isinstance(width, Deferred)
-        self.n = int(width.n) if self.exact else operator.index(samples)
-        if kind not in noise.NOISE_KINDS:
-            raise LimitError(
-                f"noise={kind!r} is not known.",
-                advice=f"Use one of: {', '.join(map(repr, noise.NOISE_KINDS))}.",
-            )
-        if self.n < 2:
-            raise WidthError(f"{self.n} samples are too few.")
-        eps = float(jnp.finfo(self.dtype).eps)
-        default = (50 * eps) ** 2 if self.exact else RANK_TOLERANCE
-        self.law = Law(self.exact, default if tolerance is None else float(tolerance), kind)
+    def __init__(self, key: jax.Array, law: Law, n: int, dtype: np.dtype) -> None:
+        self.key, self.law, self.n, self.dtype = key, law, n, dtype
+        self.exact = law.exact
         self.stores: list[deferred.Store] = []
         self.store_spaces: list[tuple[int, int]] = []
         self.anchors: list[jax.Array] = []
         self.anchor_spaces: list[int] = []
         self.spaces = 0
-        self.ctx = Context(Bank((), (), (), (), (), 0, self.n, self.law))
+        self.initial = 0
+        self.orders: dict[int, jax.Array] = {}
+        self.ctx = Context(Bank(n=n, law=law))
 
-    def run(self, leaves: Sequence[Any]) -> list[Any]:
+    def draw(self, leaves: Sequence[Parameter | None]) -> tuple[list[Any], Bank]:
+        """Values of the parameters (None where there is none), and their bank."""
         gaussians = self._joint_rows(leaves)
-        drawn: dict[int, tuple[Any, Aval]] = {}
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Parameter):
-                key = jax.random.fold_in(self.key, i)
-                aval = Aval(_dims(leaf), np.dtype(self.dtype))
-                drawn[i] = (self._value(leaf, aval, key, gaussians.get(i)), aval)
-        bank = Bank(
-            tuple(self.stores), tuple(self.anchors), tuple(self.store_spaces),
-            tuple(self.anchor_spaces), (), self.spaces, self.n, self.law,
-        )  # fmt: skip
-        revealed = Revealed(bank, Lineage())
-        return [
-            LimitValue(*drawn[i], revealed) if i in drawn else leaf for i, leaf in enumerate(leaves)
+        values = [
+            None if leaf is None else self._value(leaf, i, gaussians.get(i))
+            for i, leaf in enumerate(leaves)
         ]
+        lengths = {s.X.shape[1] for s in self.stores} | {s.Y.shape[1] for s in self.stores}
+        if self.law.kind != "sobol":
+            lengths = set()
+        bank = Bank(
+            stores=tuple(self.stores),
+            anchors=tuple(self.anchors),
+            orders=tuple(self._order(length) for length in sorted(lengths)),
+            store_spaces=tuple(self.store_spaces),
+            anchor_spaces=tuple(self.anchor_spaces),
+            lengths=tuple(sorted(lengths)),
+            initial=self.initial,
+            spaces=self.spaces,
+            n=self.n,
+            law=self.law,
+        )
+        return values, bank
 
-    def _joint_rows(self, leaves: Sequence[Any]) -> dict[int, jax.Array]:
+    def _joint_rows(self, leaves: Sequence[Parameter | None]) -> dict[int, jax.Array]:
         """Rows of all Gaussian vectors of one length, matched jointly in the limit."""
         by_length: dict[int, list[tuple[int, int]]] = {}
         for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Parameter) and leaf.law == "normal":
+            if leaf is not None and leaf.law == "normal":
                 dims = _dims(leaf)
                 sizes = [d for d in dims if isinstance(d, Size)]
                 if len(sizes) == 1:
@@ -312,16 +355,32 @@ class _Sampler:
         rows: dict[int, jax.Array] = {}
         for length, members in by_length.items():
             total = sum(count for _, count in members)
-            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
+            source = self._source(length, total)
             if self.exact:
-                joint = noise.draw(key, jnp.asarray(0), total, length, self.dtype)
+                joint = source.rows(jnp.asarray(0), total, length, self.dtype)
             else:
-                joint = noise.joint_rows(key, total, length, self.dtype)
+                joint = noise.joint_rows(source, total, length, self.dtype)
             start = 0
             for i, count in members:
                 rows[i] = joint[start : start + count]
                 start += count
         return rows
+
+    def _source(self, length: int, rows: int) -> noise.Source:
+        """Noise of initial vectors of one length; all have Sobol' coordinates of their own."""
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
+        if self.law.kind != "sobol":
+            return noise.Source(key)
+        directions = sobol.directions(self.initial + rows, sobol.digits(length))
+        points = sobol.Points(jnp.asarray(directions), self._order(length))
+        first, self.initial = self.initial, self.initial + rows
+        return noise.Source(key, points, first)
+
+    def _order(self, length: int) -> jax.Array:
+        if length not in self.orders:
+            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 2), length)
+            self.orders[length] = sobol.order(key, length)
+        return self.orders[length]
 
     def _space(self) -> int:
         self.spaces += 1
@@ -333,7 +392,8 @@ class _Sampler:
             return tensor(jnp.zeros((), self.dtype), Exponents(NEVER))
         return tensor(jnp.asarray(c, self.dtype), Exponents(p))
 
-    def _value(self, leaf: Parameter, aval: Aval, key: jax.Array, rows: Any) -> Any:
+    def _value(self, leaf: Parameter, place: int, rows: Any) -> Any:
+        aval, key = _aval(leaf), jax.random.fold_in(self.key, place)
         axes = aval.width_axes
         if len(axes) > 2:
             raise WidthError("A parameter may have at most two width axes.")

@@ -209,3 +209,19 @@ def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> No
 def raw(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents."""
     return _transformed(function, lambda leaf: leaf)
+
+
+def consuming(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """Like ``raw``, for ``calls`` calls in a row, each of which takes over the state before it.
+
+    The memory of the stores is reused: arguments that hold any must not be used again.
+    """
+    evaluator = _evaluator(function)
+    left = calls
+
+    def limited(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return evaluator(args, {}, last=True, calls=left + 1)
+
+    return limited

@@ -1,23 +1,26 @@
 """Deferred Gaussian matrices: revealed as they are queried, never formed.
 
-``G`` is an ``n_out x n_in`` matrix with independent ``N(0, 1)`` entries. A store keeps, with
-``<a, b> = mean(a b)`` over a width axis,
+``G`` is an ``n_out x n_in`` matrix with independent ``N(0, 1)`` entries. A store keeps a list of
+pairs of rows, ``X_i`` on the input axis and ``Y_i`` on the output axis. With
+``<a, b> = mean(a b)`` over a width axis, the pair is
 
-* ``Q`` ``(C, n_in)`` orthonormal: input directions already revealed, and ``Z`` ``(C, n_out)``:
-  the fresh parts of their images under ``G / sqrt(n_in)``;
-* ``P`` ``(C, n_out)`` orthonormal: output directions already revealed, and ``H`` ``(C, n_in)``:
-  the fresh parts of their images under ``G^T / sqrt(n_out)``.
+* *forward*: ``X_i = Q_i`` is an input direction already revealed (these are orthonormal), and
+  ``Y_i = Z_i`` the fresh part of its image under ``G / sqrt(n_in)``;
+* *transposed*: ``Y_i = P_i`` is an output direction already revealed (orthonormal), and
+  ``X_i = H_i`` the fresh part of its image under ``G^T / sqrt(n_out)``.
 
-``C`` is a fixed capacity; rows beyond the counts ``r`` and ``t`` are zero, so that no mask is
-needed when reading. A query ``G x / sqrt(n_in)`` for a block of rows ``x`` is::
+A query ``G x / sqrt(n_in)`` for a block of rows ``x`` is, with the sums over pairs of each kind::
 
     c = <Q, x>      b = sqrt(n_in / n_out) <H, x>      x_perp = x - Q^T c = Q_new^T R
     G x / sqrt(n_in) = Z^T c + P^T b + Z_new^T R
 
-and the transposed query is the same with ``(Q, Z)`` and ``(P, H)`` exchanged. The term ``P^T b``
-is the correction ``Z-dot`` of the Tensor Program (Stein's lemma: ``<H, x>`` estimates the expected
-derivative). With arrays of true width this is exactly a dense Gaussian matrix in law; with arrays
-of ``M`` particles it is its infinite-width limit.
+so that one product with ``X`` gives all coefficients and one with ``Y`` the image. The transposed
+query is the same with the axes and the kinds exchanged. The term ``P^T b`` is the correction
+``Z-dot`` of the Tensor Program (Stein's lemma: ``<H, x>`` estimates the expected derivative). With
+arrays of true width this is exactly a dense Gaussian matrix in law; with arrays of ``M`` particles
+it is its infinite-width limit.
+
+The list has a fixed capacity ``C``; rows beyond the count are zero and of neither kind.
 
 Source: the conditioning argument of Yang, *Tensor Programs III* (arXiv 2009.10685), appendix on
 the Master Theorem, used constructively.
@@ -33,33 +36,57 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
 from tplimit.gaussian import noise
+from tplimit.gaussian.basis import directions
+from tplimit.gaussian.noise import NoiseRows, Source
+
+#: Alternating projections: enough because only variance, never the law, depends on convergence.
+_SWEEPS = 8
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Store:
-    """What has been revealed of one Gaussian matrix (see the module's text)."""
+    """What has been revealed of one Gaussian matrix (see the module's text).
 
-    Q: Float[Array, "c n_in"]
-    Z: Float[Array, "c n_out"]
-    P: Float[Array, "c n_out"]
-    H: Float[Array, "c n_in"]
-    r: Int[Array, ""]
-    t: Int[Array, ""]
-    key_Z: Key[Array, ""]
-    key_H: Key[Array, ""]
+    Attributes:
+        X, Y: the pairs of rows.
+        forward, transposed: the kind of each pair.
+        overlap: ``<noise row of pair i, direction of pair j>`` for ``i`` and ``j`` of different
+            kind, both on the axis where ``i`` is noise.
+        count: pairs in use.
+        key_X, key_Y: name the noise drawn on each axis.
+    """
+
+    X: Float[Array, "c n_in"]
+    Y: Float[Array, "c n_out"]
+    forward: Bool[Array, " c"]
+    transposed: Bool[Array, " c"]
+    overlap: Float[Array, "c c"]
+    count: Int[Array, ""]
+    key_X: Key[Array, ""]
+    key_Y: Key[Array, ""]
 
     @property
     def T(self) -> "Store":
-        """The store of the transposed matrix: the same arrays with the roles exchanged."""
-        return Store(
-            Q=self.P, Z=self.H, P=self.Q, H=self.Z, r=self.t, t=self.r,
-            key_Z=self.key_H, key_H=self.key_Z,
+        """The store of the transposed matrix: the same pairs with the roles exchanged."""
+        return replace(
+            self, X=self.Y, Y=self.X, forward=self.transposed, transposed=self.forward,
+            key_X=self.key_Y, key_Y=self.key_X,
         )  # fmt: skip
 
     @property
     def capacity(self) -> int:
-        return int(self.Q.shape[0])
+        return int(self.X.shape[0])
+
+    @property
+    def rank(self) -> Int[Array, ""]:
+        """Number of input directions that have been revealed."""
+        return jnp.sum(self.forward, dtype=self.count.dtype)
+
+    @property
+    def noise(self) -> NoiseRows:
+        """The noise rows of the output axis."""
+        return NoiseRows(self.Y, self.forward)
 
 
 class Law(NamedTuple):
@@ -75,9 +102,10 @@ class Law(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Image of a block of rows, the store that remembers the query, coordinates of the rows."""
+    """Images of a block of rows, the store that remembers the query, coordinates of the rows."""
 
     image: Float[Array, "b n_out"]  # G x / sqrt(n_in)
+    updates: list[Float[Array, "b n_out"]]  # (P^T K Q) x / n_in for each core K
     store: Store
     coordinates: Float[Array, "b c"]  # <Q, x>, the new directions included
 
@@ -86,102 +114,135 @@ def empty_store(
     key: Key[Array, ""], n_out: int, n_in: int, capacity: int, dtype: jnp.dtype
 ) -> Store:
     """A Gaussian matrix of which nothing has been revealed yet."""
-    key_Z, key_H = jax.random.split(key)
-    inputs = jnp.zeros((capacity, n_in), dtype)
-    outputs = jnp.zeros((capacity, n_out), dtype)
-    zero = jnp.zeros((), jnp.int32)
-    return Store(inputs, outputs, outputs, inputs, zero, zero, key_Z, key_H)
+    key_Y, key_X = jax.random.split(key)
+    none = jnp.zeros((capacity,), bool)
+    return Store(
+        X=jnp.zeros((capacity, n_in), dtype),
+        Y=jnp.zeros((capacity, n_out), dtype),
+        forward=none,
+        transposed=none,
+        overlap=jnp.zeros((capacity, capacity), dtype),
+        count=jnp.zeros((), jnp.int32),
+        key_X=key_X,
+        key_Y=key_Y,
+    )
 
 
 def grown(store: Store, capacity: int) -> Store:
-    """The same store with room for ``capacity`` rows on each side."""
+    """The same store with room for ``capacity`` pairs."""
     extra = capacity - store.capacity
     if extra <= 0:
         return store
-    stacks = {name: jnp.pad(getattr(store, name), ((0, extra), (0, 0))) for name in "QZPH"}
-    return replace(store, **stacks)
-
-
-def directions(
-    residual: Float[Array, "b n"], scale: Float[Array, " b"], tolerance: float
-) -> tuple[Float[Array, "b n"], Bool[Array, " b"]]:
-    """Rank-revealing orthonormal basis of the rows of ``residual``.
-
-    Rows are compared with ``scale`` (the root-mean-square of the row each comes from), so that
-    rows of very different norm count alike. Column-pivoted QR orders the new directions by
-    weight; those below ``tolerance`` (in second moment) are returned as zero rows.
-
-    Returns: basis ``(B, n)`` with the kept rows first, and the mask ``(B,)`` of kept rows.
-    """
-    count, size = residual.shape
-    relative = residual / jnp.where(scale > 0, scale, 1)[:, None]
-    # Pivoting on the small triangle: the tall factorisation without it is twenty times faster.
-    tall, triangle = jnp.linalg.qr(relative.T)
-    # Normalised rows are tied: earlier ones go first by a margin, not by round-off.
-    margin = 1 - 0.1 * jnp.arange(count, dtype=residual.dtype) / count
-    small, r, _ = jax.scipy.linalg.qr(triangle * margin, mode="economic", pivoting=True)
-    q = tall @ small
-    weight = jnp.abs(jnp.diagonal(r)) / jnp.sqrt(jnp.asarray(size, residual.dtype))
-    # Pivoted weights decrease; cumprod guards against round-off in their order.
-    kept = jnp.cumprod(weight * weight > tolerance).astype(bool)
-    basis = jnp.where(kept[:, None], q.T * jnp.sqrt(jnp.asarray(size, residual.dtype)), 0)
-    missing = count - basis.shape[0]
-    return jnp.pad(basis, ((0, missing), (0, 0))), jnp.pad(kept, (0, missing))
-
-
-class NoiseRows(NamedTuple):
-    """A stack of earlier noise rows of a space: ``(C, M)``, of which ``used`` are not zero."""
-
-    rows: Float[Array, "c m"]
-    used: Int[Array, ""]
+    return replace(
+        store,
+        X=jnp.pad(store.X, ((0, extra), (0, 0))),
+        Y=jnp.pad(store.Y, ((0, extra), (0, 0))),
+        forward=jnp.pad(store.forward, (0, extra)),
+        transposed=jnp.pad(store.transposed, (0, extra)),
+        overlap=jnp.pad(store.overlap, ((0, extra), (0, extra))),
+    )
 
 
 def query(
-    store: Store, x: Float[Array, "b n_in"], law: Law, earlier: Sequence[NoiseRows] = ()
+    store: Store,
+    x: Float[Array, "b n_in"],
+    law: Law,
+    earlier: Sequence[NoiseRows] = (),
+    *,
+    source: Source | None = None,
+    cores: Sequence[Float[Array, "c c"]] = (),
 ) -> Answer:
     """``G x / sqrt(n_in)`` for the rows of ``x`` ``(B, n_in)``, remembering what it revealed.
 
     Args:
         earlier: noise rows of the output space besides this store's own (other stores' and
             initial vectors'), used for moment matching only.
+        source: the noise of the output axis; default: pseudo-random, named by the store.
+        cores: trained updates of the matrix, applied in the same pass (see ``core_product``).
 
-    The caller guarantees ``r + B <= C``. Transposed queries: ``query(store.T, y, ...)``.
+    The caller guarantees ``count + B <= C``. Transposed queries: ``query(store.T, y, ...)``.
+
+    Each of ``X`` and ``Y`` is read as few times as the dependence of the steps allows: ``X`` for
+    the coefficients, for the residual and once more for both to keep the basis orthonormal; ``Y``
+    for the overlap of the fresh rows with it, and for their correction with all images at once.
     """
-    count, n_in = x.shape
-    n_out = store.Z.shape[1]
-    c = noise.inner(x, store.Q)
-    perp = x - c @ store.Q
-    again = noise.inner(perp, store.Q)
-    perp, c = perp - again @ store.Q, c + again
-    b = noise.inner(x, store.H) * jnp.sqrt(jnp.asarray(n_in / n_out, x.dtype))
-
+    rows, n_in = x.shape
+    known = noise.inner(x, store.X)
+    c = known * store.forward
+    b = known * store.transposed * jnp.sqrt(jnp.asarray(n_in / store.Y.shape[1], x.dtype))
+    residual = x - c @ store.X
     scale = jnp.sqrt(jnp.mean(x * x, axis=1))
-    q_new, kept = directions(perp, scale, law.tolerance)
-    R = noise.inner(perp, q_new)
-    z_new = _fresh(store, count, kept, law, earlier)
+    basis, kept = directions(residual, scale, law.tolerance)
+    # Rows made from small residuals are orthogonal to Q only after a second projection.
+    met = noise.inner(basis, store.X)
+    q = noise.orthonormalise(basis - (met * store.forward) @ store.X, kept)
+    R = noise.inner(residual, q)
 
-    image = c @ store.Z + b @ store.P + R @ z_new
-    start = (store.r, jnp.zeros_like(store.r))
-    revealed = replace(
-        store,
-        Q=lax.dynamic_update_slice(store.Q, q_new, start),
-        Z=lax.dynamic_update_slice(store.Z, z_new, start),
-        r=store.r + jnp.sum(kept, dtype=store.r.dtype),
+    source = Source(store.key_Y) if source is None else source
+    z = source.rows(store.count, rows, store.Y.shape[1], store.Y.dtype)
+    room = jnp.asarray(False)
+    if not law.exact:
+        used = store.count + rows + sum((jnp.sum(s.kept) for s in earlier), jnp.zeros((), int))
+        room = noise.has_room(used, z.shape[1])
+        z = jnp.where(room, noise.centred(z, earlier), z)
+    spent = _components(store, z, room)
+    updates = [c @ core.T for core in cores]
+    fresh, image, *changed = jnp.split(
+        jnp.concatenate([-spent, c + b, *updates]) @ store.Y, 2 + len(cores)
     )
-    coordinates = lax.dynamic_update_slice(c, R, (jnp.zeros_like(store.r), store.r))
-    return Answer(image, revealed, coordinates)
+    z = jnp.where(kept[:, None], z + fresh, 0)
+    if not law.exact:
+        z = jnp.where(room, noise.orthonormalise(z, kept), z)
+    place = jnp.zeros_like(store.count)
+    return Answer(
+        image + R @ z,
+        changed,
+        _appended(store, q, z, kept, met * store.transposed),
+        lax.dynamic_update_slice(c, R, (place, store.count)),
+    )
 
 
-def _fresh(
-    store: Store, count: int, kept: Bool[Array, " b"], law: Law, earlier: Sequence[NoiseRows]
-) -> Float[Array, "b n_out"]:
-    size = store.Z.shape[1]
-    z = noise.draw(store.key_Z, store.r, count, size, store.Z.dtype, law.kind)
-    if law.exact:
-        return jnp.where(kept[:, None], noise.remove(z, store.P), 0)
-    stacks = [store.Z, *(stack.rows for stack in earlier)]
-    used = store.t + store.r + sum((stack.used for stack in earlier), jnp.zeros_like(store.t))
-    return noise.match(z, kept, store.P, stacks, used)
+def _components(
+    store: Store, z: Float[Array, "b n_out"], matched: Bool[Array, ""]
+) -> Float[Array, "b c"]:
+    """Coefficients on ``Y`` of what fresh rows must lose: all components on ``P``, and on ``Z``
+    too where rows are ``matched``.
+
+    ``P`` and ``Z`` are each orthonormal and their overlap is known, so that the alternating
+    projections on the two are small matrix products. The last one is on ``P``.
+    """
+    on = noise.inner(z, store.Y)
+    on_Z = jnp.where(matched, on * store.forward, 0)
+    on_P = on * store.transposed
+
+    def sweep(_: Int[Array, ""], a: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        return on_Z - jnp.where(matched, (on_P - a @ store.overlap) @ store.overlap.T, 0)
+
+    on_Z = lax.fori_loop(0, _SWEEPS, sweep, on_Z)
+    return on_Z + (on_P - on_Z @ store.overlap)
+
+
+def _appended(
+    store: Store,
+    q: Float[Array, "b n_in"],
+    z: Float[Array, "b n_out"],
+    kept: Bool[Array, " b"],
+    met: Float[Array, "b c"],
+) -> Store:
+    """The store with forward pairs ``(q, z)``; ``met`` are the overlaps of ``H`` with ``q``."""
+    place, zero = store.count, jnp.zeros_like(store.count)
+
+    def put(stack: Array, block: Array, *start: Array) -> Array:
+        return lax.dynamic_update_slice(stack, block.astype(stack.dtype), start)
+
+    return replace(
+        store,
+        X=put(store.X, q, place, zero),
+        Y=put(store.Y, z, place, zero),
+        forward=put(store.forward, kept, place),
+        overlap=put(store.overlap, met.T, zero, place),
+        count=place + jnp.sum(kept, dtype=place.dtype),
+    )
 
 
 def core_product(
@@ -192,8 +253,9 @@ def core_product(
 ) -> Float[Array, "b n_out"]:
     """``(P^T K Q) x / n_in`` for rows ``x``: a trained update kept as a core ``K``.
 
-    ``coordinates``, where a query of the same rows has them already, may include directions newer
-    than those of ``K``: all of these are orthogonal to ``K``'s.
+    Row ``i``, column ``j`` of ``K`` belong to the transposed pair ``i`` and the forward pair ``j``;
+    all other entries are zero. ``coordinates``, where a query of the same rows has them already,
+    may include directions newer than those of ``K``.
     """
-    c = noise.inner(x, store.Q) if coordinates is None else coordinates
-    return (c @ core.T) @ store.P
+    c = noise.inner(x, store.X) * store.forward if coordinates is None else coordinates
+    return (c @ core.T) @ store.Y

@@ -89,7 +89,7 @@ def _decided(
             undecided = undecided & ~sure
     if not equality and difference.zeros is not None:
         undecided = undecided & ~difference.zeros
-    ctx.check(~jnp.any(undecided), error)
+    ctx.check(~algebra.beyond_accident(undecided, jnp.result_type(x)), error)
 
 
 @RULES(p.select_n_p)

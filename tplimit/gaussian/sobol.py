@@ -1,0 +1,108 @@
+"""Randomised Sobol' points as rows of standard normals, made where they are used.
+
+Coordinate ``d`` of point ``i`` is the exclusive or of the direction numbers ``v[d, k]`` over the
+binary digits ``k`` of ``i``. Points are computed from these, so that nothing of the size of
+(coordinates x points) is stored, and each device computes its own particles.
+
+Randomisation: a linear matrix scramble and a digital shift for every coordinate (J. Matoušek,
+*On the L2-discrepancy for anchored boxes*, J. Complexity 14, 1998), which make every point uniform
+and keep the net; and one random order of the points for each length. The order keeps apart what
+the net would tie together: points ``i`` and ``i + M/2`` differ by a fixed digital shift, and a
+width axis may be split into halves that are combined.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, Key, UInt32
+from scipy.stats import qmc
+
+_BITS = 32
+
+#: Coordinates for which direction numbers are known (S. Joe, F. Y. Kuo, SIAM J. Sci. Comput. 2008).
+MOST = qmc.Sobol.MAXDIM
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Points:
+    """Sobol' points in a random order.
+
+    Attributes:
+        directions: direction numbers ``v`` ``(D, m)``.
+        order: number of the point that each of ``M <= 2^m`` particles has.
+    """
+
+    directions: UInt32[Array, "d m"]
+    order: UInt32[Array, " M"]
+
+    def normals(
+        self, keys: Key[Array, " b"], coordinates: Int[Array, " b"], dtype: jnp.dtype
+    ) -> Float[Array, "b M"]:
+        """Standard normals ``(B, M)``, row ``b`` from its coordinate, scrambled by its key.
+
+        Rows whose coordinate is beyond the table are pseudo-random.
+        """
+        known = self.directions.shape[0]
+        plain = self.directions[jnp.minimum(coordinates, known - 1)]
+        v, shift = jax.vmap(_scrambled)(keys, plain)
+        digits = jnp.broadcast_to(shift[:, None], (len(keys), self.order.shape[0]))
+        for k in range(v.shape[1]):
+            one = (self.order >> k) & 1
+            digits = digits ^ (one[None, :] * v[:, k, None])
+        if known >= MOST:
+            plain_bits = jax.vmap(lambda k: jax.random.bits(k, self.order.shape, jnp.uint32))
+            digits = jnp.where(coordinates[:, None] < known, digits, plain_bits(keys))
+        return _normal(digits, dtype)
+
+
+def _scrambled(
+    key: Key[Array, ""], v: UInt32[Array, " m"]
+) -> tuple[UInt32[Array, " m"], UInt32[Array, ""]]:
+    """Direction numbers times a random unit lower triangular matrix over GF(2), and a shift."""
+    bits = jax.random.bits(key, (_BITS + 1,), jnp.uint32)
+    place = jnp.uint32(1) << jnp.arange(_BITS - 1, -1, -1, dtype=jnp.uint32)  # leading digit first
+    # Row j of the matrix mixes digit j with the digits that lead it.
+    rows = (bits[:-1] & ~((place << 1) - 1)) | place
+    parity = jax.lax.population_count(rows[None, :] & v[:, None]) & 1
+    return jnp.sum(parity * place, axis=1, dtype=jnp.uint32), bits[-1]
+
+
+def _normal(digits: UInt32[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
+    # The middle of one of 2^23 (2^31) cells: exactly representable, never 0 or 1.
+    kept = min(jnp.finfo(dtype).nmant, _BITS - 1)
+    cell = (digits >> (_BITS - kept)).astype(dtype)
+    uniform = (cell + 0.5) * 2.0 ** (1 - kept) - 1
+    return jax.lax.erf_inv(uniform) * jnp.asarray(2**0.5, dtype)
+
+
+def order(key: Key[Array, ""], size: int) -> UInt32[Array, " size"]:
+    """A random order of the first ``size`` points."""
+    return jax.random.permutation(key, size).astype(jnp.uint32)
+
+
+def digits(size: int) -> int:
+    """Binary digits that number ``size`` points."""
+    return max(1, (size - 1).bit_length())
+
+
+@functools.lru_cache(maxsize=8)
+def directions(coordinates: int, bits: int) -> np.ndarray:
+    """Direction numbers ``(coordinates, bits)`` of scipy's sequence, at most ``MOST`` of them.
+
+    Point ``2^(k+1) - 1`` of scipy's order (a Gray code) is the direction number ``v[:, k]`` itself.
+    """
+    coordinates = min(coordinates, MOST)
+    engine = qmc.Sobol(coordinates, scramble=False, bits=_BITS)
+    table = np.zeros((coordinates, bits), np.uint32)
+    passed = 0
+    for k in range(bits):
+        index = 2 ** (k + 1) - 1
+        engine.fast_forward(index - passed)
+        table[:, k] = (engine.random(1)[0] * 2.0**_BITS).astype(np.uint32)
+        passed = index + 1
+    return table
