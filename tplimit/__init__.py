@@ -1,6 +1,7 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
 from tplimit import parameterizations as parameterizations, rules as rules
+from tplimit.checkpoint import Checkpoint
 from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
     CancellationError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RULES",
     "CancellationError",
+    "Checkpoint",
     "Comparison",
     "Deferred",
     "DivergenceError",

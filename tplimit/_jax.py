@@ -37,6 +37,7 @@ __all__ = [
     "tile_p",
     "unstack_p",
     "user_location",
+    "weakly_typed",
 ]
 
 
@@ -129,3 +130,10 @@ def user_location(error: BaseException) -> Location | None:
 def is_key(value: Any) -> bool:
     """Whether an array holds typed random keys."""
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def weakly_typed(array: jax.Array) -> jax.Array:
+    """The same numbers with the dtype of a Python scalar, which gives way to other dtypes."""
+    return primitives.convert_element_type_p.bind(
+        array, new_dtype=array.dtype, weak_type=True, sharding=None
+    )

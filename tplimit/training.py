@@ -1,7 +1,7 @@
 """Training at any width: run a plain JAX step over batches and record what it returns."""
 
-import functools
 import operator
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +15,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import LimitError
 from tplimit.leaves import LimitValue
 from tplimit.sampling import Deferred, Parameter, inf, sample
-from tplimit.trajectory import Records, Trajectory, width_label
+from tplimit.trajectory import Trajectory, width_label
 from tplimit.transforms import exponent_of, raw, to_limit
 
 __all__ = ["train"]
@@ -44,6 +45,7 @@ def train(
     init: Callable[[Any], Any] | None = None,
     observe: Callable[[Any], Any] | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Trajectory:
     """Run `state, output = step(state, batch)` over the batches at any width.
 
@@ -66,15 +68,22 @@ def train(
         init: from theta to the first state, for instance to add optimizer state; default: theta.
         observe: from a state to a tree of arrays, called before each step and after the last.
         progress: show a bar while it runs, if the standard error stream is a terminal.
+        checkpoint: a folder, or `tplimit.Checkpoint(folder, every=steps)`. State and records are
+            saved there at intervals; the same call goes on from what it finds there, bit for bit
+            as if it had never stopped, and returns at once if the run is done. Other functions
+            `step`, `init` or `observe` than those of the earlier call cannot be noticed.
 
     Returns:
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
 
     Raises:
         TypeError: `batches` is a tuple or dict (ambiguous), or no batches at all; `step` does not
-            return (state, output).
+            return (state, output). With `checkpoint`: records are another kind of tree than dicts,
+            lists and tuples.
         ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
-            whose shapes change from step to step.
+            whose shapes change from step to step. With `checkpoint`: the folder holds another run
+            (key, width, batches, ... differ), a newer format, or no readable file; the structure
+            of the state changes while it trains.
         WidthError: `width` is no width.
         LimitError: the program has no limit; see its subclasses.
 
@@ -96,9 +105,12 @@ def train(
     keys = jax.random.split(key, replicates)
     _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
+    width = _whole(width)
+    run = {"theta": theta, "batches": batches, "width": width, "key": key, "samples": samples}
+    checkpoints = Checkpoints(checkpoint, run | {"replicates": replicates})
     if _is_finite(width):
-        return _train_finite(functions, theta, batches, _whole(width), keys, progress)
-    return _train_limit(functions, theta, batches, width, keys, samples, progress)
+        return _train_finite(functions, theta, batches, width, keys, progress, checkpoints)
+    return _train_limit(functions, theta, batches, width, keys, samples, progress, checkpoints)
 
 
 def _check_declared(theta: Any) -> None:
@@ -175,6 +187,7 @@ def _train_finite(
     width: int | dict[str, int],
     keys: jax.Array,
     progress: bool,
+    checkpoints: Checkpoints,
 ) -> Trajectory:
     init, step, observe = functions
 
@@ -187,24 +200,30 @@ def _train_finite(
     observe_all = jax.jit(jax.vmap(observe))
 
     chunks = _chunks(keys, jax.eval_shape(start, keys[0]))
-    pieces: list[Records] = []
-    with _bar(len(batches) * len(chunks), width_label(width), progress) as advance:
-        for chunk in chunks:
-            state, outputs, observations = _unshare(start_all(chunk)), [], []
-            advance("compiling the first step" if not pieces else "")
-            for batch in batches:
-                observations.append(_numpy(observe_all(state)))
+    history = checkpoints.history([len(chunk) for chunk in chunks])
+    done = len(history.pieces)
+    if done == len(chunks):
+        state = checkpoints.restore(start_all(chunks[-1]))
+    steps = len(batches) * (len(chunks) - done) - len(history.outputs)
+    with _bar(steps, width_label(width), progress) as advance:
+        for chunk in chunks[done:]:
+            state = _unshare(checkpoints.restore(start_all(chunk)))
+            advance("" if history.pieces else "compiling the first step")
+            for batch in batches[len(history.outputs) :]:
+                history.observations.append(_numpy(observe_all(state)))
                 with warnings.catch_warnings():
                     # Not every state can be updated in place; then it is copied, as it should be.
                     warnings.filterwarnings(
                         "ignore", message="Some donated buffers were not usable"
                     )
                     state, output = _pair(step_all(state, batch))
-                outputs.append(_numpy(output))
+                history.outputs.append(_numpy(output))
+                checkpoints.save(state, history)
                 advance("training")
-            observations.append(_numpy(observe_all(state)))
-            pieces.append(Records(_stack(outputs, axis=1), _stack(observations, axis=1)))
-    replicates = _join(pieces)
+            history.observations.append(_numpy(observe_all(state)))
+            history.finish_part()
+            checkpoints.save(state, history)
+    replicates = history.records()
     exponents = replicates.map(lambda leaf: Fraction(0))
     return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
 
@@ -239,32 +258,41 @@ def _train_limit(
     keys: jax.Array,
     samples: int,
     progress: bool,
+    checkpoints: Checkpoints,
 ) -> Trajectory:
     init, step, observe = functions
     advance_state = raw(step)
     look = _observer(observe, keep=isinstance(width, Deferred))
-    pieces: list[Records] = []
-    exponents: list[Records] = []
-    with _bar(len(batches) * len(keys), width_label(width), progress) as advance:
-        for key in keys:
-            state = sample(theta, key, width=width, samples=samples)
-            state = state if init is _identity else raw(init)(state)
-            outputs, observations = [], []
-            advance("" if pieces else "compiling the first step")
-            for batch in batches:
+
+    def start(key: jax.Array) -> Any:
+        state = sample(theta, key, width=width, samples=samples)
+        return state if init is _identity else raw(init)(state)
+
+    history = checkpoints.history([1] * len(keys))
+    done = len(history.pieces)
+    if done == len(keys):
+        state = checkpoints.restore(start(keys[-1]))
+    steps = len(batches) * (len(keys) - done) - len(history.outputs)
+    with _bar(steps, width_label(width), progress) as advance:
+        for key in keys[done:]:
+            state = checkpoints.restore(start(key))
+            advance("" if history.pieces else "compiling the first step")
+            for batch in batches[len(history.outputs) :]:
                 state, seen = look(state)
                 state, output = _pair(advance_state(state, batch))
                 # Numbers at once, so that a program without a limit is refused at its first step.
-                observations.append((_limits(seen), _exponents(seen)))
-                outputs.append((_limits(output), _exponents(output)))
+                history.observations.append(_limits(seen))
+                history.outputs.append(_limits(output))
+                history.raise_exponents("observations", _exponents(seen))
+                history.raise_exponents("outputs", _exponents(output))
+                checkpoints.save(state, history)
                 advance("training")
             seen = look(state)[1]
-            observations.append((_limits(seen), _exponents(seen)))
-            numbers = [_stack([value for value, _ in r], axis=1) for r in (outputs, observations)]
-            largest = [jax.tree.map(_largest, *[e for _, e in r]) for r in (outputs, observations)]
-            pieces.append(Records(*numbers))
-            exponents.append(Records(*largest))
-    return Trajectory(_join(pieces), _largest_of(exponents), width, state)
+            history.observations.append(_limits(seen))
+            history.raise_exponents("observations", _exponents(seen))
+            history.finish_part()
+            checkpoints.save(state, history)
+    return Trajectory(history.records(), history.exponents(), width, state)
 
 
 def _observer(observe: Any, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
@@ -291,44 +319,12 @@ def _exponents(record: Any) -> Any:
     return jax.tree.map(exponent_of, record)
 
 
-def _largest(*exponents: Any) -> Any:
-    largest = functools.reduce(np.maximum, [np.asarray(e, dtype=object) for e in exponents])
-    return largest if np.ndim(largest) else np.asarray(largest, dtype=object).item()
-
-
-def _largest_of(records: list[Records]) -> Records:
-    return Records(
-        jax.tree.map(_largest, *[r.outputs for r in records]),
-        jax.tree.map(_largest, *[r.observations for r in records]),
-    )
-
-
 # --- records
 
 
 def _numpy(tree: Any) -> Any:
     # A copy: an array of JAX may share its memory with a state that is donated to the next step.
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-
-
-def _stack(records: list[Any], axis: int) -> Any:
-    try:
-        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=axis), *records)
-    except ValueError as error:
-        raise ValueError(
-            "step and observe have to return the same tree of shapes at every step; is the last "
-            f"batch smaller than the others? ({error})"
-        ) from error
-
-
-def _join(pieces: list[Records]) -> Records:
-    def concatenate(*leaves: np.ndarray) -> np.ndarray:
-        return np.concatenate(leaves, axis=0)
-
-    return Records(
-        jax.tree.map(concatenate, *[p.outputs for p in pieces]),
-        jax.tree.map(concatenate, *[p.observations for p in pieces]),
-    )
 
 
 @contextmanager

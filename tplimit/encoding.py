@@ -1,0 +1,230 @@
+"""Values of tplimit, and plain trees of arrays, as JSON and bytes; no code is stored or run.
+
+In the JSON numbers, strings and None stand for themselves, and all else is `[kind, content]`. What
+may occur several times (arrays, the parts of limit values) is written once, in a table, so that it
+is shared again after reading. Classes come from a closed list and are written field by field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import _jax
+from tplimit.bank import Bank
+from tplimit.errors import Location
+from tplimit.gaussian.deferred import Law, Store
+from tplimit.leaves import LimitValue, Lineage, Revealed
+from tplimit.sampling import Deferred, Parameter
+from tplimit.trace import Aval
+from tplimit.trajectory import Records
+from tplimit.values import Core, Gaussian, LowRank, Matrices, Matrix, Tensor, Term
+from tplimit.widths import Exponents, Scale, Size, Width
+
+__all__ = ["OtherFields", "decode", "encode"]
+
+_CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Aval, Bank, Core, Deferred, Exponents, Gaussian, Law, LimitValue, Location, LowRank,
+        Matrices, Matrix, Parameter, Records, Revealed, Scale, Size, Store, Tensor, Term, Width,
+    )
+}  # fmt: skip
+_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+class OtherFields(Exception):
+    """A class that is written field by field has not the fields it had."""
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    if is_dataclass(cls):
+        return tuple(f.name for f in fields(cls))
+    return tuple(getattr(cls, "_fields", None) or cls.__slots__)  # type: ignore[attr-defined]
+
+
+def encode(value: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """A value as JSON, and the bytes of its arrays by name.
+
+    Raises:
+        TypeError: a part of it is of a class that is not on the list.
+    """
+    encoder = _Encoder()
+    code = encoder.code(value)
+    return {"table": encoder.table, "value": code}, encoder.arrays
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.table: list[Any] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        # Values are held as well as numbered: an identity may be used again after deletion.
+        self._seen: dict[int, tuple[int, Any]] = {}
+
+    def code(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return ["float", value.hex()]
+        if kind is complex:
+            return ["complex", [value.real.hex(), value.imag.hex()]]
+        if kind is Fraction:
+            return ["fraction", str(value)]
+        if kind is dict:
+            return ["dict", [[self.code(key), self.code(entry)] for key, entry in value.items()]]
+        if kind in (list, tuple):
+            return [kind.__name__, [self.code(entry) for entry in value]]
+        if id(value) not in self._seen:
+            shared = self._shared(value)
+            self._seen[id(value)] = len(self.table), value
+            self.table.append(shared)
+        return ["shared", self._seen[id(value)][0]]
+
+    def _shared(self, value: Any) -> Any:
+        kind = type(value)
+        if _CLASSES.get(kind.__name__) is kind:
+            content = {name: self.code(getattr(value, name)) for name in _fields(kind)}
+            return ["class", [kind.__name__, content]]
+        if isinstance(value, Lineage):
+            # Who descends from whom matters among the values of one process only.
+            return ["lineage", None]
+        if isinstance(value, jax.Array):
+            if _jax.is_key(value):
+                data = np.asarray(jax.random.key_data(value))
+                return ["key", [str(jax.random.key_impl(value)), self.code(data)]]
+            return ["jax", [self._bytes(np.asarray(value)), bool(value.weak_type)]]
+        if isinstance(value, np.generic):
+            return ["scalar", self._bytes(np.asarray(value))]
+        if isinstance(value, np.ndarray):
+            return self._objects(value) if value.dtype == object else ["numpy", self._bytes(value)]
+        if isinstance(value, np.dtype):
+            return ["dtype", value.name]
+        for impl in _IMPLS:
+            if kind is type(_key_dtype(impl)) and value == _key_dtype(impl):
+                return ["key_dtype", impl]
+        raise TypeError(f"a checkpoint cannot hold a {kind.__qualname__}")
+
+    def _bytes(self, array: np.ndarray) -> Any:
+        name = str(len(self.arrays))
+        # In native byte order, and as it lies in memory.
+        flat = np.array(array, dtype=np.dtype(array.dtype.name), order="C").reshape(-1)
+        self.arrays[name] = flat.view(np.uint8)
+        return [name, array.dtype.name, list(array.shape)]
+
+    def _objects(self, array: np.ndarray) -> Any:
+        """Few of the entries differ, as a rule: exponents of a large array take a few levels."""
+        distinct: dict[Any, int] = {}
+        codes: list[Any] = []
+        places: list[int] = []
+        for entry in array.flat:
+            plain = isinstance(entry, (Fraction, float))
+            mark = (type(entry), entry) if plain else id(entry)
+            if mark not in distinct:
+                distinct[mark] = len(codes)
+                codes.append(self.code(entry))
+            places.append(distinct[mark])
+        index = np.array(places, np.int32).reshape(array.shape)
+        return ["objects", [codes, self._bytes(index)]]
+
+
+def _key_dtype(impl: str) -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
+
+
+def decode(code: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The value that `encode` wrote, bit for bit.
+
+    Raises:
+        OtherFields: a class of this version has other fields than when it was written.
+    """
+    decoder = _Decoder(arrays)
+    for entry in code["table"]:
+        # What an entry refers to stands before it.
+        decoder.table.append(decoder.value(entry))
+    return decoder.value(code["value"])
+
+
+class _Decoder:
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = arrays
+        self.table: list[Any] = []
+
+    def value(self, code: Any) -> Any:
+        if not isinstance(code, list):
+            return code
+        kind, content = code
+        return getattr(self, f"read_{kind}")(content)
+
+    def read_shared(self, number: int) -> Any:
+        return self.table[number]
+
+    def read_float(self, text: str) -> float:
+        return float.fromhex(text)
+
+    def read_complex(self, parts: list[str]) -> complex:
+        return complex(*map(float.fromhex, parts))
+
+    def read_fraction(self, text: str) -> Fraction:
+        return Fraction(text)
+
+    def read_dict(self, pairs: list[Any]) -> dict[Any, Any]:
+        return {self.value(key): self.value(entry) for key, entry in pairs}
+
+    def read_list(self, entries: list[Any]) -> list[Any]:
+        return [self.value(entry) for entry in entries]
+
+    def read_tuple(self, entries: list[Any]) -> tuple[Any, ...]:
+        return tuple(self.value(entry) for entry in entries)
+
+    def read_class(self, content: Any) -> Any:
+        name, codes = content
+        cls = _CLASSES.get(name)
+        if cls is None or set(_fields(cls)) != set(codes):
+            raise OtherFields(f"it has another {name}")
+        values = {field: self.value(code) for field, code in codes.items()}
+        if issubclass(cls, tuple):
+            return cls(**values)
+        # Not by the constructor: what it would check or convert has been so already.
+        made = object.__new__(cls)
+        for field, value in values.items():
+            object.__setattr__(made, field, value)
+        return made
+
+    def read_lineage(self, content: None) -> Lineage:
+        return Lineage()
+
+    def read_numpy(self, content: Any) -> np.ndarray:
+        name, dtype, shape = content
+        # A copy: records may be changed by whoever gets them.
+        return self.arrays[name].copy().view(np.dtype(dtype)).reshape(shape)
+
+    def read_scalar(self, content: Any) -> Any:
+        return self.read_numpy(content)[()]
+
+    def read_jax(self, content: Any) -> jax.Array:
+        made = jnp.array(self.read_numpy(content[0]), copy=True)
+        return _jax.weakly_typed(made) if content[1] else made
+
+    def read_key(self, content: Any) -> jax.Array:
+        return jax.random.wrap_key_data(jnp.array(self.value(content[1])), impl=content[0])
+
+    def read_key_dtype(self, impl: str) -> Any:
+        return _key_dtype(impl)
+
+    def read_dtype(self, name: str) -> np.dtype:
+        return np.dtype(name)
+
+    def read_objects(self, content: Any) -> np.ndarray:
+        codes, places = content
+        index = self.read_numpy(places)
+        distinct = np.empty(len(codes), dtype=object)
+        for i, code in enumerate(codes):
+            distinct[i] = self.value(code)
+        made = np.empty(index.shape, dtype=object)
+        made[...] = distinct[index]
+        return made
