@@ -20,6 +20,7 @@ LAYERS = (
     "gaussian",
     "values",
     "bank",
+    "sharding",
     "trace",
     "lint",
     "plain",

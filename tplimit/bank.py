@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from tplimit.gaussian import deferred, sobol
 from tplimit.gaussian.deferred import Law, Store
@@ -35,6 +36,7 @@ class Bank:
         initial: Sobol' coordinates that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
+        mesh: devices that share the particles, or None.
     """
 
     stores: tuple[Store, ...] = ()
@@ -49,6 +51,7 @@ class Bank:
     spaces: int = field(default=0, metadata=STATIC)
     n: int = field(default=1, metadata=STATIC)
     law: Law = field(default=Law(False, 0.0), metadata=STATIC)
+    mesh: Mesh | None = field(default=None, metadata=STATIC)
 
     @property
     def capacity(self) -> int:

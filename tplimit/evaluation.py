@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import _jax, matrices
+from tplimit import _jax, matrices, sharding
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location, WidthError
 from tplimit.interpret import Context, NeedDecision, evaluate
@@ -30,12 +30,14 @@ class _Plan:
     """A compiled way to run a program on inputs of one form.
 
     ``run`` and ``consume`` are the same; the second may reuse the memory of the stores.
+    ``compiled`` tells for which (consume, capacity) there has been a call.
     """
 
     run: Callable[..., Any]
     consume: Callable[..., Any]
     revealed: dict[int, int]
     errors: list[LimitError | LimitWarning]
+    compiled: set[tuple[bool, int]] = field(default_factory=set)
 
 
 class Evaluator:
@@ -48,7 +50,13 @@ class Evaluator:
         self.deciding: dict[int, list[Slot]] = {}
 
     def __call__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, last: bool = False, calls: int = 0
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        last: bool = False,
+        calls: int = 0,
+        on_compile: Callable[[], None] | None = None,
     ) -> Any:
         """Outputs as a pytree of ``LimitValue``.
 
@@ -56,6 +64,7 @@ class Evaluator:
             last: the arguments are not used again: the memory of their stores may be reused.
             calls: how many such calls follow one another, this one included, if that is known;
                 stores then get no more room than all of these can need.
+            on_compile: called before a run that has to be compiled.
         """
         leaves, tree = jax.tree.flatten((args, kwargs))
         for leaf in leaves:
@@ -69,7 +78,7 @@ class Evaluator:
         exact = revealed is not None and revealed.bank.law.exact
         also = (revealed.bank.n,) if revealed is not None and exact else ()
         program, out_tree = self.program(tree, avals, leaves, also)
-        out, new = self.run(program, values, revealed, last, calls)
+        out, new = self.run(program, values, revealed, last, calls, on_compile)
         origins = _origins(program)
         # A finite value needs no bank, and must not keep one alive.
         wrapped = [
@@ -115,6 +124,7 @@ class Evaluator:
         revealed: Revealed | None,
         last: bool = False,
         calls: int = 0,
+        on_compile: Callable[[], None] | None = None,
     ) -> tuple[list[Value], Revealed | None]:
         plan = self.plan(program, values, revealed)
         bank = None
@@ -124,6 +134,11 @@ class Evaluator:
         values = [_fitted(value, bank) for value in values]
         stores = () if bank is None else bank.stores
         rest = None if bank is None else replace(bank, stores=())
+        capacity = 0 if bank is None else bank.capacity
+        if (last, capacity) not in plan.compiled:
+            plan.compiled.add((last, capacity))
+            if on_compile is not None:
+                on_compile()
         out, new_bank, oks = (plan.consume if last else plan.run)(stores, rest, values)
         if oks:
             _verify(oks, plan.errors)
@@ -213,7 +228,12 @@ def _planned(
         ctx = Context(bank, classes=found["classes"], decisions=decisions)
         out = _evaluated(ctx, program, values)
         errors[:] = [check.error for check in ctx.checks]
-        return out, ctx.closed() if kept else None, [check.ok for check in ctx.checks]
+        results = (
+            out,
+            ctx.closed() if kept else None,
+            [jnp.asarray(check.ok) for check in ctx.checks],
+        )
+        return sharding.constrained(None if bank is None else bank.mesh, results)
 
     revealed: dict[int, int] = {}
     for (index, _), count in found["revealed"].items():

@@ -129,6 +129,14 @@ for _name in [
     setattr(LimitValue, f"__{_name}__", _opaque)
 
 
+def revealed_directions(tree: Any) -> tuple[int, ...]:
+    """Directions that have been revealed of each random matrix in a tree of limit values."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, LimitValue) and leaf._revealed is not None:
+            return tuple(int(store.count) for store in leaf._revealed.bank.stores)
+    return ()
+
+
 # Entering: banks of the arguments, and their values with labels of the joint bank.
 
 

@@ -1,26 +1,29 @@
 """Training at any width: run a plain JAX step over batches and record what it returns."""
 
+import functools
 import operator
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import LimitError
-from tplimit.leaves import LimitValue
+from tplimit.leaves import LimitValue, revealed_directions
 from tplimit.sampling import Deferred, Parameter, inf, sample
 from tplimit.trajectory import Trajectory, width_label
-from tplimit.transforms import exponent_of, raw, to_limit
+from tplimit.transforms import consuming, exponent_of, raw, to_limit
 
 __all__ = ["train"]
 
@@ -46,6 +49,10 @@ def train(
     observe: Callable[[Any], Any] | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    noise: str = "sobol",
+    rank_tolerance: float | None = None,
+    mesh: Mesh | None = None,
+    bias_check: bool = False,
 ) -> Trajectory:
     """Run `state, output = step(state, batch)` over the batches at any width.
 
@@ -72,6 +79,10 @@ def train(
             saved there at intervals; the same call goes on from what it finds there, bit for bit
             as if it had never stopped, and returns at once if the run is done. Other functions
             `step`, `init` or `observe` than those of the earlier call cannot be noticed.
+        noise, rank_tolerance, mesh: as in `tplimit.sample`, at infinite and deferred width.
+        bias_check: at infinite width, run twice as many replicates with half the samples as well
+            (about the same time again) and warn where the O(1/M) bias of the mean is not small
+            against its standard error. See `Trajectory.bias`.
 
     Returns:
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
@@ -107,10 +118,36 @@ def train(
     functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
     run = {"theta": theta, "batches": batches, "width": width, "key": key, "samples": samples}
-    checkpoints = Checkpoints(checkpoint, run | {"replicates": replicates})
+    run |= {"replicates": replicates, "noise": noise, "rank_tolerance": rank_tolerance}
+    checkpoints = Checkpoints(checkpoint, run)
     if _is_finite(width):
         return _train_finite(functions, theta, batches, width, keys, progress, checkpoints)
-    return _train_limit(functions, theta, batches, width, keys, samples, progress, checkpoints)
+    limit = Limit(width, samples, noise, rank_tolerance, mesh)
+    trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
+    if not bias_check or isinstance(width, Deferred):
+        return trajectory
+    half = replace(limit, samples=samples // 2)
+    more = jax.random.split(jax.random.fold_in(key, replicates), 2 * replicates)
+    unsaved = Checkpoints(None, {})
+    cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
+    return trajectory.with_bias_from(cheap)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How limit values are sampled: the arguments of `tplimit.sample`."""
+
+    width: Any
+    samples: int
+    noise: str
+    rank_tolerance: float | None
+    mesh: Mesh | None
+
+    def sample(self, theta: Any, key: jax.Array) -> Any:
+        return sample(
+            theta, key, width=self.width, samples=self.samples, noise=self.noise,
+            rank_tolerance=self.rank_tolerance, mesh=self.mesh,
+        )  # fmt: skip
 
 
 def _check_declared(theta: Any) -> None:
@@ -254,18 +291,15 @@ def _train_limit(
     functions: tuple[Any, Any, Any],
     theta: Any,
     batches: list[Any],
-    width: Any,
+    limit: Limit,
     keys: jax.Array,
-    samples: int,
     progress: bool,
     checkpoints: Checkpoints,
 ) -> Trajectory:
     init, step, observe = functions
-    advance_state = raw(step)
-    look = _observer(observe, keep=isinstance(width, Deferred))
 
     def start(key: jax.Array) -> Any:
-        state = sample(theta, key, width=width, samples=samples)
+        state = limit.sample(theta, key)
         return state if init is _identity else raw(init)(state)
 
     history = checkpoints.history([1] * len(keys))
@@ -273,13 +307,15 @@ def _train_limit(
     if done == len(keys):
         state = checkpoints.restore(start(keys[-1]))
     steps = len(batches) * (len(keys) - done) - len(history.outputs)
-    with _bar(steps, width_label(width), progress) as advance:
+    with _bar(steps, width_label(limit.width), progress) as advance:
         for key in keys[done:]:
             state = checkpoints.restore(start(key))
-            advance("" if history.pieces else "compiling the first step")
+            left = len(batches) - len(history.outputs)
+            move = consuming(step, left, on_compile=lambda: advance("compiling"))
+            look = _observer(observe, left + 1, keep=isinstance(limit.width, Deferred))
             for batch in batches[len(history.outputs) :]:
                 state, seen = look(state)
-                state, output = _pair(advance_state(state, batch))
+                state, output = _pair(move(state, batch))
                 # Numbers at once, so that a program without a limit is refused at its first step.
                 history.observations.append(_limits(seen))
                 history.outputs.append(_limits(output))
@@ -287,15 +323,17 @@ def _train_limit(
                 history.raise_exponents("outputs", _exponents(output))
                 checkpoints.save(state, history)
                 advance("training")
-            seen = look(state)[1]
+            state, seen = look(state)
             history.observations.append(_limits(seen))
             history.raise_exponents("observations", _exponents(seen))
             history.finish_part()
             checkpoints.save(state, history)
-    return Trajectory(history.records(), history.exponents(), width, state)
+    return Trajectory(
+        history.records(), history.exponents(), limit.width, state, revealed_directions(state)
+    )
 
 
-def _observer(observe: Any, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
+def _observer(observe: Any, calls: int, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
     """A function from a state to (state, observation).
 
     A network of finite width is one function: what an observation reveals of its weights has to
@@ -305,9 +343,15 @@ def _observer(observe: Any, *, keep: bool) -> Callable[[Any], tuple[Any, Any]]:
     if observe is _nothing:
         return lambda state: (state, None)
     if keep:
-        return raw(lambda state: (state, observe(state)))
+        return consuming(_kept(observe), calls)
     forget = raw(observe)
     return lambda state: (state, forget(state))
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """Observation with the state beside it; one function for one, so that it is compiled once."""
+    return lambda state: (state, observe(state))
 
 
 def _limits(record: Any) -> Any:

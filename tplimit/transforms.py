@@ -211,10 +211,13 @@ def raw(function: Callable[..., Any]) -> Callable[..., Any]:
     return _transformed(function, lambda leaf: leaf)
 
 
-def consuming(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+def consuming(
+    function: Callable[..., Any], calls: int, on_compile: Callable[[], None] | None = None
+) -> Callable[..., Any]:
     """Like ``raw``, for ``calls`` calls in a row, each of which takes over the state before it.
 
     The memory of the stores is reused: arguments that hold any must not be used again.
+    ``on_compile`` is called before a call that has to be compiled.
     """
     evaluator = _evaluator(function)
     left = calls
@@ -222,6 +225,6 @@ def consuming(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
     def limited(*args: Any) -> Any:
         nonlocal left
         left -= 1
-        return evaluator(args, {}, last=True, calls=left + 1)
+        return evaluator(args, {}, last=True, calls=left + 1, on_compile=on_compile)
 
     return limited
