@@ -13,6 +13,7 @@ import numpy as np
 from tplimit import _jax, matrices, sharding
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location, WidthError
+from tplimit.gaussian import noise
 from tplimit.interpret import Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, weak
 from tplimit.lint import lint
@@ -225,15 +226,17 @@ def _planned(
 
     def run(stores: Any, rest: Bank | None, values: list[Value]) -> Any:
         bank = None if rest is None else replace(rest, stores=stores)
+        mesh = None if bank is None else bank.mesh
         ctx = Context(bank, classes=found["classes"], decisions=decisions)
-        out = _evaluated(ctx, program, values)
+        with noise.divided(mesh is not None):
+            out = _evaluated(ctx, program, values)
         errors[:] = [check.error for check in ctx.checks]
         results = (
             out,
             ctx.closed() if kept else None,
             [jnp.asarray(check.ok) for check in ctx.checks],
         )
-        return sharding.constrained(None if bank is None else bank.mesh, results)
+        return sharding.constrained(mesh, results)
 
     revealed: dict[int, int] = {}
     for (index, _), count in found["revealed"].items():

@@ -167,6 +167,7 @@ def sample(
             ``"random"``, pseudo-random numbers. Both are moment-matched.
         rank_tolerance: share of a vector's second moment below which a new direction of a
             random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
+            0 stands for round-off.
         mesh: devices that share the particles, a ``jax.sharding.Mesh`` (limit values only).
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
@@ -278,10 +279,12 @@ def _law(width: Any, kind: str, tolerance: float | None) -> Law:
         )
     exact = isinstance(width, Deferred)
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
-    default = (50 * eps) ** 2 if exact else RANK_TOLERANCE
+    smallest = (50 * eps) ** 2
+    default = smallest if exact else RANK_TOLERANCE
     # At finite width the noise is pseudo-random, whatever is asked for in the limit.
     kind = "random" if exact else kind
-    return Law(exact, default if tolerance is None else float(tolerance), kind)
+    tolerance = default if tolerance is None else max(float(tolerance), smallest)
+    return Law(exact, tolerance, kind)
 
 
 def _count(width: Any, samples: int) -> int:
@@ -323,7 +326,8 @@ def _sampler(
     """The compiled draw of these parameters, kept for the next replicates."""
 
     def draw(key: jax.Array) -> tuple[list[Any], Bank]:
-        values, bank = _Sampler(key, law, n, dtype).draw(declared)
+        with noise.divided(mesh is not None):
+            values, bank = _Sampler(key, law, n, dtype).draw(declared)
         return sharding.constrained(mesh, (values, replace(bank, mesh=mesh)))
 
     return jax.jit(draw)
