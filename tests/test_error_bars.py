@@ -63,7 +63,7 @@ def test_intervals_cover_trained_predictions(noise: str) -> None:
 
 
 def test_intervals_cover_a_closed_form() -> None:
-    """The NNGP of erf networks: E erf(a) erf(b) = 2/π arcsin(...) (Williams 1996), 200 intervals."""
+    """NNGP of erf networks, E erf(a) erf(b) = 2/π arcsin(...) (Williams 1996): 200 intervals."""
     x = np.array([[1.0, 0.5], [-0.3, 0.8]])
 
     def kernel(theta: Any) -> jax.Array:
@@ -175,7 +175,7 @@ def test_rank_tolerance_bounds_time_and_memory_but_not_precision(single: Any) ->
 
 
 def test_sampling_error_falls_with_samples() -> None:
-    """Standard error against M: as fast as M^-1/2, within three deviations of a ratio of spreads."""
+    """As fast as M^-1/2, within three standard deviations of a ratio of spreads."""
     errors = [
         np.sqrt(np.mean(trained(1, samples=m, replicates=24).stderr.observations[1:] ** 2))
         for m in (256, 4096)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tplimit as tp
+from tplimit import training
 
 N = tp.Width("n")
 THETA = {"u": tp.normal((2, N)), "v": tp.full((N,), 0.0)}
@@ -118,3 +119,71 @@ def test_compare_ends_where_the_theory_says(key):
     # 2 widths of 8 seeds: the slope's error is about 0.2, so this fails by chance in 1e-4 of keys.
     assert abs(comparison.slope + 0.5) < 4 * comparison.slope_stderr
     assert comparison.rms[256] < comparison.rms[64]
+
+
+# Replicates in one call ------------------------------------------------------------------------
+
+
+def apart(monkeypatch):
+    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(training, "_TOGETHER", 1)
+
+
+@pytest.mark.parametrize("width", [tp.inf, tp.Deferred(40)])
+def test_replicates_in_one_call_are_those_one_by_one(key, width, monkeypatch):
+    """A hidden matrix, biases and momentum, with stores that grow: the same to round-off."""
+    theta = {
+        "U": tp.normal((2, N)),
+        "W": tp.normal((N, N), std=N**-0.5),
+        "b": tp.normal((N,)),
+        "v": tp.normal((N,)),
+    }
+
+    def f(t, x):
+        return jnp.tanh(jnp.tanh(x @ t["U"] + t["b"]) @ t["W"]) @ t["v"] / t["v"].shape[0]
+
+    def momentum(state, batch):
+        t, speed, count = state
+        g = jax.grad(lambda t: jnp.mean((f(t, batch[0]) - batch[1]) ** 2))(t)
+        speed = jax.tree.map(lambda s, d: 0.5 * s + d, speed, g)
+        n = t["v"].shape[0]
+        rate = jnp.where(count == 0, 0.2, 0.3)
+        rates = {"U": rate * n, "W": rate, "b": rate * n, "v": rate * n}
+        return ({k: t[k] - rates[k] * speed[k] for k in t}, speed, count + 1), count
+
+    def trained():
+        return tp.train(
+            momentum, theta, [(X, Y)] * 50, width=width, key=key, samples=128, replicates=3,
+            init=lambda t: (t, jax.tree.map(jnp.zeros_like, t), 0),
+            observe=lambda state: f(state[0], X), rank_tolerance=0.0,
+        )  # fmt: skip
+
+    together = trained()
+    apart(monkeypatch)
+    single = trained()
+    np.testing.assert_allclose(together.observations, single.observations, atol=2e-4)
+    np.testing.assert_array_equal(together.outputs, single.outputs)
+    last = [tp.limit(f)(run.state[0], X) for run in (together, single)]
+    np.testing.assert_allclose(*last, atol=2e-4)
+    np.testing.assert_allclose(last[0], together.replicates.observations[-1, -1], atol=2e-4)
+
+
+def test_replicates_that_decide_differently_are_computed_one_by_one(key):
+    """The power of a rate depends on the sign of a random number, another one in each replicate."""
+    theta = {"c": tp.normal((1,)), "v": tp.normal((N,))}
+
+    def scaled(t, _):
+        n = t["v"].shape[0]
+        return t, jnp.mean(t["v"] ** 2) * jnp.where(t["c"][0] > 0, 1.0, n**-0.5)
+
+    result = tp.train(
+        scaled, theta, [None], width=tp.inf, key=key, samples=64, replicates=6, progress=False
+    )
+    values = result.replicates.outputs[:, 0]
+    assert set(np.round(values, 3)) == {0.0, 1.0}
+
+
+def test_parts_are_alike():
+    """A divisor of the number of replicates, within the bound, so that one compilation serves."""
+    assert [training._together(r, 256) for r in (1, 4, 7, 8, 12, 16)] == [1, 4, 7, 8, 6, 8]
+    assert training._together(8, 2**14) == 1

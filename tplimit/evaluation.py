@@ -58,6 +58,7 @@ class Evaluator:
         last: bool = False,
         calls: int = 0,
         on_compile: Callable[[], None] | None = None,
+        replicated: bool = False,
     ) -> Any:
         """Outputs as a pytree of ``LimitValue``.
 
@@ -66,6 +67,8 @@ class Evaluator:
             calls: how many such calls follow one another, this one included, if that is known;
                 stores then get no more room than all of these can need.
             on_compile: called before a run that has to be compiled.
+            replicated: arrays of limit values have a leading axis of independent replicates, and
+                so have those of the outputs; other arguments are common to all.
         """
         leaves, tree = jax.tree.flatten((args, kwargs))
         for leaf in leaves:
@@ -79,7 +82,10 @@ class Evaluator:
         exact = revealed is not None and revealed.bank.law.exact
         also = (revealed.bank.n,) if revealed is not None and exact else ()
         program, out_tree = self.program(tree, avals, leaves, also)
-        out, new = self.run(program, values, revealed, last, calls, on_compile)
+        call = _Call(last, calls, on_compile)
+        if replicated:
+            call = replace(call, axes=tuple(_axis(leaf) for leaf in leaves))
+        out, new = self.run(program, values, revealed, call)
         origins = _origins(program)
         # A finite value needs no bank, and must not keep one alive.
         wrapped = [
@@ -119,43 +125,45 @@ class Evaluator:
         return self.programs[key]
 
     def run(
-        self,
-        program: Program,
-        values: list[Value],
-        revealed: Revealed | None,
-        last: bool = False,
-        calls: int = 0,
-        on_compile: Callable[[], None] | None = None,
+        self, program: Program, values: list[Value], revealed: Revealed | None, call: "_Call"
     ) -> tuple[list[Value], Revealed | None]:
-        plan = self.plan(program, values, revealed)
+        plan = self.plan(program, values, revealed, call.axes)
         bank = None
         if revealed is not None:
-            revealed = _with_room(revealed, plan.revealed, calls)
+            revealed = _with_room(revealed, plan.revealed, call.calls)
             bank = revealed.bank
         values = [_fitted(value, bank) for value in values]
         stores = () if bank is None else bank.stores
         rest = None if bank is None else replace(bank, stores=())
         capacity = 0 if bank is None else bank.capacity
-        if (last, capacity) not in plan.compiled:
-            plan.compiled.add((last, capacity))
-            if on_compile is not None:
-                on_compile()
-        out, new_bank, oks = (plan.consume if last else plan.run)(stores, rest, values)
+        if (call.last, capacity) not in plan.compiled:
+            plan.compiled.add((call.last, capacity))
+            if call.on_compile is not None:
+                call.on_compile()
+        out, new_bank, oks = (plan.consume if call.last else plan.run)(stores, rest, values)
         if oks:
             _verify(oks, plan.errors)
         if revealed is None or new_bank is None:
             return out, None
+        if bank is not None:
+            new_bank = replace(new_bank, directions=bank.directions)
         used = dict(revealed.used)
         for index, count in plan.revealed.items():
             used[index] = used.get(index, 0) + count
         return out, Revealed(new_bank, Lineage(revealed.lineage), used)
 
-    def plan(self, program: Program, values: list[Value], revealed: Revealed | None) -> _Plan:
+    def plan(
+        self,
+        program: Program,
+        values: list[Value],
+        revealed: Revealed | None,
+        axes: tuple[int | None, ...] | None,
+    ) -> _Plan:
         bank = None if revealed is None else revealed.bank
-        form = (id(program), _form(values), _form(bank))
+        form = (id(program), _form(values), _form(bank), axes)
         slots = self.deciding.setdefault(id(program), [])
         while True:
-            decisions = {slot: _decision(program, slot, values) for slot in slots}
+            decisions = {slot: _decision(program, slot, values, axes) for slot in slots}
             key = (
                 form,
                 tuple(None if d is None else (d.shape, d.tobytes()) for d in decisions.values()),
@@ -163,9 +171,42 @@ class Evaluator:
             if key in self.plans:
                 return self.plans[key]
             try:
-                self.plans[key] = _planned(program, values, bank, decisions)
+                self.plans[key] = _planned(program, values, bank, decisions, axes)
             except NeedDecision as need:
                 slots.append(need.slot)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a program is called (see ``Evaluator.__call__``).
+
+    ``axes``: for each argument 0 where it has an axis of replicates, else None.
+    """
+
+    last: bool = False
+    calls: int = 0
+    on_compile: Callable[[], None] | None = None
+    axes: tuple[int | None, ...] | None = None
+
+
+class ReplicatesDiffer(Exception):
+    """Replicates decide differently what has to be known before a run."""
+
+
+def _axis(leaf: Any) -> int | None:
+    return 0 if isinstance(leaf, LimitValue) else None
+
+
+def _mapped(
+    function: Callable[..., Any], bank: Bank | None, axes: tuple[int | None, ...] | None
+) -> Callable[..., Any]:
+    """A function of stores, the rest of the bank, and values, applied to all replicates."""
+    if axes is None:
+        return function
+    rest = None if bank is None else jax.tree.map(lambda _: 0, replace(bank, stores=()))
+    if rest is not None and rest.directions is not None:
+        rest = replace(rest, directions=None)
+    return jax.vmap(function, in_axes=(0, rest, list(axes)))
 
 
 def _apart(
@@ -207,18 +248,25 @@ def _form(tree: Any) -> Any:
 
 
 def _planned(
-    program: Program, values: list[Value], bank: Bank | None, decisions: dict[Slot, Any]
+    program: Program,
+    values: list[Value],
+    bank: Bank | None,
+    decisions: dict[Slot, Any],
+    axes: tuple[int | None, ...] | None,
 ) -> _Plan:
     """Interpret once without numbers, to learn spaces and rows; then prepare compilation."""
     found: dict[str, Any] = {}
 
-    def dry(bank: Bank | None, values: list[Value]) -> list[Value]:
+    def dry(stores: Any, rest: Bank | None, values: list[Value]) -> list[Value]:
+        bank = None if rest is None else replace(rest, stores=stores)
         ctx = Context(bank, decisions=decisions, dry=True)
         out = _evaluated(ctx, program, values)
         found["classes"], found["revealed"] = ctx.classes, ctx.revealed
         return out
 
-    jax.eval_shape(dry, bank, values)
+    stores = () if bank is None else bank.stores
+    others = None if bank is None else replace(bank, stores=())
+    jax.eval_shape(_mapped(dry, bank, axes), stores, others, values)
     errors: list[LimitError | LimitWarning] = []
 
     # What finite results have revealed is forgotten, and the stores need not be written.
@@ -241,7 +289,8 @@ def _planned(
     revealed: dict[int, int] = {}
     for (index, _), count in found["revealed"].items():
         revealed[index] = revealed.get(index, 0) + count
-    return _Plan(jax.jit(run), jax.jit(run, donate_argnums=0), revealed, errors)
+    all_runs = _mapped(run, bank, axes)
+    return _Plan(jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed, errors)
 
 
 def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Value]:
@@ -252,7 +301,7 @@ def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Valu
 def _verify(oks: Sequence[Any], errors: Sequence[LimitError | LimitWarning]) -> None:
     """Raise (or warn of) the conditions that did not hold in a run."""
     for ok, error in zip(jax.device_get(list(oks)), errors, strict=True):
-        if ok:
+        if np.all(ok):
             continue
         if isinstance(error, LimitWarning):
             warnings.warn(error, stacklevel=2)
@@ -260,8 +309,14 @@ def _verify(oks: Sequence[Any], errors: Sequence[LimitError | LimitWarning]) -> 
             raise error.fresh()
 
 
-def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray | None:
-    """A finite variable computed from the finite inputs before the run, or None."""
+def _decision(
+    program: Program, slot: Slot, values: list[Value], axes: tuple[int | None, ...] | None
+) -> np.ndarray | None:
+    """A finite variable computed from the finite inputs before the run, or None.
+
+    Raises:
+        ReplicatesDiffer: it has not the same value in all replicates.
+    """
     equations = program.slice([slot])
     inputs = {s for e in equations for s in e.inputs if isinstance(s, Slot)} | {slot}
     inputs &= set(program.inputs)
@@ -274,12 +329,31 @@ def _decision(program: Program, slot: Slot, values: list[Value]) -> np.ndarray |
         return None
     ordered = tuple(sorted(inputs, key=lambda s: s.index))
     part = Program(ordered, (slot,), tuple(equations), (), ())
+    arguments = [by_slot[s] for s in ordered]
+    if axes is not None:
+        place = dict(zip(program.inputs, axes, strict=True))
+        arguments = [
+            value if place[s] is None else _common(value)
+            for s, value in zip(ordered, arguments, strict=True)
+        ]
     try:
-        (out,) = evaluate(Context(None), part, [by_slot[s] for s in ordered])
+        (out,) = evaluate(Context(None), part, arguments)
     except LimitError:
         return None
     assert isinstance(out, Tensor)
     return np.asarray(out.coefficient)
+
+
+def _common(value: Value) -> Value:
+    """A plain value without its axis of replicates, along which it must be constant."""
+
+    def first(array: Any) -> Any:
+        array = np.asarray(array)
+        if np.any(array != array[:1]):
+            raise ReplicatesDiffer
+        return jnp.asarray(array[0])
+
+    return jax.tree.map(first, value)
 
 
 def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed:
@@ -298,7 +372,7 @@ def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed
     if needed(revealed.used, 1) <= bank.capacity:
         return revealed
     counts = jax.device_get([store.count for store in bank.stores])
-    used = {index: int(count) for index, count in enumerate(counts)}
+    used = {index: int(np.max(count)) for index, count in enumerate(counts)}
     capacity = max(bank.capacity, _CAPACITY)
     while capacity < needed(used, 1):
         capacity *= 2
@@ -316,10 +390,11 @@ def _fitted(value: Value, bank: Bank | None) -> Value:
         return replace(matrix, cores=tuple(padded(core) for core in matrix.cores))
 
     def padded(core: Core) -> Core:
-        extra = bank.capacity - core.core.shape[0]
+        extra = bank.capacity - core.core.shape[-1]
         if extra <= 0:
             return core
-        return Core(jnp.pad(core.core, (0, extra)), core.exponent, core.store, core.transposed)
+        room = [(0, 0)] * (core.core.ndim - 2) + [(0, extra)] * 2
+        return Core(jnp.pad(core.core, room), core.exponent, core.store, core.transposed)
 
     return value.map(pad)
 

@@ -137,6 +137,28 @@ def revealed_directions(tree: Any) -> tuple[int, ...]:
     return ()
 
 
+def replicate(tree: Any, index: int) -> Any:
+    """One of the replicates in a tree of limit values that have an axis of them."""
+    banks: dict[int, Revealed] = {}
+
+    def bank_of(revealed: Revealed) -> Revealed:
+        if id(revealed) not in banks:
+            common = revealed.bank.directions
+            bank = jax.tree.map(lambda a: a[index], replace(revealed.bank, directions=None))
+            bank = replace(bank, directions=common)
+            banks[id(revealed)] = Revealed(bank, revealed.lineage, revealed.used)
+        return banks[id(revealed)]
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, LimitValue):
+            return leaf
+        value = jax.tree.map(lambda a: a[index], leaf._value)
+        own = None if leaf._revealed is None else bank_of(leaf._revealed)
+        return LimitValue(value, leaf._aval, own, leaf._origin)
+
+    return jax.tree.map(one, tree)
+
+
 # Entering: banks of the arguments, and their values with labels of the joint bank.
 
 

@@ -187,8 +187,6 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
-    # Apart from keys that callers split or fold off the same key: split(key)[i] is fold_in(key, i).
-    key = jax.random.fold_in(key, _SALT)
     leaves, tree = jax.tree.flatten(theta, is_leaf=_is_parameter)
     widths = _widths(leaves)
     if isinstance(width, Deferred) or width == inf:
@@ -198,7 +196,7 @@ def sample(
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
         sampled = _limit_values(leaves, key, law, n, mesh)
     else:
-        sizes = _sizes(width, widths)
+        sizes, key = _sizes(width, widths), jax.random.fold_in(key, _SALT)
         sampled = [
             _dense(leaf, jax.random.fold_in(key, i), sizes) if _is_parameter(leaf) else leaf
             for i, leaf in enumerate(leaves)
@@ -326,11 +324,16 @@ def _sampler(
     """The compiled draw of these parameters, kept for the next replicates."""
 
     def draw(key: jax.Array) -> tuple[list[Any], Bank]:
+        # Apart from keys that callers split off the same key: split(key)[i] is fold_in(key, i).
+        key = jax.random.fold_in(key, _SALT)
         with noise.divided(mesh is not None):
             values, bank = _Sampler(key, law, n, dtype).draw(declared)
         return sharding.constrained(mesh, (values, replace(bank, mesh=mesh)))
 
-    return jax.jit(draw)
+    def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
+        return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
+
+    return jax.jit(draw_all)
 
 
 def _aval(parameter: Parameter) -> Aval:

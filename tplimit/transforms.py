@@ -206,13 +206,25 @@ def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> No
     _evaluator(function).align(args, widths)
 
 
-def raw(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents."""
-    return _transformed(function, lambda leaf: leaf)
+def raw(function: Callable[..., Any], replicated: bool = False) -> Callable[..., Any]:
+    """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents.
+
+    ``replicated``: the limit values have a leading axis of independent replicates.
+    """
+    evaluator = _evaluator(function)
+
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        return evaluator(args, kwargs, replicated=replicated)
+
+    return limited
 
 
 def consuming(
-    function: Callable[..., Any], calls: int, on_compile: Callable[[], None] | None = None
+    function: Callable[..., Any],
+    calls: int,
+    on_compile: Callable[[], None] | None = None,
+    replicated: bool = False,
 ) -> Callable[..., Any]:
     """Like ``raw``, for ``calls`` calls in a row, each of which takes over the state before it.
 
@@ -225,6 +237,8 @@ def consuming(
     def limited(*args: Any) -> Any:
         nonlocal left
         left -= 1
-        return evaluator(args, {}, last=True, calls=left + 1, on_compile=on_compile)
+        return evaluator(
+            args, {}, last=True, calls=left + 1, on_compile=on_compile, replicated=replicated
+        )
 
     return limited

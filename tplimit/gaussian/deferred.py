@@ -76,7 +76,7 @@ class Store:
 
     @property
     def capacity(self) -> int:
-        return int(self.X.shape[0])
+        return int(self.X.shape[-2])
 
     @property
     def rank(self) -> Int[Array, ""]:
@@ -129,17 +129,22 @@ def empty_store(
 
 
 def grown(store: Store, capacity: int) -> Store:
-    """The same store with room for ``capacity`` pairs."""
+    """The same store with room for ``capacity`` pairs; leading axes (replicates) stay."""
     extra = capacity - store.capacity
     if extra <= 0:
         return store
+
+    def pad(stack: Array, *widths: int) -> Array:
+        left = stack.ndim - len(widths)
+        return jnp.pad(stack, [(0, 0)] * left + [(0, width) for width in widths])
+
     return replace(
         store,
-        X=jnp.pad(store.X, ((0, extra), (0, 0))),
-        Y=jnp.pad(store.Y, ((0, extra), (0, 0))),
-        forward=jnp.pad(store.forward, (0, extra)),
-        transposed=jnp.pad(store.transposed, (0, extra)),
-        overlap=jnp.pad(store.overlap, ((0, extra), (0, extra))),
+        X=pad(store.X, extra, 0),
+        Y=pad(store.Y, extra, 0),
+        forward=pad(store.forward, extra),
+        transposed=pad(store.transposed, extra),
+        overlap=pad(store.overlap, extra, extra),
     )
 
 

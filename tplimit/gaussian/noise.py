@@ -59,6 +59,8 @@ class NoiseRows(NamedTuple):
     kept: Bool[Array, " c"]
 
 
+_ITERATIONS = 25
+
 #: Inner products of long rows are summed over pieces of this length.
 _PIECE = 8192
 
@@ -103,13 +105,36 @@ def orthonormalise(z: Float[Array, "b m"], keep: Bool[Array, " b"]) -> Float[Arr
     Rows not kept come back as zeros. The symmetric root changes the rows least and favours none.
     """
     z = jnp.where(keep[:, None], z, 0)
-    gram = inner(z, z)
     identity = jnp.eye(z.shape[0], dtype=z.dtype)
-    gram = jnp.where(keep[:, None] & keep[None, :], gram, identity)
-    values, vectors = jnp.linalg.eigh(gram)
-    # Rows that projection has annihilated cannot be restored; they stay small instead of NaN.
-    values = jnp.maximum(values, 1e-6)
-    return (vectors * lax.rsqrt(values)) @ vectors.T @ z
+    gram = jnp.where(keep[:, None] & keep[None, :], inner(z, z), identity)
+    return _inverse_root(gram) @ z
+
+
+def _inverse_root(gram: Float[Array, "b b"]) -> Float[Array, "b b"]:
+    """``gram^(-1/2)`` by the Newton-Schulz iteration, matrix products only.
+
+    An eigenvalue below 1e-7 of the largest is not inverted to the end: rows that a projection has
+    annihilated cannot be restored, and stay small.
+    """
+    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    # An upper bound of the largest eigenvalue.
+    size = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+    enough = 4 * float(jnp.finfo(gram.dtype).eps) * gram.shape[0]
+
+    State = tuple[Array, Array, Array, Array]
+
+    def unfinished(state: State) -> Bool[Array, ""]:
+        step, _, _, change = state
+        return (step < _ITERATIONS) & (jnp.max(jnp.abs(change - eye)) > enough)
+
+    def improve(state: State) -> State:
+        step, root, inverse, change = state
+        root, inverse = root @ change, change @ inverse
+        return step + 1, root, inverse, 1.5 * eye - 0.5 * inverse @ root
+
+    start = gram / size
+    first = (jnp.asarray(0), start, eye, 1.5 * eye - 0.5 * start)
+    return lax.while_loop(unfinished, improve, first)[2] / jnp.sqrt(size)
 
 
 def centred(z: Float[Array, "b m"], noise_rows: Sequence[NoiseRows]) -> Float[Array, "b m"]:
