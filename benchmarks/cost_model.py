@@ -205,6 +205,9 @@ def page(options: argparse.Namespace, content: dict[str, Any]) -> str:
         f"for {check['capacity']}: a step takes {1e3 * check['measured']:.3g} ms (median of "
         f"{check['steps']}); {READS_OF_A_STEP} reads of a stack at the measured bandwidth would "
         f"take {1e3 * check['model']:.3g} ms.",
+        f"The directions hardly depend on M, which the rest takes for granted: "
+        f"{check['directions']} after {check['after']} steps with M = {check['samples']}, "
+        f"{found[check['after'] - 1]} with M = {content['samples']}.",
         f"**Fitted, and extrapolated beyond t = {steps}**: directions = {law.factor:.3g} "
         f"t^{law.power:.2f}, from t = {content['first']} on.",
         table(
@@ -263,6 +266,8 @@ def measured(small: bool) -> dict[str, Any]:
             "samples": at,
             "capacity": int(run.capacity[-1]),
             "steps": int(last.sum()),
+            "after": count,
+            "directions": int(run.directions[-1]),
             "measured": float(np.median(run.seconds[last])),
             "model": read(at, run.capacity[-1]) / speed,
         },

@@ -1,4 +1,4 @@
-"""One of several processes that train together: `python several_processes.py PORT COUNT NUMBER`.
+"""One of several processes that train together: `python several_processes.py ADDRESS COUNT NUMBER`.
 
 Prints its records as JSON. Run by `test_sharding.py`, which also imports what is trained.
 """
@@ -43,9 +43,9 @@ def run(mesh, **options):
     )  # fmt: skip
 
 
-def main(port, count, number):
+def main(address, count, number):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(number))
+    jax.distributed.initialize(address, int(count), int(number))
     mesh = Mesh(np.array(jax.devices()), ("particles",))
     trained = run(mesh)
     stack = trained.state["w"]._revealed.bank.stores[0].X

@@ -51,24 +51,31 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_two_processes(tmp_path: Path) -> None:
-    script, port = HERE / "several_processes.py", str(free_port())
+def two_processes(script: Path, folder: Path) -> list[list[str]]:
+    """What the script prints, line by line, in two processes of two devices each."""
+    address = f"127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, script, port, "2", str(number)], cwd=tmp_path, env=environment(2),
+            [sys.executable, script, address, "2", str(number)], cwd=folder, env=environment(2),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for number in range(2)
     ]  # fmt: skip
-    found = []
+    printed = []
     try:
         for process in processes:
-            printed, errors = process.communicate(timeout=300)
+            output, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors[-4000:]
-            found.append(json.loads(printed.splitlines()[-1]))
+            printed.append(output.splitlines())
     finally:
         for process in processes:
             process.kill()
+    return printed
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    printed = two_processes(HERE / "several_processes.py", tmp_path)
+    found = [json.loads(lines[-1]) for lines in printed]
     assert found[0] == found[1]
     here = found[0]
     assert here["devices"] == [2, 4]
@@ -83,6 +90,26 @@ def test_two_processes(tmp_path: Path) -> None:
     assert tuple(here["directions"]) == alone.directions
     assert "checkpoint does not work with a mesh over several processes" in here["refusal"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_program_on_the_page(tmp_path: Path) -> None:
+    page = (HERE.parent / "docs" / "scale-out.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    script = tmp_path / "train.py"
+    script.write_text(program)
+    together = two_processes(script, tmp_path)
+    alone = subprocess.run(
+        [sys.executable, script], env=environment(1), capture_output=True, text=True, check=True
+    )
+    losses, expected = (
+        [float(number) for number in lines[-1].strip("[]").split()]
+        for lines in (together[0], alone.stdout.splitlines())
+    )
+    assert len(losses) == 5
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    # Only one of them speaks.
+    assert not any(line.startswith("[") and "]" in line[-1:] for line in together[1])
 
 
 @pytest.mark.parametrize("process", [0, 1])
