@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -123,10 +124,9 @@ class Problem:
         return np.asarray(run.replicates.outputs, np.float64)
 
     def dense(self, n: int) -> Callable[[jax.Array], jax.Array]:
-        """A function from keys (K,) to predictions (K, T, P) of K dense networks of width n.
+        """A function from a key to predictions (T, P) of one dense network of width n.
 
-        Sampling and all steps are one compiled program, batched over the keys: as fast as we can
-        make an ensemble.
+        Sampling and all steps are one program.
         """
         batch = jax.tree.map(jnp.asarray, self.data)
 
@@ -134,7 +134,19 @@ class Problem:
             state = self.start(tp.sample(self.theta, key, width=n))
             return jax.lax.scan(lambda s, _: self.step(s, batch), state, None, length=self.steps)[1]
 
-        return jax.vmap(run)
+        return run
+
+    def ensemble(self, n: int, how: str) -> Callable[[jax.Array], jax.Array]:
+        """A compiled function from keys (K,) to predictions (K, T, P) of dense networks.
+
+        `how` is "vmap" (side by side) or "map" (one after the other, in one program). Narrow
+        networks gain by the first; products of batches of matrices are slow on CPUs, so that wide
+        ones gain by the second.
+        """
+        run = self.dense(n)
+        if how == "vmap":
+            return jax.jit(jax.vmap(run))
+        return jax.jit(lambda keys: jax.lax.map(run, keys))
 
 
 @functools.cache
@@ -222,6 +234,16 @@ def measure(function: Callable[[], Any], repeats: int = 5) -> Timing:
     first = seconds(function)
     later = [seconds(function) for _ in range(repeats)]
     return Timing(max(0.0, first - statistics.median(later)), *spread(later))
+
+
+def peak_memory() -> int:
+    """Peak bytes of this process. On Linux not `ru_maxrss`, which a process starts with its
+    parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def spread(times: Sequence[float]) -> tuple[float, float, float]:

@@ -7,13 +7,12 @@ peak of a process of its own is measured, less that of the narrowest, and the ne
 when its memory, in proportion, would exceed the same limit.
 """
 
-import resource
 import subprocess
 import sys
 from typing import Any
 
 import jax
-from common import Problem, Report, Timing, measure, parser, power_law, seconds, spread
+from common import Problem, Report, Timing, measure, parser, peak_memory, power_law, seconds, spread
 
 import tplimit as tp
 
@@ -28,7 +27,7 @@ def repeats(once: float) -> int:
 
 def dense(n: int, limit: float) -> tuple[float, Timing | None]:
     """Bytes of the compiled program, and its time if they are below the limit."""
-    key = jax.random.split(jax.random.key(0), 1)
+    key = jax.random.key(0)
     found: dict[str, Any] = {}
 
     def build() -> None:
@@ -58,8 +57,7 @@ def peak(n: int) -> float:
 
 def probe(n: int) -> None:
     PROBLEM.train(tp.Deferred(n), 0)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    print(peak_memory())
 
 
 def row(method: str, n: int, size: float, timing: Timing | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ arrays that the state refers to and, for M, also the peak of a process of its ow
 import dataclasses
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Problem, Report, parser, power_law
+from common import Problem, Report, parser, peak_memory, power_law
 
 import tplimit as tp
 from tplimit.leaves import revealed_directions
@@ -111,8 +110,7 @@ def peak(setting: Setting) -> float:
 
 def probe(setting: Setting) -> None:
     train(setting, repeats=1)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    print(peak_memory())
 
 
 def sweep(
