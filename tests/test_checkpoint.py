@@ -420,4 +420,4 @@ def test_limit_values_share_their_bank_again():
     assert {id(leaf._revealed) for leaf in back.values()} == {id(back["u"]._revealed)}
     assert loss(back) == loss(theta)
     assert isinstance(back["u"]._value, Tensor)
-    assert back["w"]._revealed.bank.stores[0].key_Z == theta["w"]._revealed.bank.stores[0].key_Z
+    assert back["w"]._revealed.bank.stores[0].key_Y == theta["w"]._revealed.bank.stores[0].key_Y

@@ -25,7 +25,7 @@ from tplimit import _jax
 from tplimit.encoding import OtherFields, decode, encode
 from tplimit.errors import LimitWarning
 from tplimit.history import History
-from tplimit.leaves import aval_of
+from tplimit.leaves import aval_of, mesh_of, on_mesh
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -141,7 +141,9 @@ class Checkpoints:
                 f"the checkpoint in {self._folder} was made with another theta or init: it starts "
                 f"from {_brief(self._left_structure)}, this run from {_brief(self._structure)}"
             )
-        return jax.tree.unflatten(self._tree, leaves)
+        # Where the particles lie is no part of the run: it may go on with other devices.
+        mesh = mesh_of(jax.tree.leaves(initial))
+        return jax.tree.unflatten(self._tree, on_mesh(mesh, leaves))
 
     def save(self, state: Any, history: History) -> None:
         """Save if it is time; always at the end of a part.

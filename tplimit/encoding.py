@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tplimit import _jax
 from tplimit.bank import Bank
@@ -69,6 +70,9 @@ class _Encoder:
         kind = type(value)
         if value is None or kind in (bool, int, str):
             return value
+        if isinstance(value, Mesh):
+            # Devices belong to a process; who reads the values puts them onto devices of his own.
+            return None
         if kind is float:
             return ["float", value.hex()]
         if kind is complex:

@@ -378,7 +378,15 @@ def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed
         capacity *= 2
     if calls and bank.capacity < needed(used, calls) < capacity:
         capacity = -(-needed(used, calls) // _ROUND) * _ROUND
-    return Revealed(bank.grown(capacity), revealed.lineage, used)
+    return Revealed(_grown(bank, capacity), revealed.lineage, used)
+
+
+def _grown(bank: Bank, capacity: int) -> Bank:
+    if bank.mesh is None:
+        return bank.grown(capacity)
+    # Compiled with its layout: operation by operation every device would hold whole stacks.
+    grow = jax.jit(lambda bank: sharding.constrained(bank.mesh, bank.grown(capacity)))
+    return grow(bank)
 
 
 def _fitted(value: Value, bank: Bank | None) -> Value:

@@ -1,12 +1,15 @@
 """Limit values as users hold them: opaque leaves that share one bank of revealed randomness."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from tplimit import sharding
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
@@ -129,6 +132,36 @@ for _name in [
     setattr(LimitValue, f"__{_name}__", _opaque)
 
 
+def mesh_of(leaves: Iterable[Any]) -> Mesh | None:
+    """The mesh that the particles of limit values lie on, or None."""
+    for leaf in leaves:
+        if isinstance(leaf, LimitValue) and leaf._revealed is not None:
+            return leaf._revealed.bank.mesh
+    return None
+
+
+def on_mesh(mesh: Mesh | None, leaves: Sequence[Any]) -> list[Any]:
+    """The same leaves with their limit values moved onto the mesh; what they share stays shared."""
+    if mesh is None:
+        return list(leaves)
+    moved: dict[int, Revealed] = {}
+    values: dict[int, Any] = {}
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, LimitValue):
+            return leaf
+        own = leaf._revealed
+        if own is not None and id(own) not in moved:
+            bank = sharding.placed(mesh, replace(own.bank, mesh=mesh))
+            moved[id(own)] = replace(own, bank=bank)
+        if id(leaf._value) not in values:
+            values[id(leaf._value)] = sharding.placed(mesh, leaf._value)
+        revealed = None if own is None else moved[id(own)]
+        return LimitValue(values[id(leaf._value)], leaf._aval, revealed, leaf._origin)
+
+    return [move(leaf) for leaf in leaves]
+
+
 def revealed_directions(tree: Any) -> tuple[int, ...]:
     """Directions that have been revealed of each random matrix in a tree of limit values."""
     for leaf in jax.tree.leaves(tree):
@@ -179,6 +212,8 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
     laws = {(tip.bank.n, tip.bank.law) for tip in tips}
     if len(laws) > 1:
         raise LimitError("Values sampled at different widths, samples or noise are combined.")
+    if len({tip.bank.mesh for tip in tips}) > 1:
+        raise LimitError("Values on different meshes of devices are combined.")
     bank, shifts = merged([tip.bank for tip in tips])
     ancestors = [tip.lineage.ancestors() for tip in tips]
     used: dict[int, int] = {}

@@ -81,11 +81,13 @@ def train(
         replicates: the number R of independent runs, from which standard errors come.
         init: from theta to the first state, for instance to add optimizer state; default: theta.
         observe: from a state to a tree of arrays, called before each step and after the last.
-        progress: show a bar while it runs, if the standard error stream is a terminal.
+        progress: show a bar while it runs, if the standard error stream is a terminal (in the first
+            of several processes).
         checkpoint: a folder, or `tplimit.Checkpoint(folder, every=steps)`. State and records are
             saved there at intervals; the same call goes on from what it finds there, bit for bit
             as if it had never stopped, and returns at once if the run is done. Other functions
-            `step`, `init` or `observe` than those of the earlier call cannot be noticed.
+            `step`, `init` or `observe` than those of the earlier call cannot be noticed. The mesh
+            may be another one; then the numbers agree to round-off.
         noise, rank_tolerance, mesh: as in `tplimit.sample`, at infinite and deferred width.
         bias_check: at infinite width, run twice as many replicates with half the samples as well
             (about the same time again) and warn where the O(1/M) bias of the mean is not small
@@ -101,7 +103,7 @@ def train(
         ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
             whose shapes change from step to step. With `checkpoint`: the folder holds another run
             (key, width, batches, ... differ), a newer format, or no readable file; the structure
-            of the state changes while it trains.
+            of the state changes while it trains; the mesh is shared by several processes.
         WidthError: `width` is no width.
         LimitError: the program has no limit; see its subclasses.
 
@@ -124,6 +126,11 @@ def train(
     _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
+    if checkpoint is not None and mesh is not None and mesh.is_multi_process:
+        raise ValueError(
+            "checkpoint does not work with a mesh over several processes: the particles are never "
+            "gathered in one. Leave checkpoint out, or use a mesh of the devices of one process"
+        )
     run = {"theta": theta, "batches": batches, "width": width, "key": key, "samples": samples}
     run |= {"replicates": replicates, "noise": noise, "rank_tolerance": rank_tolerance}
     checkpoints = Checkpoints(checkpoint, run)
@@ -406,6 +413,8 @@ def _numpy(tree: Any) -> Any:
 def _bar(total: int, label: str, wanted: bool) -> Iterator[Advance]:
     """A function that moves a progress bar on by one step; a bar only where someone looks at it."""
     console = Console(stderr=True)
+    # Of several processes that train together, one tells.
+    wanted = wanted and jax.process_index() == 0
     if not (wanted and sys.stderr.isatty() and console.is_terminal):
         yield lambda status: None
         return
