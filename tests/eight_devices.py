@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 import tplimit as tp
-from tplimit import checkpoint, encoding, evaluation, sampling, sharding
+from tplimit import checkpoint, encoding, evaluation, sampling, sharding, training
 from tplimit.errors import LimitError, WidthError
 
 N = tp.Width("n")
@@ -264,6 +264,7 @@ def bits(tree):
 
 
 def test_a_killed_run_goes_on_on_the_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
     whole = run(MESH, replicates=2, steps=3)
     every = tp.Checkpoint(tmp_path, every=1)
     # In the middle of the first part, of the second, and when all is done.
