@@ -269,7 +269,7 @@ class Report:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.path = options.out / f"{name}{'-small' if options.small else ''}.json"
-        self.console = Console(width=None if Console().is_terminal else 140)
+        self.console = Console(width=None if Console().is_terminal else 160)
         self.content: dict[str, Any] = {
             "benchmark": name,
             "options": {k: str(v) for k, v in vars(options).items()},

@@ -8,8 +8,9 @@ and the points:
 - deferred: the mean of K networks `tplimit.Deferred(n)`, which have the law of the dense ones;
 - limit: the mean of R runs of `tplimit.train(width=tplimit.inf, samples=M)`.
 
-The mean of K networks misses by bias(n)^2 + variance(n) / K. Both are measured, and so is the time
-of a network at every width; only K is extrapolated. The same holds for M and R.
+The mean of K networks misses by bias(n)^2 + variance(n) / K. The bias falls as 1/n and is fitted to
+all widths together, the variance and the time are measured at each; only K is extrapolated. The
+same holds for M and R.
 """
 
 import time
@@ -28,6 +29,8 @@ TARGETS = (1e-2, 1e-3, 1e-4)
 MEMORY = 2**29
 #: Width from which a network takes seconds, and fewer repetitions do.
 SLOW = 4096
+#: Runs from which a variance is taken.
+ENOUGH = 30
 #: Parts into which the runs of a width are divided for the jackknife.
 GROUPS = 8
 
@@ -167,49 +170,59 @@ def train_runs(problem: Problem, width: Any, size: int, budget: float, **how: An
 
 
 class Law(NamedTuple):
-    """Bias b / n + c / n^2 per step and point, from the dense networks of all widths."""
+    """Bias b / n (+ c / n^2) per step and point, from runs of all sizes n (width or samples)."""
 
-    widths: tuple[int, ...]  # those that fit the law
-    terms: np.ndarray  # (2, T, P)
-    covariance: np.ndarray  # (2, 2), averaged over steps and points
-    common: np.ndarray  # (2,), change of the terms if the reference moves by -1
+    sizes: tuple[int, ...]  # those that fit the law
+    terms: np.ndarray  # (1 or 2, T, P)
+    covariance: np.ndarray  # of the terms, averaged over steps and points
+    common: np.ndarray  # change of the terms if the reference moves by -1
     chi2: float
 
+    def powers(self, n: float) -> np.ndarray:
+        return np.array([n**-1.0, n**-2.0])[: len(self.terms)]
+
     def bias2(self, n: int) -> float:
-        """Mean square of the bias at width n, less what the noise of the fit adds to it."""
-        row = _powers(n)
+        """Mean square of the bias at size n, less what the noise of the fit adds to it."""
+        row = self.powers(n)
         return float(np.mean(np.tensordot(row, self.terms, 1) ** 2) - row @ self.covariance @ row)
 
 
-def _powers(n: Any) -> np.ndarray:
-    return np.array([1 / n, 1 / n**2])
+def variances(runs: Sequence[Runs]) -> dict[int, float]:
+    """Variance of a run, averaged over steps and points, at every size.
+
+    With few runs it is v / n, with v from the largest size that has enough of them.
+    """
+    known = [r for r in runs if r.count >= ENOUGH] or list(runs)
+    v = known[-1].size * known[-1].variance.mean()
+    return {r.size: float(r.variance.mean() if r in known else v / r.size) for r in runs}
 
 
-def fitted(runs: Sequence[Runs], known: np.ndarray, known_var: float, free: bool = False) -> Law:
-    """Weighted least squares of mean - known; `free` adds a constant as the first term."""
+def fitted(runs: Sequence[Runs], known: np.ndarray, known_var: float, powers: Sequence[int]) -> Law:
+    """Least squares of mean - known by these powers of 1 / n.
+
+    The reference is the same at every size, so its error is common to all.
+    """
     n = np.array([r.size for r in runs], float)
-    design = np.stack(_powers(n), axis=1)
-    if free:
-        design = np.hstack([np.ones((len(n), 1)), design])
-    weight = np.array([r.count / r.variance.mean() for r in runs])
-    covariance = np.linalg.inv((design.T * weight) @ design)
-    hat = covariance @ design.T * weight
+    design = np.stack([n**-k for k in powers], axis=1)
+    variance = variances(runs)
+    noise = np.diag([variance[r.size] / r.count for r in runs])
+    inverse = np.linalg.inv(noise + known_var)
+    covariance = np.linalg.inv(design.T @ inverse @ design)
+    hat = covariance @ design.T @ inverse
     distance = np.stack([r.mean for r in runs]) - known
     terms = np.tensordot(hat, distance, 1)
-    rest = np.mean((distance - np.tensordot(design, terms, 1)) ** 2, axis=(1, 2))
-    freedom = len(n) - design.shape[1]
-    chi2 = float(np.sum(weight * rest) / freedom) if freedom > 0 else np.nan
-    # The reference is the same at every width, so its error is common to all.
-    common = hat.sum(axis=1)
-    covariance = covariance + known_var * np.outer(common, common)
-    return Law(tuple(r.size for r in runs), terms, covariance, common, chi2)
+    rest = (distance - np.tensordot(design, terms, 1)).reshape(len(n), -1)
+    freedom = len(n) - len(powers)
+    chi2 = np.mean(np.sum(rest * (inverse @ rest), axis=0)) / freedom if freedom else np.nan
+    return Law(tuple(r.size for r in runs), terms, covariance, hat.sum(axis=1), float(chi2))
 
 
-def bias_law(runs: Sequence[Runs], known: np.ndarray, known_var: float) -> Law:
-    """The law over as many widths as it describes: the narrowest are dropped until it does."""
-    for start in range(len(runs) - 2):
-        law = fitted(runs[start:], known, known_var)
-        if law.chi2 < 2:
+def bias_law(runs: Sequence[Runs], known: np.ndarray, known_var: float, terms: int) -> Law:
+    """The law over as many sizes as it describes: the smallest are dropped until it does."""
+    for start in range(len(runs) - terms):
+        law = fitted(runs[start:], known, known_var, range(1, terms + 1))
+        # Steps and points are correlated: their average chi2 is nearly as uncertain as that of one.
+        if law.chi2 < 3:
             break
     return law
 
@@ -229,33 +242,28 @@ def with_reference(bias2: float, stderr: float, reference_var: float) -> float:
     return float(np.sqrt(stderr**2 + 2 * reference_var**2 + cross))
 
 
-def network_errors(
+def errors_of(
     law: Law, runs: Sequence[Runs], sizes: Sequence[int], known: np.ndarray, known_var: float
 ) -> dict[int, Error]:
-    """Bias by the law, variance by v / n, at any width (the law of `Deferred` is the same)."""
-    used = [r for r in runs if r.size in law.widths]
-    estimate = lambda some: np.array([fitted(some, known, known_var).bias2(n) for n in sizes])
-    stderr = jackknifed(estimate, used)
-    v = np.mean([r.size * r.variance.mean() for r in used])
-    measured = {r.size: float(r.variance.mean()) for r in runs}
+    """Bias by the law, variance as measured or, at sizes that have no runs here, by v / n.
+
+    At sizes too small for the law the distance of the mean counts as bias, noise included.
+    """
+    used = [r for r in runs if r.size in law.sizes]
+    powers = range(1, len(law.terms) + 1)
+    again = lambda some: fitted(some, known, known_var, powers)
+    stderr = jackknifed(lambda some: np.array([again(some).bias2(n) for n in sizes]), used)
+    variance = variances(runs)
+    v = runs[-1].size * variance[runs[-1].size]
+    outside = {r.size: rms(r.mean - known) ** 2 for r in runs if r not in used}
     out = {}
     for n, s in zip(sizes, stderr, strict=True):
-        moved = known_var * (_powers(n) @ law.common) ** 2
-        bias2 = law.bias2(n)
-        out[n] = Error(bias2, with_reference(bias2, s, moved), measured.get(n, v / n))
+        moved = known_var * (law.powers(n) @ law.common) ** 2
+        bias2, error = law.bias2(n), with_reference(law.bias2(n), s, moved)
+        if n in outside:
+            bias2, error = outside[n], 0.0
+        out[n] = Error(bias2, error, variance.get(n, v / n))
     return out
-
-
-def limit_error(runs: Runs, known: np.ndarray, known_var: float) -> Error:
-    """Bias and variance at one number of samples, with nothing fitted."""
-
-    def estimate(some: Sequence[Runs]) -> np.ndarray:
-        one = some[0]
-        return np.mean((one.mean - known) ** 2) - one.variance.mean() / one.count - known_var
-
-    bias2 = float(estimate([runs]))
-    stderr = with_reference(bias2, float(jackknifed(estimate, [runs])), known_var)
-    return Error(bias2, stderr, float(runs.variance.mean()))
 
 
 # --- choice
@@ -291,14 +299,17 @@ def compare(problem: Problem, sizes: Sizes, folder: Path, report: Report) -> Non
     deferred = [train_runs(problem, tp.Deferred(n), n, sizes.budget / 3) for n in sizes.deferred]
     limit = [train_runs(problem, tp.inf, m, sizes.budget, samples=m) for m in sizes.samples]
 
-    law = bias_law(dense, known, known_var)
+    law = bias_law(dense, known, known_var, 2)
     widths = sorted({*sizes.widths, *sizes.deferred})
-    errors = network_errors(law, dense, widths, known, known_var)
-    limits = {r.size: limit_error(r, known, known_var) for r in limit}
-    report.say(
-        f"bias of networks b/n + c/n^2: b = {rms(law.terms[0]):.3g}, c = {rms(law.terms[1]):.3g} "
-        f"(RMS), from widths {law.widths[0]} to {law.widths[-1]}, chi2 per freedom {law.chi2:.2g}"
-    )
+    errors = errors_of(law, dense, widths, known, known_var)
+    limit_law = bias_law(limit, known, known_var, 1)
+    limits = errors_of(limit_law, limit, sizes.samples, known, known_var)
+    for name, one in (("networks (n)", law), ("limit runs (M)", limit_law)):
+        terms = " + ".join(f"{rms(t):.3g} / n^{k}" for k, t in enumerate(one.terms, start=1))
+        report.say(
+            f"bias of {name}: {terms} (RMS), error of the first {one.covariance[0, 0] ** 0.5:.2g},"
+            f" from {one.sizes[0]} to {one.sizes[-1]}, chi2 per freedom {one.chi2:.2g}"
+        )
     check_reference(dense, law, known, known_var, report)
     rows = [
         {
@@ -310,6 +321,8 @@ def compare(problem: Problem, sizes: Sizes, folder: Path, report: Report) -> Non
             "fastest": r.spread[0],
             "slowest": r.spread[1],
             "compile s": r.compilation,
+            "mean - ref.": rms(r.mean - known),
+            "its noise": float(r.variance.mean() / r.count + known_var) ** 0.5,
             "bias": table[r.size].bias,
             "bias + s.e.": table[r.size].cautious ** 0.5,
             "std of a run": table[r.size].variance ** 0.5,
@@ -343,9 +356,7 @@ def compare(problem: Problem, sizes: Sizes, folder: Path, report: Report) -> Non
                     "times the limit": best[2] / found["limit"][2] if both else None,
                 }
             )
-    report.table(
-        f"time to an error, {label} (none: no measured size is known to be good enough)", summary
-    )
+    report.table(f"time to an error, {label} (none: no measured size has so little bias)", summary)
 
 
 def _share(best: tuple[Runs, int, float]) -> str:
@@ -357,10 +368,10 @@ def check_reference(
     dense: Sequence[Runs], law: Law, known: np.ndarray, known_var: float, report: Report
 ) -> None:
     """The dense networks alone, extrapolated to 1/n = 0, against the reference."""
-    used = [r for r in dense if r.size in law.widths]
+    used = [r for r in dense if r.size in law.sizes]
     if len(used) < 4:
         return
-    free = fitted(used, known, 0.0, free=True)
+    free = fitted(used, known, 0.0, range(3))
     gap, expected = rms(free.terms[0]), (free.covariance[0, 0] + known_var) ** 0.5
     report.say(f"dense at 1/n = 0 less reference: {gap:.2g} (RMS), expected {expected:.2g}")
     report.save(extrapolation={"gap": gap, "expected": expected})
