@@ -594,3 +594,37 @@ def test_arguments_that_are_no_arrays(theta: Theta) -> None:
     for other in ("tanh", n, object()):
         with pytest.raises(tp.LimitError):
             tp.limit(lambda t, x: t["v"].mean())(theta, other)
+
+
+# Options of sampling -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1e-3, 1.0, 2.0])
+def test_a_rank_tolerance_is_a_share(tolerance: float) -> None:
+    """With 1 or NaN no direction would be revealed, and every product be 0."""
+    for width in (8, tp.inf, tp.Deferred(8)):
+        with pytest.raises(tp.LimitError, match="is no share of a second moment"):
+            tp.sample(
+                tp.normal((tp.Width("n"),)),
+                jax.random.key(0),
+                width=width,
+                rank_tolerance=tolerance,
+            )
+
+
+def test_an_unknown_noise_is_refused_at_every_width() -> None:
+    for width in (8, tp.inf):
+        with pytest.raises(tp.LimitError, match="'sobl' is not known"):
+            tp.sample(tp.normal((tp.Width("n"),)), jax.random.key(0), width=width, noise="sobl")
+
+
+def test_a_batch_without_rows_has_no_images() -> None:
+    n = tp.Width("n")
+    theta = {"U": tp.normal((3, n)), "W": tp.normal((n, n), std=n**-0.5)}
+    state = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=64)
+
+    def kernel(t: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ t["U"]) @ t["W"]
+        return h @ h.T / h.shape[-1]
+
+    assert tp.limit(kernel)(state, jnp.zeros((0, 3))).shape == (0, 0)

@@ -31,6 +31,7 @@ LAYERS = (
     "leaves",
     "evaluation",
     "transforms",
+    "parameters",
     "sampling",
     "plotting",
     "trajectory",

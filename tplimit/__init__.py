@@ -15,7 +15,8 @@ from tplimit.errors import (
 from tplimit.interpret import RULES
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
-from tplimit.sampling import Deferred, full, inf, normal, rademacher, sample, uniform
+from tplimit.parameters import full, normal, rademacher, uniform
+from tplimit.sampling import Deferred, inf, sample
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
 from tplimit.transforms import Leading, leading, limit

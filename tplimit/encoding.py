@@ -20,7 +20,8 @@ from tplimit.bank import Bank
 from tplimit.errors import Location
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.leaves import LimitValue, Lineage, Revealed
-from tplimit.sampling import Deferred, Parameter
+from tplimit.parameters import Parameter
+from tplimit.sampling import Deferred
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
 from tplimit.values import Core, Gaussian, LowRank, Matrices, Matrix, Tensor, Term

@@ -223,7 +223,7 @@ class Context:
         count = int(rows.shape[0])
         side = (index, transposed)
         self.revealed[side] = self.revealed.get(side, 0) + count
-        if self.dry:
+        if self.dry or not count:
             coordinates = jnp.zeros((count, view.capacity), rows.dtype)
             image = jnp.zeros((count, view.Y.shape[1]), rows.dtype)
             updates = [image for _ in cores]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from tplimit.models import Model
-from tplimit.sampling import full, normal
+from tplimit.parameters import full, normal
 from tplimit.widths import Width, rational
 
 __all__ = [

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from tplimit.gaussian import deferred, noise, sobol
 from tplimit.gaussian.deferred import Law
 from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
+from tplimit.parameters import Parameter, is_parameter
 from tplimit.trace import Aval
 from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor
 from tplimit.widths import NEVER, Dim, Exponents, Scale, Size, Width, as_scale
@@ -51,99 +52,6 @@ class Deferred:
     def __post_init__(self) -> None:
         if not isinstance(self.n, (int, np.integer)) or self.n <= 0:
             raise WidthError(f"tp.Deferred needs a positive whole number, not {self.n!r}.")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A declared parameter. Made by ``tp.normal``, ``tp.uniform``, ``tp.rademacher``, ``tp.full``.
-
-    Attributes:
-        shape: integers and widths (or multiples of a width).
-        law: name of the law of the entries.
-        scale: standard deviation (normal), half-width (uniform), size (rademacher).
-        mean: mean, or the value itself.
-    """
-
-    tplimit_parameter: ClassVar[bool] = True
-    shape: tuple[Any, ...]
-    law: str
-    scale: Scale
-    mean: Scale
-
-    @property
-    def __jax_array__(self) -> Any:
-        raise LimitError(
-            "A parameter that was only declared is used as an array.",
-            advice="Sample it first: theta = tp.sample(theta, key, width=1024).",
-        )
-
-    @property
-    def std(self) -> Scale:
-        """Standard deviation of the entries."""
-        factor = {"normal": 1.0, "uniform": 3**-0.5, "rademacher": 1.0, "full": 0.0}[self.law]
-        return self.scale * factor
-
-    def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Standardised entries: mean 0, variance 1 (0 for a constant)."""
-        if self.law == "normal":
-            return jax.random.normal(key, shape, dtype)
-        if self.law == "uniform":
-            return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
-        if self.law == "rademacher":
-            return jax.random.rademacher(key, shape, dtype)
-        return jnp.zeros(shape, dtype)
-
-
-def _declared(shape: Any, law: str, scale: Any, mean: Any) -> Parameter:
-    dims = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    for dim in dims:
-        if not isinstance(dim, (int, np.integer, Width, Scale)) or isinstance(dim, bool):
-            raise WidthError(
-                f"A shape consists of integers and widths, not of {type(dim).__name__}."
-            )
-    return Parameter(dims, law, as_scale(scale), as_scale(mean))
-
-
-def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
-    """Independent Gaussian entries ``N(mean, std^2)``.
-
-    Args:
-        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
-        std, mean: numbers or scales ``c * n**p``.
-
-    Example:
-        >>> import tplimit as tp
-        >>> n = tp.Width("n")
-        >>> W = tp.normal((n, n), std=n**-0.5)
-    """
-    return _declared(shape, "normal", std, mean)
-
-
-def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
-    """Independent entries, uniform on ``[-scale, scale]``.
-
-    For matrices with two widths the limit is that of Gaussian entries of the same variance
-    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
-    """
-    return _declared(shape, "uniform", scale, 0.0)
-
-
-def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
-    """Independent entries ``+scale`` or ``-scale`` with equal probability.
-
-    For matrices with two widths the limit is that of Gaussian entries of the same variance
-    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
-    """
-    return _declared(shape, "rademacher", scale, 0.0)
-
-
-def full(shape: Any, value: Any) -> Parameter:
-    """Constant entries: a number or a scale ``c * n**p``."""
-    return _declared(shape, "full", 0.0, value)
-
-
-def _is_parameter(leaf: Any) -> bool:
-    return isinstance(leaf, Parameter)
 
 
 def sample(
@@ -175,7 +83,7 @@ def sample(
     Raises:
         WidthError: undeclared ratios, sizes that are no whole numbers, or particles that cannot be
             divided evenly among the devices.
-        LimitError: an unknown kind of noise.
+        LimitError: an unknown kind of noise, or a rank tolerance outside of [0, 1).
 
     Warns:
         LimitWarning: Sobol' noise with ``samples`` that are no power of two. It works; the points
@@ -187,18 +95,18 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
-    leaves, tree = jax.tree.flatten(theta, is_leaf=_is_parameter)
-    widths = _widths(leaves)
+    leaves, tree = jax.tree.flatten(theta, is_leaf=is_parameter)
+    widths, law = _widths(leaves), law_of(width, noise, rank_tolerance)
     if isinstance(width, Deferred) or width == inf:
         _check_ratios(widths)
-        law, n = _law(width, noise, rank_tolerance), _count(width, samples)
+        n = _count(width, samples)
         _warn_of_balance(law, n)
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
         sampled = _limit_values(leaves, key, law, n, mesh)
     else:
         sizes, key = _sizes(width, widths), jax.random.fold_in(key, _SALT)
         sampled = [
-            _dense(leaf, jax.random.fold_in(key, i), sizes) if _is_parameter(leaf) else leaf
+            _dense(leaf, jax.random.fold_in(key, i), sizes) if is_parameter(leaf) else leaf
             for i, leaf in enumerate(leaves)
         ]
     return jax.tree.unflatten(tree, sampled)
@@ -269,11 +177,21 @@ def _dims(parameter: Parameter) -> tuple[Dim, ...]:
     return tuple(dims)
 
 
-def _law(width: Any, kind: str, tolerance: float | None) -> Law:
+def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
+    """How noise is drawn at a width, from the arguments of ``sample``.
+
+    Raises:
+        LimitError: they are out of range, whatever the width.
+    """
     if kind not in noise.NOISE_KINDS:
         raise LimitError(
             f"noise={kind!r} is not known.",
             advice=f"Use one of: {', '.join(map(repr, noise.NOISE_KINDS))}.",
+        )
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise LimitError(
+            f"rank_tolerance={tolerance} is no share of a second moment.",
+            advice="Use a number from 0 (round-off) to below 1, for instance 1e-6.",
         )
     exact = isinstance(width, Deferred)
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
@@ -308,7 +226,7 @@ def _warn_of_balance(law: Law, n: int) -> None:
 def _limit_values(
     leaves: Sequence[Any], key: jax.Array, law: Law, n: int, mesh: Mesh | None
 ) -> list[Any]:
-    declared = tuple(leaf if _is_parameter(leaf) else None for leaf in leaves)
+    declared = tuple(leaf if is_parameter(leaf) else None for leaf in leaves)
     values, bank = _sampler(declared, law, n, np.dtype(jnp.result_type(float)), mesh)(key)
     revealed = Revealed(bank, Lineage())
     return [

@@ -22,7 +22,8 @@ from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import LimitError
 from tplimit.evaluation import ReplicatesDiffer
 from tplimit.leaves import LimitValue, replicate, revealed_directions
-from tplimit.sampling import Deferred, Parameter, inf, sample
+from tplimit.parameters import Parameter
+from tplimit.sampling import Deferred, inf, law_of, sample
 from tplimit.trajectory import Trajectory, width_label
 from tplimit.transforms import consuming, exponent_of, raw, to_limit
 
@@ -137,13 +138,14 @@ def train(
     if _is_finite(width):
         return _train_finite(functions, theta, batches, width, keys, progress, checkpoints)
     limit = Limit(width, samples, noise, rank_tolerance, mesh)
-    trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
     if not bias_check or isinstance(width, Deferred):
-        return trajectory
+        return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
+    # The cheap side first: what cannot be run with half the samples is refused at once.
     half = replace(limit, samples=samples // 2)
     more = jax.random.split(jax.random.fold_in(key, replicates), 2 * replicates)
     unsaved = Checkpoints(None, {})
     cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
+    trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
     return trajectory.with_bias_from(cheap)
 
 

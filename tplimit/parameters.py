@@ -1,0 +1,105 @@
+"""Declarations of random parameters: shapes of numbers and widths, and laws of the entries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.errors import LimitError, WidthError
+from tplimit.widths import Scale, Width, as_scale
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A declared parameter. Made by ``tp.normal``, ``tp.uniform``, ``tp.rademacher``, ``tp.full``.
+
+    Attributes:
+        shape: integers and widths (or multiples of a width).
+        law: name of the law of the entries.
+        scale: standard deviation (normal), half-width (uniform), size (rademacher).
+        mean: mean, or the value itself.
+    """
+
+    tplimit_parameter: ClassVar[bool] = True
+    shape: tuple[Any, ...]
+    law: str
+    scale: Scale
+    mean: Scale
+
+    @property
+    def __jax_array__(self) -> Any:
+        raise LimitError(
+            "A parameter that was only declared is used as an array.",
+            advice="Sample it first: theta = tp.sample(theta, key, width=1024).",
+        )
+
+    @property
+    def std(self) -> Scale:
+        """Standard deviation of the entries."""
+        factor = {"normal": 1.0, "uniform": 3**-0.5, "rademacher": 1.0, "full": 0.0}[self.law]
+        return self.scale * factor
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Standardised entries: mean 0, variance 1 (0 for a constant)."""
+        if self.law == "normal":
+            return jax.random.normal(key, shape, dtype)
+        if self.law == "uniform":
+            return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
+        if self.law == "rademacher":
+            return jax.random.rademacher(key, shape, dtype)
+        return jnp.zeros(shape, dtype)
+
+
+def _declared(shape: Any, law: str, scale: Any, mean: Any) -> Parameter:
+    dims = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    for dim in dims:
+        if not isinstance(dim, (int, np.integer, Width, Scale)) or isinstance(dim, bool):
+            raise WidthError(
+                f"A shape consists of integers and widths, not of {type(dim).__name__}."
+            )
+    return Parameter(dims, law, as_scale(scale), as_scale(mean))
+
+
+def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
+    """Independent Gaussian entries ``N(mean, std^2)``.
+
+    Args:
+        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
+        std, mean: numbers or scales ``c * n**p``.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n = tp.Width("n")
+        >>> W = tp.normal((n, n), std=n**-0.5)
+    """
+    return _declared(shape, "normal", std, mean)
+
+
+def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries, uniform on ``[-scale, scale]``.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "uniform", scale, 0.0)
+
+
+def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries ``+scale`` or ``-scale`` with equal probability.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "rademacher", scale, 0.0)
+
+
+def full(shape: Any, value: Any) -> Parameter:
+    """Constant entries: a number or a scale ``c * n**p``."""
+    return _declared(shape, "full", 0.0, value)
+
+
+def is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, Parameter)
