@@ -127,6 +127,7 @@ def train(
     _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
+    law_of(width, noise, rank_tolerance)  # refuses what is no option, at integer widths too
     if checkpoint is not None and mesh is not None and mesh.is_multi_process:
         raise ValueError(
             "checkpoint does not work with a mesh over several processes: the particles are never "
