@@ -2,8 +2,8 @@
 
 A query reads `X` four times and `Y` twice (`gaussian/deferred.py`). Its bandwidth is the bytes of
 these six reads over its time, beside that of a copy of the stack (read and written); its arithmetic
-is that of its products with the stacks, beside a matrix product of 1024^3. Blocks of few rows are
-bound by memory, blocks of many rows by arithmetic.
+is that of all its matrix products, beside one product of the same shape, a block of coefficients
+with a stack. Blocks of few rows are bound by memory, blocks of many rows by arithmetic.
 """
 
 from typing import Any
@@ -19,8 +19,10 @@ from tplimit.gaussian.deferred import Law, Store
 FULL = [(2**14, 256, 10), (2**16, 256, 10), (2**18, 128, 10), (2**14, 256, 64), (2**16, 256, 64)]
 SMALL = [(2**12, 64, 10)]
 READS = 6
-#: Products with a stack per row: three of inner products, residual, correction, and three images.
+#: Products with a stack: three of inner products, residual, correction, and three images.
 PRODUCTS = 8
+#: Products of a block with a block or with a square matrix: bases, their roots, fresh images.
+SMALL_PRODUCTS = 8
 
 
 def full_store(size: int, pairs: int, free: int) -> Store:
@@ -61,9 +63,7 @@ def query_seconds(store: Store, rows: int, repeats: int) -> list[float]:
 def main() -> None:
     options = parser(__doc__).parse_args()
     report = Report("kernel", options)
-    square = jax.random.normal(jax.random.key(3), (1024, 1024))
-    product = jax.jit(lambda a: a @ a)
-    gemm = 2 * 1024**3 / measure(lambda: product(square), 9).median
+    product = jax.jit(lambda a, b: a @ b)
     rows = []
     for size, pairs, block in SMALL if options.small else FULL:
         store = full_store(size, pairs, block)
@@ -71,7 +71,10 @@ def main() -> None:
         moved = 2 * store.X.nbytes / measure(lambda s=store, c=copy: c(s.X), 7).median
         time, fastest, slowest = spread(query_seconds(store, block, 7))
         read = READS * store.X.nbytes / time
-        done = 2 * PRODUCTS * block * pairs * size / time
+        done = 2 * block * size * (PRODUCTS * pairs + SMALL_PRODUCTS * block) / time
+        some = jax.random.normal(jax.random.key(3), (block, pairs))
+        alone = measure(lambda s=store, c=some: product(c, s.X), 9).median
+        gemm = 2 * block * pairs * size / alone
         rows.append(
             {
                 "M": size,

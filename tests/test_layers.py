@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "tplimit"
 LAYERS = (
     "errors",
     "_jax",
+    "cache",
     "widths",
     "constants",
     "gaussian",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tplimit as tp
-from tplimit import training
+from tplimit import checkpoint, training
 
 N = tp.Width("n")
 THETA = {"u": tp.normal((2, N)), "v": tp.full((N,), 0.0)}
@@ -181,6 +181,58 @@ def test_replicates_that_decide_differently_are_computed_one_by_one(key):
     )
     values = result.replicates.outputs[:, 0]
     assert set(np.round(values, 3)) == {0.0, 1.0}
+
+
+def test_a_run_that_fell_back_to_single_replicates_is_resumed(key, tmp_path, monkeypatch):
+    """The decision that differs comes at the second step, when there is a checkpoint already."""
+    theta = {"c": tp.normal((1,)), "v": tp.normal((N,))}
+
+    def step(t, batch):
+        n = t["v"].shape[0]
+        power = jnp.where((t["c"][0] > 0) | (batch < 1), 1.0, n**-0.5)
+        return t, jnp.mean(t["v"] ** 2) * power
+
+    def run(**how):
+        return tp.train(
+            step, theta, [0, 1, 1, 1], width=tp.inf, key=key, samples=64, replicates=4,
+            progress=False, **how,
+        )  # fmt: skip
+
+    class Killed(BaseException): ...
+
+    write, writes = checkpoint._write, []
+
+    def mortal(*args):
+        writes.append(args)
+        if len(writes) == 9:
+            raise Killed
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "_write", mortal)
+    with pytest.raises(Killed):
+        run(checkpoint=tp.Checkpoint(tmp_path, every=1))
+    resumed = run(checkpoint=tp.Checkpoint(tmp_path, every=1))
+    np.testing.assert_array_equal(resumed.replicates.outputs, run().replicates.outputs)
+    # It went on in the middle: four replicates of four steps and an end are 20 writes.
+    assert 9 < len(writes) - 9 < 20
+
+
+def test_compiled_steps_are_reused(key):
+    """A second run of the same functions traces nothing, at no kind of width."""
+    traced = []
+
+    def step(t, batch):
+        traced.append(batch)
+        return t, jnp.mean(t["v"] ** 2)
+
+    for width in (16, tp.Deferred(16), tp.inf):
+        for seed in range(2):
+            traced.clear()
+            tp.train(
+                step, {"v": tp.normal((N,))}, jnp.ones(3), width=width,
+                key=jax.random.key(seed), samples=64, replicates=2, progress=False,
+            )  # fmt: skip
+            assert bool(traced) == (seed == 0)
 
 
 def test_parts_are_alike():

@@ -94,9 +94,26 @@ class Checkpoints:
         self._run = {name: _digest(tree) for name, tree in run.items()}
         self._parts: list[int] = []
         self._number = 0
+        self._found: Any = None
         self._steps = 0
         self._checked = False
         self._time = time.monotonic()
+
+    def together(self) -> int | None:
+        """How many replicates were trained together when the checkpoint was saved, if there is one.
+
+        Raises: as `history`.
+        """
+        if self._settings is None:
+            return None
+        self._found = self._newest()
+        return self._found["parts"][0] if self._found is not None else None
+
+    def discard(self) -> None:
+        """Delete what was saved: the run begins again in another way."""
+        if self._settings is not None:
+            for number in self._numbers():
+                self._path(number).unlink(missing_ok=True)
 
     def history(self, parts: Sequence[int]) -> History:
         """The records that were saved, or none. `parts`: replicates trained together, part by part.
@@ -107,7 +124,7 @@ class Checkpoints:
         if self._settings is None:
             return History()
         self._parts = list(parts)
-        content = self._newest()
+        content, self._found = self._found or self._newest(), None
         if content is None:
             return History()
         # The parts come last: what the user changed is the better explanation.

@@ -276,7 +276,8 @@ def _planned(
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
         ctx = Context(bank, classes=found["classes"], decisions=decisions)
-        with noise.divided(mesh is not None):
+        # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
+        with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
             out = _evaluated(ctx, program, values)
         errors[:] = [check.error for check in ctx.checks]
         results = (

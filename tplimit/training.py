@@ -1,6 +1,5 @@
 """Training at any width: run a plain JAX step over batches and record what it returns."""
 
-import functools
 import operator
 import os
 import sys
@@ -18,6 +17,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import LimitError
 from tplimit.evaluation import ReplicatesDiffer
@@ -249,16 +249,13 @@ def _train_finite(
     checkpoints: Checkpoints,
 ) -> Trajectory:
     init, step, observe = functions
-
-    def start(key: jax.Array) -> Any:
-        return init(sample(theta, key, width=width))
-
-    start_all = jax.jit(jax.vmap(start))
-    # The state is donated: a wide network is then held once rather than twice.
-    step_all = jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
-    observe_all = jax.jit(jax.vmap(observe))
-
-    chunks = _chunks(keys, jax.eval_shape(start, keys[0]))
+    leaves, structure = jax.tree.flatten(theta)
+    sizes = tuple(width.items()) if isinstance(width, dict) else width
+    start_all = _starts(init, tuple(leaves), structure, sizes)
+    step_all, observe_all = _steps(step), _observations(observe)
+    # Traced anew: 8.0 equals 8, but is refused.
+    state = jax.eval_shape(lambda key: init(sample(theta, key, width=width)), keys[0])
+    chunks = _chunks(keys, state)
     history = checkpoints.history([len(chunk) for chunk in chunks])
     done = len(history.pieces)
     if done == len(chunks):
@@ -287,7 +284,35 @@ def _train_finite(
     return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
 
 
+@cached
+def _starts(
+    init: Any, leaves: tuple[Any, ...], structure: Any, width: int | tuple[tuple[str, int], ...]
+) -> Callable[[jax.Array], Any]:
+    """From keys to the first states of all replicates."""
+    sizes = dict(width) if isinstance(width, tuple) else width
+
+    def start(key: jax.Array) -> Any:
+        return init(sample(jax.tree.unflatten(structure, leaves), key, width=sizes))
+
+    return jax.jit(jax.vmap(start))
+
+
+@cached
+def _steps(step: Any) -> Callable[[Any, Any], Any]:
+    """One step of all replicates.
+
+    The state is donated: a wide network is then held once rather than twice.
+    """
+    return jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
+
+
+@cached
+def _observations(observe: Any) -> Callable[[Any], Any]:
+    return jax.jit(jax.vmap(observe))
+
+
 def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:
+    """Replicates that fit in memory together; `state` is that of one."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     length = max(1, _CHUNK_BYTES // max(1, _COPIES * size))
     return [keys[i : i + length] for i in range(0, len(keys), length)]
@@ -320,7 +345,7 @@ def _train_limit(
     together: int | None = None,
 ) -> Trajectory:
     init, step, observe = functions
-    together = together or _together(len(keys), limit.coordinates)
+    together = together or checkpoints.together() or _together(len(keys), limit.coordinates)
     parts = [keys[i : i + together] for i in range(0, len(keys), together)]
 
     def start(part: jax.Array) -> Any:
@@ -345,6 +370,7 @@ def _train_limit(
                     state, output = _pair(move(state, batch))
                 except ReplicatesDiffer:
                     # Each has to be compiled for its own decisions.
+                    checkpoints.discard()
                     one = (functions, theta, batches, limit, keys, progress, checkpoints, 1)
                     return _train_limit(*one)
                 # Numbers at once, so that a program without a limit is refused at its first step.
@@ -388,7 +414,7 @@ def _observer(observe: Any, calls: int, keep: bool, many: bool) -> Callable[[Any
     return lambda state: (state, forget(state))
 
 
-@functools.lru_cache(maxsize=16)
+@cached
 def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
     """Observation with the state beside it; one function for one, so that it is compiled once."""
     return lambda state: (state, observe(state))

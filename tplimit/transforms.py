@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.algebra import ZERO_SIGMAS, significant
+from tplimit.cache import cached
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     DIVERGENCE_ADVICE,
@@ -26,9 +27,6 @@ from tplimit.evaluation import Evaluator
 from tplimit.leaves import LimitValue
 from tplimit.values import Tensor
 from tplimit.widths import NEVER, Exponent, Exponents
-
-#: Functions whose compiled programs are kept for the next call.
-_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -129,17 +127,10 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
     return exponents.value if exponents.uniform else exponents.array
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def _shared(function: Callable[..., Any]) -> Evaluator:
-    return Evaluator(function)
-
-
+@cached
 def _evaluator(function: Callable[..., Any]) -> Evaluator:
-    """The evaluator of a function, with what it has compiled; the last few are kept."""
-    try:
-        return _shared(function)
-    except TypeError:  # not hashable
-        return Evaluator(function)
+    """The evaluator of a function, with what it has compiled."""
+    return Evaluator(function)
 
 
 def _transformed(function: Callable[..., Any], convert: Callable[[LimitValue], Any]) -> Any:
