@@ -214,7 +214,9 @@ def test_no_device_draws_or_trains_all_particles(monkeypatch):
     size = 4096 + 8  # no other axis has this length
     mesh = sharding.for_particles(MESH, size)
     law = sampling.law_of(tp.inf, "random", None)
-    draw = sampling._sampler(tuple(THETA.values()), law, size, np.dtype(np.float32), mesh)
+    draw = sampling._sampler(
+        tuple(THETA.values()), sampling.Draw(law, size, np.dtype(np.float32), mesh)
+    )
     sampled = draw.lower(jax.random.key(0)).compile().as_text()
     assert long_arrays(sampled, size // 8) and not long_arrays(sampled, size)
 

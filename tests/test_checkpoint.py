@@ -172,7 +172,7 @@ def test_a_finished_run_returns_at_once(tmp_path):
 
 
 def test_parts_of_several_replicates(tmp_path, mortal, monkeypatch):
-    monkeypatch.setattr("tplimit.training._CHUNK_BYTES", 5000)
+    monkeypatch.setattr("tplimit.networks._CHUNK_BYTES", 5000)
     whole = run(8, replicates=3)
     mortal(6)
     with pytest.raises(Killed):

@@ -22,6 +22,7 @@ from oracles import golden, integrable, statistics
 
 import tplimit as tp
 from tplimit.gaussian import deferred
+from tplimit.transforms import raw, to_leading
 
 N = tp.Width("n")
 Array = np.ndarray
@@ -178,11 +179,12 @@ def test_integrable_network_decays_like_one_over_n(ip_runs: list[list[tp.Leading
     assert np.all(stated < 60 * spread)
 
 
-def test_integrable_network_at_initialisation_is_not_a_number_times_a_power() -> None:
-    """`f_0` is of order n^-3/2 with a mean that vanishes: refused, whatever the exponent."""
+def test_integrable_network_at_initialisation_is_not_a_number_times_1_over_n() -> None:
+    """The mean of `n f_0` vanishes: refused with one term, and of order n^-3/2 with two."""
     state = tp.sample(IP_THETA, jax.random.key(0), width=tp.inf, samples=2**13)
     with pytest.raises(tp.CancellationError, match="leading"):
-        tp.leading(IP.predict)(state, golden.POINTS)
+        to_leading(raw(IP.predict)(state, golden.POINTS))
+    assert tp.leading(IP.predict)(state, golden.POINTS).exponent == Fraction(-3, 2)
 
 
 @pytest.mark.slow

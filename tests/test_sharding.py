@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import several_processes
 
-from tplimit import training
+from tplimit import progress
 
 HERE = Path(__file__).parent
 
@@ -122,6 +122,6 @@ def test_only_the_first_process_shows_a_bar(process: int, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    with training._bar(2, "n = 8", True) as advance:
+    with progress.bar(2, "n = 8", True) as advance:
         advance("training")
     assert ("n = 8" in terminal.getvalue()) == (process == 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tplimit as tp
-from tplimit import training
+from tplimit import networks
 
 N = tp.Width("n")
 THETA = {"u": tp.normal((2, N)), "v": tp.normal((N,))}
@@ -95,7 +95,7 @@ def test_deterministic_in_the_key(key):
 
 def test_chunks_change_nothing(key, monkeypatch):
     together = run(key, replicates=5)
-    monkeypatch.setattr(training, "_CHUNK_BYTES", 2 * 4 * 4 * 3 * 8)  # two networks of 96 bytes
+    monkeypatch.setattr(networks, "_CHUNK_BYTES", 2 * 4 * 4 * 3 * 8)  # two networks of 96 bytes
     apart = run(key, replicates=5)
     np.testing.assert_allclose(
         together.replicates.outputs["loss"], apart.replicates.outputs["loss"], rtol=1e-5

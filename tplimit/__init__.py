@@ -19,7 +19,7 @@ from tplimit.parameters import full, normal, rademacher, uniform
 from tplimit.sampling import Deferred, inf, sample
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
-from tplimit.transforms import Leading, leading, limit
+from tplimit.transforms import Leading, Series, leading, limit, series
 from tplimit.widths import Scale, Width
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __all__ = [
     "NoLimitError",
     "Parameterization",
     "Scale",
+    "Series",
     "Trajectory",
     "UnsupportedOperationError",
     "Width",
@@ -52,6 +53,7 @@ __all__ = [
     "parameterizations",
     "rademacher",
     "sample",
+    "series",
     "train",
     "uniform",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import CancellationError, LimitWarning, NoLimitError
+from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
 from tplimit.interpret import Context
 from tplimit.values import Tensor, demoted, tensor
 from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
@@ -23,7 +23,8 @@ SYMMETRIC_SHARE = 1e-5
 
 RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
-    "The next term of the expansion in the width decides, which this version does not compute."
+    "Further terms of the expansion in the width decide. Keep more of them: "
+    "tp.sample(..., terms=3) or tp.train(..., terms=3)."
 )
 
 #: A term that only leads above this width does not lead in any network.
@@ -42,7 +43,7 @@ def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
     return (axes.pop() if axes else None), space
 
 
-def _total(*noises: Any) -> Any:
+def combined_noise(*noises: Any) -> Any:
     """Error of a sum of terms whose errors have different sources."""
     known = [noise for noise in noises if noise is not None]
     return functools.reduce(jnp.hypot, known) if known else None
@@ -94,7 +95,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
-    noise = _total(aligned_noise(a, exponents), aligned_noise(b, exponents))
+    noise = combined_noise(aligned_noise(a, exponents), aligned_noise(b, exponents))
     if noise is not None:
         noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
     return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
@@ -144,7 +145,7 @@ def product_noise(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> 
     """First-order standard error of a bilinear function (an upper bound)."""
     first = None if a.noise is None else bilinear(a.noise, jnp.abs(b.coefficient))
     second = None if b.noise is None else bilinear(jnp.abs(a.coefficient), b.noise)
-    return _total(first, second)
+    return combined_noise(first, second)
 
 
 def pointwise_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
@@ -210,6 +211,16 @@ def decided(value: Tensor) -> jax.Array:
     return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.noise > 0))
 
 
+def undecided(ctx: Context, what: str) -> LimitError:
+    """The error of a choice that hangs on a coefficient that vanishes."""
+    return ctx.error(
+        f"{what} is decided by terms that vanish: the leading coefficients are equal within the "
+        "sampling error.",
+        CancellationError,
+        NEXT_TERM,
+    )
+
+
 def decisive(value: Tensor) -> float:
     """Standard errors above which a value may decide something: many for one that grows."""
     return ZERO_SIGMAS if value.exponents.max() > 0 else ORDINARY_SIGMAS
@@ -250,16 +261,17 @@ def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def taylor(fn: Callable[[Any], Any], dtype: Any = jnp.float32) -> tuple[float, ...]:
     """Taylor coefficients of ``fn`` at 0, order 0 to ``_TAYLOR_ORDER``, in the given precision."""
-    coefficients, derivative, factorial = [], fn, 1.0
+    coefficients, derived, factorial = [], fn, 1.0
     with jax.ensure_compile_time_eval():
         for order in range(_TAYLOR_ORDER + 1):
             factorial *= max(order, 1)
-            coefficients.append(float(derivative(jnp.asarray(0.0, dtype))) / factorial)
-            derivative = _derivative(derivative)
+            coefficients.append(float(derived(jnp.asarray(0.0, dtype))) / factorial)
+            derived = derivative(derived)
     return tuple(coefficients)
 
 
-def _derivative(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def derivative(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The derivative of a function that acts entry by entry."""
     return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
 
 
@@ -341,14 +353,18 @@ def _at_level(
 def _saturated(
     ctx: Context, value: Tensor, name: str, saturation: tuple[float, float] | None, level: Exponent
 ) -> Tensor:
+    error = ctx.error(
+        f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
+    )
     if saturation is None:
-        error = ctx.error(
-            f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
-        )
         return ctx.refuse_later(value, error, significant(value))
     known(ctx, value, name)
     signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
     low, high = saturation
+    if not np.isfinite(high):
+        grows = jnp.asarray(value.coefficient) > 0
+        mask = value.exponents.mask(level) if not value.exponents.uniform else True
+        ctx.check(~jnp.any(grows & mask), error)
     dtype = value.dtype
     out = jnp.where(value.coefficient > 0, jnp.asarray(high, dtype), jnp.asarray(low, dtype))
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None

@@ -29,6 +29,7 @@ class Bank:
         anchors: orthonormal rows ``(k, M)``, one array per entry of ``anchor_spaces``.
         directions: Sobol' direction numbers for all rows that the stores have room for.
         orders: a random order of the points, one per length in ``lengths``.
+        key: names the multipliers of central-limit terms, or None.
         store_spaces: (row space, column space) of each store.
         anchor_spaces: space of each array of anchors.
         classes: pairs (space, space it was combined with), a forest with roots the classes.
@@ -36,6 +37,8 @@ class Bank:
         initial: Sobol' coordinates that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
+        terms: terms of the expansion in the width that are kept of every value.
+        fluctuating: whether sums over a width have their central-limit term.
         mesh: devices that share the particles, or None.
     """
 
@@ -43,6 +46,7 @@ class Bank:
     anchors: tuple[jax.Array, ...] = ()
     directions: jax.Array | None = None
     orders: tuple[jax.Array, ...] = ()
+    key: jax.Array | None = None
     store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
     anchor_spaces: tuple[int, ...] = field(default=(), metadata=STATIC)
     classes: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
@@ -51,6 +55,8 @@ class Bank:
     spaces: int = field(default=0, metadata=STATIC)
     n: int = field(default=1, metadata=STATIC)
     law: Law = field(default=Law(False, 0.0), metadata=STATIC)
+    terms: int = field(default=1, metadata=STATIC)
+    fluctuating: bool = field(default=True, metadata=STATIC)
     mesh: Mesh | None = field(default=None, metadata=STATIC)
 
     @property
@@ -74,6 +80,14 @@ class Bank:
         digits = sobol.digits(max(self.lengths))
         return replace(bank, directions=jnp.asarray(sobol.directions(needed, digits)))
 
+    def of_terms(self, terms: int) -> "Bank":
+        """The same with more terms kept of every value; only before anything is revealed."""
+        stores = tuple(
+            replace(s, gamma=jnp.zeros_like(s.overlap)) if s.gamma is None else s
+            for s in self.stores
+        )
+        return replace(self, stores=stores, terms=terms)
+
     def source(self, index: int, transposed: bool) -> Source:
         """The noise of the output axis of a view.
 
@@ -88,6 +102,17 @@ class Bank:
         points = sobol.Points(self.directions[:, : sobol.digits(size)], order)
         first = self.initial + 2 * index + transposed
         return Source(view.key_Y, points, first, 2 * len(self.stores))
+
+    def multipliers(self, space: int, size: int) -> jax.Array:
+        """One standard normal per coordinate of a space, of zero sum.
+
+        The central-limit term of ``sum(a)`` over the width is ``sqrt(n) M^-1/2 sum(multiplier a)``,
+        with the same multipliers for all sums over the space: so all are jointly right.
+        """
+        assert self.key is not None
+        drawn = jax.random.normal(jax.random.fold_in(self.key, space), (size,))
+        drawn = drawn - jnp.mean(drawn)
+        return drawn / jnp.sqrt(jnp.mean(drawn * drawn))
 
     def noise_rows(
         self, index: int, transposed: bool, classes: Mapping[int, int]

@@ -21,10 +21,11 @@ from tplimit.errors import Location
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter
+from tplimit.parity import Parity
 from tplimit.sampling import Deferred
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
-from tplimit.values import Core, Gaussian, LowRank, Matrices, Matrix, Tensor, Term
+from tplimit.values import Core, Gaussian, LowRank, Matrices, Matrix, Rare, Tensor, Term
 from tplimit.widths import Exponents, Scale, Size, Width
 
 __all__ = ["OtherFields", "decode", "encode"]
@@ -33,7 +34,8 @@ _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Aval, Bank, Core, Deferred, Exponents, Gaussian, Law, LimitValue, Location, LowRank,
-        Matrices, Matrix, Parameter, Records, Revealed, Scale, Size, Store, Tensor, Term, Width,
+        Matrices, Matrix, Parameter, Parity, Rare, Records, Revealed, Scale, Size, Store, Tensor,
+        Term, Width,
     )
 }  # fmt: skip
 _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -84,6 +86,8 @@ class _Encoder:
             return ["dict", [[self.code(key), self.code(entry)] for key, entry in value.items()]]
         if kind in (list, tuple):
             return [kind.__name__, [self.code(entry) for entry in value]]
+        if kind is frozenset:
+            return ["set", [self.code(entry) for entry in sorted(value)]]
         if id(value) not in self._seen:
             shared = self._shared(value)
             self._seen[id(value)] = len(self.table), value
@@ -185,6 +189,9 @@ class _Decoder:
 
     def read_tuple(self, entries: list[Any]) -> tuple[Any, ...]:
         return tuple(self.value(entry) for entry in entries)
+
+    def read_set(self, entries: list[Any]) -> frozenset[Any]:
+        return frozenset(self.value(entry) for entry in entries)
 
     def read_class(self, content: Any) -> Any:
         name, codes = content

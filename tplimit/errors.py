@@ -91,8 +91,8 @@ OPAQUE_ADVICE = (
 )
 CANCELLATION_ADVICE = (
     "The leading coefficient vanishes (for instance because a readout is symmetric and "
-    "independent of the features, as in the NTK parameterization), so the next term of the "
-    "expansion in the width decides, which this version does not compute."
+    "independent of the features, as in the NTK parameterization), so further terms of the "
+    "expansion in the width decide. Keep more of them: tp.sample(..., terms=3)."
 )
 DIVERGENCE_ADVICE = (
     "The parameterization is unstable here: rescale the initialisation or the learning rate with "

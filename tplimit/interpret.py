@@ -25,9 +25,10 @@ from tplimit.errors import (
     WidthError,
 )  # fmt: skip
 from tplimit.gaussian import deferred
+from tplimit.parity import EVEN
 from tplimit.plain import continuous, evaluated
 from tplimit.trace import Constant, Equation, Operand, Program, Slot
-from tplimit.values import Tensor, Value, tensor
+from tplimit.values import Tensor, Value, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Size
 
 Rule = Callable[..., Any]
@@ -43,6 +44,8 @@ class Rules:
 
     rules: dict[Primitive, Rule] = field(default_factory=dict)
     refused: dict[Primitive, str] = field(default_factory=dict)
+    #: From the rule of a primitive for values of one term to that for values of several.
+    lifted: Callable[[Primitive, Rule], Rule] = lambda primitive, rule: rule
 
     def __call__(self, *primitives: Primitive | None) -> Callable[[Rule], Rule]:
         """Decorator that enters a rule of ``primitives`` (None stands for one this JAX lacks)."""
@@ -67,7 +70,7 @@ class Rules:
             raise ValueError(f"There is already a rule for {primitive.name}.")
 
     def copy(self) -> "Rules":
-        return Rules(dict(self.rules), dict(self.refused))
+        return Rules(dict(self.rules), dict(self.refused), self.lifted)
 
     def describe(self) -> str:
         """A Markdown table of the supported and the refused operations."""
@@ -137,6 +140,8 @@ class Context:
         self._memory: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
         self.items: dict[int, tuple[Any, list[Value]]] = {}
+        #: What is known of values beyond their terms, by identity (see ``rules/lifted.py``).
+        self.notes: dict[int, tuple[Any, Any]] = {}
 
     # Sizes and scales -----------------------------------------------------------------------
 
@@ -144,6 +149,16 @@ class Context:
     def exact(self) -> bool:
         """Whether the widths are true, finite ones (a deferred network), not a limit."""
         return self.bank is not None and self.bank.law.exact
+
+    @property
+    def terms(self) -> int:
+        """Terms of the expansion in the width that are kept of every value."""
+        return 1 if self.bank is None else self.bank.terms
+
+    @property
+    def root_n(self) -> float:
+        """Square root of the number of particles per common width."""
+        return 1.0 if self.bank is None else float(self.bank.n) ** 0.5
 
     def size(self, dim: int | Size) -> int:
         """Length of an axis in the arrays at hand."""
@@ -213,10 +228,19 @@ class Context:
         return self._rows[key][1]
 
     def query(
-        self, index: int, transposed: bool, rows: Any, cores: Sequence[Any] = ()
-    ) -> tuple[Any, list[Any]]:
-        """``G x / sqrt(n_in)`` (or transposed) for rows ``(B, n_in)``, and the products with cores
-        in the bases of ``G``; reveals and remembers."""
+        self,
+        index: int,
+        transposed: bool,
+        rows: Any,
+        cores: Sequence[Any] = (),
+        unmet: np.ndarray | None = None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Images of rows ``(B, n_in)`` under ``G / sqrt(n_in)`` (or transposed) and under cores in
+        the bases of ``G``; reveals and remembers.
+
+        Returns: the images, that of ``G`` first, and with several terms their changes at finite
+        width, over ``n^(-1/2)``.
+        """
         assert self.bank is not None
         view = self.bank.view(index, transposed)
         rows = rows.astype(view.X.dtype)
@@ -225,16 +249,41 @@ class Context:
         self.revealed[side] = self.revealed.get(side, 0) + count
         if self.dry or not count:
             coordinates = jnp.zeros((count, view.capacity), rows.dtype)
-            image = jnp.zeros((count, view.Y.shape[1]), rows.dtype)
-            updates = [image for _ in cores]
+            images = [jnp.zeros((count, view.Y.shape[1]), rows.dtype)] * (1 + len(cores))
+            changes = images if self.terms > 1 else []
         else:
             earlier = [] if self.exact else self.bank.noise_rows(index, transposed, self._roots())
-            source = self.bank.source(index, transposed)
-            answer = deferred.query(view, rows, self.bank.law, earlier, source=source, cores=cores)
+            answer = deferred.query(
+                view, rows, self.bank.law, earlier,
+                source=self.bank.source(index, transposed), cores=cores,
+                multipliers=self._multipliers(index, transposed),
+                unmet=None if unmet is None else jnp.asarray(unmet),
+            )  # fmt: skip
             self.bank = self.bank.with_view(index, transposed, answer.store)
-            image, updates, coordinates = answer.image, answer.updates, answer.coordinates
+            images, changes = [answer.image, *answer.updates], answer.fluctuations
+            coordinates = answer.coordinates
         self.remember(index, transposed, rows, coordinates)
-        return image, updates
+        return images, changes
+
+    def _multipliers(self, index: int, transposed: bool) -> deferred.Multipliers | None:
+        if self.terms == 1 or self.bank is None:
+            return None
+        out, into = self.bank.store_spaces[index]
+        if transposed:
+            out, into = into, out
+        view = self.bank.view(index, transposed)
+        return deferred.Multipliers(
+            self.multipliers(into, view.X.shape[1]), self.multipliers(out, view.Y.shape[1]),
+            self.bank.n,
+        )  # fmt: skip
+
+    def multipliers(self, space: int, size: int) -> Any:
+        """Weights of the coordinates of a space in central-limit terms (0 where these are left
+        out)."""
+        assert self.bank is not None
+        if not self.bank.fluctuating:
+            return jnp.zeros(size)
+        return self.bank.multipliers(self.find(space), size)
 
     def closed(self) -> Bank | None:
         """The bank as it leaves the call, knowing which spaces have been combined."""
@@ -346,7 +395,7 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
         exponents = exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     if len(axes) == 1:
         array = np.broadcast_to(array, ctx.shape(aval.shape))
-        return tensor(array, exponents, remainder, axes[0])
+        return with_parity(tensor(array, exponents, remainder, axes[0]), EVEN)
     if len(axes) > 1:
         raise WidthError("A constant array with two width axes is not supported.")
     return tensor(array, exponents, remainder)
@@ -379,6 +428,8 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     rule = ctx.rules.rules.get(primitive)
     if rule is None:
         return _without_rule(ctx, equation, values)
+    if ctx.terms > 1:
+        rule = ctx.rules.lifted(primitive, rule)
     try:
         outputs = rule(ctx, *values, **equation.params)
     except WidthError as error:

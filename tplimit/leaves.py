@@ -170,6 +170,32 @@ def revealed_directions(tree: Any) -> tuple[int, ...]:
     return ()
 
 
+def with_terms(tree: Any, terms: int) -> Any | None:
+    """The same limit values with more terms kept from now on.
+
+    None where that is no longer possible: at finite width, with as many terms already, or when
+    random matrices have been revealed without the changes that further terms need.
+    """
+    banks: dict[int, Revealed] = {}
+    leaves, structure = jax.tree.flatten(tree)
+    for leaf in leaves:
+        own = leaf._revealed if isinstance(leaf, LimitValue) else None
+        if own is None or id(own) in banks:
+            continue
+        if own.bank.law.exact or own.bank.terms >= terms or own.used:
+            return None
+        banks[id(own)] = Revealed(own.bank.of_terms(terms), Lineage())
+    if not banks:
+        return None
+
+    def more(leaf: Any) -> Any:
+        if not isinstance(leaf, LimitValue) or leaf._revealed is None:
+            return leaf
+        return LimitValue(leaf._value, leaf._aval, banks[id(leaf._revealed)], leaf._origin)
+
+    return jax.tree.unflatten(structure, [more(leaf) for leaf in leaves])
+
+
 def replicate(tree: Any, index: int) -> Any:
     """One of the replicates in a tree of limit values that have an axis of them."""
     banks: dict[int, Revealed] = {}
@@ -209,9 +235,11 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
         values = [leaf._value if isinstance(leaf, LimitValue) else _plain(leaf) for leaf in leaves]
         return tips[0], values
     _refuse_equal_keys(tips)
-    laws = {(tip.bank.n, tip.bank.law) for tip in tips}
+    laws = {(b.n, b.law, b.terms, b.fluctuating) for b in (tip.bank for tip in tips)}
     if len(laws) > 1:
-        raise LimitError("Values sampled at different widths, samples or noise are combined.")
+        raise LimitError(
+            "Values sampled at different widths, samples, noise or numbers of terms are combined."
+        )
     if len({tip.bank.mesh for tip in tips}) > 1:
         raise LimitError("Values on different meshes of devices are combined.")
     bank, shifts = merged([tip.bank for tip in tips])
@@ -269,7 +297,11 @@ def _tips(found: list[Revealed]) -> list[Revealed]:
 def _shifted(value: Value, stores: int, spaces: int) -> Value:
     if isinstance(value, Tensor):
         space = None if value.space is None else value.space + spaces
-        return Tensor(value.terms, value.remainder, value.axis, space, value.noise, value.zeros)
+        terms = tuple(
+            replace(term, parity=term.parity.renamed(lambda label: label + spaces))
+            for term in value.terms
+        )
+        return Tensor(terms, value.remainder, value.axis, space, value.rare)
 
     def shift(matrix: Matrix) -> Matrix:
         def label(space: int | None) -> int | None:

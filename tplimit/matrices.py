@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra
-from tplimit.gaussian import noise
-from tplimit.gaussian.deferred import core_product
+from tplimit import algebra, expansion
 from tplimit.interpret import Context
+from tplimit.parity import EVEN
 from tplimit.values import (
     Core,
     Gaussian,
     LowRank,
     Matrices,
     Matrix,
+    Rare,
     Tensor,
     Value,
     at,
@@ -24,7 +24,7 @@ from tplimit.values import (
     map_items,
     tensor,
 )  # fmt: skip
-from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
+from tplimit.widths import NEVER, NONE, Exponent, Exponents, Size
 
 
 def unsupported(ctx: Context, what: str) -> NoReturn:
@@ -46,7 +46,7 @@ def constant(ctx: Context, rows: Size, columns: Size, value: Tensor) -> Matrix:
     dtype = jnp.result_type(float) if value.dtype.kind != "f" else value.dtype
     left = jnp.ones((1, ctx.size(rows)), dtype)
     right = jnp.ones((1, ctx.size(columns)), dtype)
-    return Matrix(rows, columns, None, None, low_rank=(LowRank(left, right, value),))
+    return Matrix(rows, columns, None, None, low_rank=(LowRank(left, right, value, EVEN, EVEN),))
 
 
 def add(ctx: Context, a: Value, b: Value) -> Matrices:
@@ -78,33 +78,41 @@ def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     column_space = ctx.unify(a.column_space, b.column_space)
     gaussians = _merged_gaussians(ctx, [*a.gaussians, *b.gaussians])
     remainder = max(a.remainder, b.remainder)
-    cores, lost = _leading([*a.cores, *b.cores], [*a.low_rank, *b.low_rank])
-    low_rank = tuple(part for part in [*a.low_rank, *b.low_rank] if _level(part) not in lost)
+    cores, lost = _leading(ctx, [*a.cores, *b.cores], [*a.low_rank, *b.low_rank])
+    low_rank = tuple(part for part in [*a.low_rank, *b.low_rank] if level_of(part) not in lost)
     remainder = max([remainder, *lost])
     for part in [*a.low_rank, *b.low_rank]:
         remainder = max(remainder, part.scale.remainder.max())
-    return Matrix(a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder)
+    return Matrix(
+        a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder,
+        joined(a.rare_rows, b.rare_rows), joined(a.rare_columns, b.rare_columns),
+    )  # fmt: skip
 
 
-def _level(part: LowRank) -> Exponent:
+def joined(a: Rare | None, b: Rare | None) -> Rare | None:
+    """What is unknown of a sum."""
+    return b if a is None else a | b
+
+
+def level_of(part: LowRank) -> Exponent:
     return part.scale.exponents.max()
 
 
 def _leading(
-    cores: Sequence[Core], low: Sequence[LowRank]
+    ctx: Context, cores: Sequence[Core], low: Sequence[LowRank]
 ) -> tuple[tuple[Core, ...], set[Exponent]]:
-    """Cores summed by store; of parts of different order only the largest is kept."""
-    levels = {core.exponent for core in cores} | {_level(part) for part in low}
+    """Cores summed by store and order; of parts of different order only the largest are kept."""
+    levels = {core.exponent for core in cores} | {level_of(part) for part in low}
     levels.discard(NEVER)
-    top = max(levels, default=NEVER)
-    summed: dict[tuple[int, bool], Core] = {}
+    kept = set(sorted(levels, reverse=True)[: ctx.terms])
+    summed: dict[tuple[int, bool, Exponent], Core] = {}
     for core in cores:
-        if core.exponent != top:
+        if core.exponent not in kept:
             continue
-        key = (core.store, core.transposed)
+        key = (core.store, core.transposed, core.exponent)
         found = summed.get(key)
         summed[key] = core if found is None else replace(found, core=found.core + core.core)
-    return tuple(summed.values()), levels - {top}
+    return tuple(summed.values()), levels - kept
 
 
 def _merged_gaussians(ctx: Context, parts: Sequence[Gaussian]) -> tuple[Gaussian, ...]:
@@ -151,6 +159,8 @@ def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
     return Matrix(
         matrix.rows, matrix.columns, matrix.row_space, matrix.column_space,
         gaussians, cores, low_rank, remainder,
+        None if matrix.rare_rows is None else matrix.rare_rows + level,
+        None if matrix.rare_columns is None else matrix.rare_columns + level,
     )  # fmt: skip
 
 
@@ -204,8 +214,8 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
             columns = (x.columns[:, None] * y.columns[None]).reshape(-1, x.columns.shape[1])
             parts.append(LowRank(rows, columns, algebra.multiply(ctx, x.scale, y.scale)))
     lost = [a.remainder + b.remainder]
-    lost += [a.remainder + _level(y) for y in b.low_rank]
-    lost += [b.remainder + _level(x) for x in a.low_rank]
+    lost += [a.remainder + level_of(y) for y in b.low_rank]
+    lost += [b.remainder + level_of(x) for x in a.low_rank]
     out = zero(a.rows, a.columns)
     for part in parts:
         out = sum_of(ctx, out, replace(zero(a.rows, a.columns), low_rank=(part,)))
@@ -243,91 +253,6 @@ def select(ctx: Context, which: Tensor, cases: Sequence[Value]) -> Matrices:
     return total
 
 
-def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
-    """``A x`` over the columns of ``A``: rows ``(k, M)``, with the exponents of the finite axes.
-
-    A Gaussian part is a query of its store (``Z-hat + Z-dot``, Yang, TP III, definition of
-    NetsorT moments); a low-rank part is an average over the width times its rows.
-    """
-    ctx.unify(matrix.column_space, x.space)
-    rows = ctx.rows(x)
-    exponents, remainder = _row_exponents(x.exponents, x), _row_exponents(x.remainder, x)
-    parts: list[Tensor] = []
-    unknown: list[Exponents] = []
-    images: dict[int, Any] = {}  # of cores, by identity
-    for part in matrix.gaussians:
-        home = [c for c in matrix.cores if (c.store, c.transposed) == (part.store, part.transposed)]
-        kernels = [core.core.T if core.transposed else core.core for core in home]
-        root, half = ctx.scale(float(size.ratio) ** 0.5, HALF)
-        image, updates = ctx.query(part.store, part.transposed, rows, kernels)
-        images |= {id(core): update for core, update in zip(home, updates, strict=True)}
-        rest = _clt(ctx, exponents + half, remainder + half)
-        parts.append(
-            algebra.multiply(ctx, tensor(root * image, exponents + half, rest, 1), part.scale)
-        )
-    factor, gain = algebra.width_factor(ctx, size)
-    for core in matrix.cores:
-        found = images.get(id(core))
-        image = factor * (_apply_core(ctx, core, rows) if found is None else found)
-        lift = core.exponent + gain
-        rest = _clt(ctx, exponents + lift, remainder + lift)
-        parts.append(tensor(image, exponents + lift, rest, 1, matrix.row_space))
-    for low in matrix.low_rank:
-        image = factor * (noise.inner(rows, low.columns) @ low.rows)
-        image = image * low.scale.coefficient
-        top = low.scale.exponents.max() + gain
-        lost = low.scale.remainder.max() + gain
-        rest = _clt(ctx, exponents + top, (remainder + top).maximum(exponents + lost))
-        parts.append(tensor(image, exponents + top, rest, 1, matrix.row_space))
-    if matrix.remainder != NEVER:
-        lift = matrix.remainder + gain
-        unknown.append((exponents + lift).maximum(remainder + lift))
-    if not parts:
-        shape = (rows.shape[0], ctx.size(matrix.rows))
-        parts.append(tensor(np.zeros(shape, rows.dtype), NONE, NONE, 1, matrix.row_space))
-    total = parts[0]
-    for part_value in parts[1:]:
-        total = algebra.add(ctx, total, part_value)
-    rest = total.remainder.maximum(*unknown)
-    error = _image_noise(ctx, x, total.coefficient)
-    return tensor(total.coefficient, total.exponents, rest, 1, matrix.row_space, error)
-
-
-def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
-    """Standard error of an image from that of the vector: the same share of each row.
-
-    A matrix acts on a row as a whole, so only the size of the error counts, not its place.
-    """
-    if x.noise is None:
-        return None
-    errors = ctx.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
-    rows = ctx.rows(x)
-    size = jnp.mean(rows * rows, axis=1, keepdims=True)
-    share = jnp.sqrt(
-        jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
-    )
-    return share * jnp.abs(image)
-
-
-def _clt(ctx: Context, exponents: Exponents, remainder: Exponents) -> Exponents:
-    """Remainder of a width average: what was unknown, and the fluctuation at half an order less."""
-    return remainder if ctx.exact else remainder.maximum(exponents + -HALF)
-
-
-def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
-    if exponents.uniform:
-        return exponents
-    assert x.axis is not None
-    return Exponents(np.moveaxis(exponents.array, x.axis, -1).reshape(-1, 1))
-
-
-def _apply_core(ctx: Context, core: Core, rows: Any) -> Any:
-    assert ctx.bank is not None
-    view = ctx.bank.view(core.store, core.transposed)
-    kernel = core.core.T if core.transposed else core.core
-    return core_product(kernel, view, rows, ctx.recall(core.store, core.transposed, rows))
-
-
 def absorbed(ctx: Context, value: Matrices) -> Matrices:
     """The same matrices with low-rank parts written as cores, so that their size stays bounded."""
     return value.map(lambda matrix: _absorb(ctx, matrix))
@@ -345,14 +270,14 @@ def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
         right = ctx.coordinates(store, transposed, part.columns)
         kernel = (left.T @ right) * part.scale.coefficient
         kernel = kernel.T if transposed else kernel
-        cores.append(Core(kernel, _level(part), store, transposed))
+        cores.append(Core(kernel, level_of(part), store, transposed))
     if not matrix.low_rank:
         return matrix
-    summed, lost = _leading(cores, kept)
+    summed, lost = _leading(ctx, cores, kept)
     remainder = max([matrix.remainder, *lost])
     for part in matrix.low_rank:
         remainder = max(remainder, part.scale.remainder.max())
-    kept = [part for part in kept if _level(part) not in lost]
+    kept = [part for part in kept if level_of(part) not in lost]
     return replace(matrix, cores=summed, low_rank=tuple(kept), remainder=remainder)
 
 
@@ -375,50 +300,43 @@ def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | Non
 
 def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
     """``sum_k a_k (x) b_k`` of two vectors with ``rank`` rows each: a low-rank matrix."""
-    a, b = demoted(a), demoted(b)
+    if ctx.terms == 1:
+        return _outer(ctx, demoted(a), demoted(b), rows, columns, rank)
+    total = zero(rows, columns)
+    for x in expansion.pieces(a):
+        for y in expansion.pieces(b):
+            total = sum_of(ctx, total, _outer(ctx, x, y, rows, columns, rank))
+    return replace(
+        total,
+        rare_rows=None if a.rare is None else a.rare + expansion.bound_of(b),
+        rare_columns=None if b.rare is None else b.rare + expansion.bound_of(a),
+    )
+
+
+def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
     if a.vanishes or b.vanishes:
         return zero(rows, columns)
-    level = a.exponents.value + b.exponents.value
     _, rest = algebra.product_exponents(a, b)
+    level = a.exponents.max() + b.exponents.max()
+    if level == NEVER:
+        return replace(zero(rows, columns), remainder=rest.max())
     dtype = jnp.result_type(a.coefficient, b.coefficient)
     one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()))
     left, right = ctx.rows(a), ctx.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
-    return Matrix(rows, columns, a.space, b.space, low_rank=(LowRank(left, right, one),))
-
-
-def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
-    """``A B``, one of the two being of low rank."""
-    ctx.unify(a.column_space, b.row_space)
-    if b.gaussians or b.cores:
-        if a.gaussians or a.cores:
-            ctx.fail(
-                "The product of two Gaussian matrices is not formed.",
-                advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
-            )
-        return product(ctx, b.T, a.T, inner_size).T
-    parts, remainder = [], a.remainder + b.remainder + 1
-    for low in b.low_rank:
-        x = tensor(low.rows, low.scale.exponents, low.scale.remainder, 1, b.row_space)
-        image = apply(ctx, a, x, inner_size)
-        image = demoted(image)
-        one = tensor(low.scale.coefficient, image.exponents, image.remainder)
-        parts.append(LowRank(image.coefficient, low.columns, one))
     return Matrix(
-        a.rows, b.columns, a.row_space, b.column_space, low_rank=tuple(parts), remainder=remainder
+        rows, columns, a.space, b.space, low_rank=(LowRank(left, right, one, a.parity, b.parity),)
     )
 
 
 __all__ = [
     "absorbed",
     "add",
-    "apply",
     "constant",
     "crossed",
     "multiply",
     "outer",
-    "product",
     "scale",
     "scaled",
     "select",

@@ -21,7 +21,7 @@ Bind = Callable[..., Any]
 
 def is_plain(value: Value) -> bool:
     """Whether it is an ordinary finite array: exact, of order 1, free of sampling error."""
-    if not isinstance(value, Tensor) or not value.finite or not value.exact:
+    if not isinstance(value, Tensor) or not value.finite or not value.exact or value.terms[1:]:
         return False
     return value.noise is None and all(e in (0, NEVER) for e in value.exponents.levels())
 

@@ -11,14 +11,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tplimit import matrices, sharding
+from tplimit import expansion, matrices, sharding
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, WidthError
 from tplimit.gaussian import deferred, noise, sobol
@@ -26,9 +26,10 @@ from tplimit.gaussian.deferred import Law
 from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter, is_parameter
+from tplimit.parity import EVEN, Parity
 from tplimit.trace import Aval
-from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor
-from tplimit.widths import NEVER, Dim, Exponents, Scale, Size, Width, as_scale
+from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor, with_parity
+from tplimit.widths import NEVER, NONE, Dim, Exponents, Scale, Size, Width, as_scale
 
 #: The infinite width.
 inf = math.inf
@@ -63,6 +64,8 @@ def sample(
     noise: str = "sobol",
     rank_tolerance: float | None = None,
     mesh: Mesh | None = None,
+    terms: int = 1,
+    init_output: str = "sample",
 ) -> Any:
     """Parameters at a width.
 
@@ -77,13 +80,20 @@ def sample(
             random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
             0 stands for round-off.
         mesh: devices that share the particles, a ``jax.sharding.Mesh`` (limit values only).
+        terms: how many terms of the expansion in the width are kept of every value at ``tp.inf``.
+            With 1 a program whose leading terms vanish, such as one in a kernel regime, gives a
+            ``CancellationError``; 2 or 3 evaluate it, at several times the cost.
+        init_output: with several terms, ``"sample"`` draws the central-limit terms of sums over a
+            width, so that the initial function is one random function, or ``"zero"`` leaves them
+            out, so that it is 0.
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 
     Raises:
         WidthError: undeclared ratios, sizes that are no whole numbers, or particles that cannot be
             divided evenly among the devices.
-        LimitError: an unknown kind of noise, or a rank tolerance outside of [0, 1).
+        LimitError: an unknown kind of noise or initial output, a rank tolerance outside of [0, 1),
+            or less than one term.
 
     Warns:
         LimitWarning: Sobol' noise with ``samples`` that are no power of two. It works; the points
@@ -102,7 +112,9 @@ def sample(
         n = _count(width, samples)
         _warn_of_balance(law, n)
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
-        sampled = _limit_values(leaves, key, law, n, mesh)
+        dtype = np.dtype(jnp.result_type(float))
+        draw = Draw(law, n, dtype, mesh, *_series(law, terms, init_output))
+        sampled = _limit_values(leaves, key, draw)
     else:
         sizes, key = _sizes(width, widths), jax.random.fold_in(key, _SALT)
         sampled = [
@@ -223,11 +235,31 @@ def _warn_of_balance(law: Law, n: int) -> None:
         )
 
 
-def _limit_values(
-    leaves: Sequence[Any], key: jax.Array, law: Law, n: int, mesh: Mesh | None
-) -> list[Any]:
+class Draw(NamedTuple):
+    """How limit values are drawn (see ``Bank``)."""
+
+    law: Law
+    n: int
+    dtype: np.dtype
+    mesh: Mesh | None = None
+    terms: int = 1
+    fluctuating: bool = True
+
+
+def _series(law: Law, terms: int, init_output: str) -> tuple[int, bool]:
+    if init_output not in ("sample", "zero"):
+        raise LimitError(
+            f"init_output={init_output!r} is not known.", advice="Use 'sample' or 'zero'."
+        )
+    if operator.index(terms) < 1:
+        raise LimitError(f"terms={terms} is no number of terms.", advice="Use 1, 2 or 3.")
+    # A network of finite width is what it is, without any expansion.
+    return (1 if law.exact else int(terms)), init_output == "sample"
+
+
+def _limit_values(leaves: Sequence[Any], key: jax.Array, how: Draw) -> list[Any]:
     declared = tuple(leaf if is_parameter(leaf) else None for leaf in leaves)
-    values, bank = _sampler(declared, law, n, np.dtype(jnp.result_type(float)), mesh)(key)
+    values, bank = _sampler(declared, how)(key)
     revealed = Revealed(bank, Lineage())
     return [
         leaf if parameter is None else LimitValue(value, _aval(parameter), revealed)
@@ -237,16 +269,16 @@ def _limit_values(
 
 @functools.lru_cache(maxsize=32)
 def _sampler(
-    declared: tuple[Parameter | None, ...], law: Law, n: int, dtype: np.dtype, mesh: Mesh | None
+    declared: tuple[Parameter | None, ...], how: Draw
 ) -> Callable[[jax.Array], tuple[list[Any], Bank]]:
     """The compiled draw of these parameters, kept for the next replicates."""
 
     def draw(key: jax.Array) -> tuple[list[Any], Bank]:
         # Apart from keys that callers split off the same key: split(key)[i] is fold_in(key, i).
         key = jax.random.fold_in(key, _SALT)
-        with noise.divided(mesh is not None):
-            values, bank = _Sampler(key, law, n, dtype).draw(declared)
-        return sharding.constrained(mesh, (values, replace(bank, mesh=mesh)))
+        with noise.divided(how.mesh is not None):
+            values, bank = _Sampler(key, how).draw(declared)
+        return sharding.constrained(how.mesh, (values, replace(bank, mesh=how.mesh)))
 
     def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
         return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
@@ -261,9 +293,10 @@ def _aval(parameter: Parameter) -> Aval:
 class _Sampler:
     """Draws limit values: vectors as particles, matrices as empty stores."""
 
-    def __init__(self, key: jax.Array, law: Law, n: int, dtype: np.dtype) -> None:
-        self.key, self.law, self.n, self.dtype = key, law, n, dtype
-        self.exact = law.exact
+    def __init__(self, key: jax.Array, how: Draw) -> None:
+        self.key, self.how = key, how
+        self.law, self.n, self.dtype = how.law, how.n, how.dtype
+        self.exact = self.law.exact
         self.stores: list[deferred.Store] = []
         self.store_spaces: list[tuple[int, int]] = []
         self.anchors: list[jax.Array] = []
@@ -271,7 +304,7 @@ class _Sampler:
         self.spaces = 0
         self.initial = 0
         self.orders: dict[int, jax.Array] = {}
-        self.ctx = Context(Bank(n=n, law=law))
+        self.ctx = Context(Bank(n=self.n, law=self.law, terms=how.terms))
 
     def draw(self, leaves: Sequence[Parameter | None]) -> tuple[list[Any], Bank]:
         """Values of the parameters (None where there is none), and their bank."""
@@ -290,10 +323,13 @@ class _Sampler:
             store_spaces=tuple(self.store_spaces),
             anchor_spaces=tuple(self.anchor_spaces),
             lengths=tuple(sorted(lengths)),
+            key=jax.random.fold_in(self.key, 2**31 - 3),
             initial=self.initial,
             spaces=self.spaces,
             n=self.n,
             law=self.law,
+            terms=self.how.terms,
+            fluctuating=self.how.fluctuating,
         )
         return values, bank
 
@@ -367,7 +403,7 @@ class _Sampler:
                 rows = jnp.moveaxis(standard, axis, -1).reshape(-1, shape[axis])
         if rows is not None and not self.exact and space is not None:
             self._anchor(rows, space)
-        return self._affine(standard, std, mean, axis, space)
+        return self._affine(leaf, standard, std, mean, axis, space)
 
     def _anchor(self, rows: jax.Array, space: int) -> None:
         """Remember an orthonormal basis of initial vectors, for matching new noise to it."""
@@ -378,18 +414,26 @@ class _Sampler:
         self.anchor_spaces.append(space)
 
     def _affine(
-        self, standard: jax.Array, std: Tensor, mean: Tensor, axis: int | None, space: int | None
+        self,
+        leaf: Parameter,
+        standard: jax.Array,
+        std: Tensor,
+        mean: Tensor,
+        axis: int | None,
+        space: int | None,
     ) -> Tensor:
-        """``mean + std * standard`` with exponents; the smaller order becomes remainder."""
-        e, f = std.exponents.value, mean.exponents.value
-        top = max(e, f)
-        out = jnp.zeros_like(standard)
-        if e == top and e != NEVER:
-            out = out + std.coefficient * standard
-        if f == top and f != NEVER:
-            out = out + mean.coefficient
-        rest = min(e, f) if e != f else NEVER
-        return tensor(out, Exponents(top), Exponents(rest), axis, space)
+        """``mean + std * standard`` with exponents; what is no kept term becomes remainder."""
+        parts = []
+        if not std.vanishes:
+            drawn = tensor(std.coefficient * standard, std.exponents, NONE, axis, space)
+            # All laws are symmetric.
+            odd = frozenset(() if space is None else (space,))
+            parts.append(with_parity(drawn, Parity(odd, fresh=leaf.law != "rademacher")))
+        if not mean.vanishes or not parts:
+            constant = jnp.broadcast_to(mean.coefficient, standard.shape)
+            same = tensor(constant, mean.exponents, NONE, axis, space)
+            parts.append(with_parity(same, EVEN))
+        return expansion.total(self.ctx, parts)
 
     def _matrices(self, leaf: Parameter, aval: Aval, key: jax.Array) -> Matrices:
         first, second = aval.width_axes
@@ -418,5 +462,5 @@ class _Sampler:
 
     def _store(self, key: jax.Array, rows: Size, columns: Size, spaces: tuple[int, int]) -> None:
         sizes = self.ctx.size(rows), self.ctx.size(columns)
-        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype))
+        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype, self.how.terms > 1))
         self.store_spaces.append(spaces)

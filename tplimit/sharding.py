@@ -50,7 +50,8 @@ def layout(mesh: Mesh, tree: Any) -> Any:
             return jax.tree.map(lambda array: place(array, value.axis), value)
         if isinstance(value, LowRank):
             scale = jax.tree.map(lambda array: place(array, None), value.scale)
-            return LowRank(place(value.rows, 1), place(value.columns, 1), scale)
+            rows, columns = place(value.rows, 1), place(value.columns, 1)
+            return replace(value, rows=rows, columns=columns, scale=scale)
         if isinstance(value, Store):
             finite = jax.tree.map(lambda array: place(array, None), value)
             return replace(finite, X=place(value.X, 1), Y=place(value.Y, 1))
@@ -61,6 +62,7 @@ def layout(mesh: Mesh, tree: Any) -> Any:
                 anchors=tuple(place(anchor, 1) for anchor in value.anchors),
                 directions=place(value.directions, None),
                 orders=tuple(place(order, 0) for order in value.orders),
+                key=place(value.key, None),
             )
         return place(value, None)
 

@@ -2,40 +2,37 @@
 
 import operator
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
-from tplimit.errors import LimitError
+from tplimit.errors import CancellationError, LimitError
 from tplimit.evaluation import ReplicatesDiffer
 from tplimit.leaves import LimitValue, replicate, revealed_directions
+from tplimit.networks import pair, train_networks
 from tplimit.parameters import Parameter
+from tplimit.progress import bar
 from tplimit.sampling import Deferred, inf, law_of, sample
-from tplimit.trajectory import Trajectory, width_label
-from tplimit.transforms import consuming, exponent_of, raw, to_limit
+from tplimit.trajectory import Records, Trajectory, width_label
+from tplimit.transforms import (
+    MORE_TERMS,
+    consuming,
+    exponent_of,
+    raw,
+    to_limit,
+    to_series,
+)
 
 __all__ = ["train"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
-Advance = Callable[[str], None]
-
-# Networks of finite width are trained together, as many as fit: state, gradient, new state and one
-# temporary copy of each. Wide networks fill the processor by themselves, more memory gains nothing.
-_CHUNK_BYTES = 256 * 2**20
-_COPIES = 4
 
 # Replicates of the limit are computed in one call while they have at most so many coordinates. Of
 # CPUs batched matrix products are slow: one call is 5 times faster with 8 replicates of 256
@@ -60,6 +57,9 @@ def train(
     rank_tolerance: float | None = None,
     mesh: Mesh | None = None,
     bias_check: bool = False,
+    terms: int | None = None,
+    init_output: str = "sample",
+    fluctuations: bool = False,
 ) -> Trajectory:
     """Run `state, output = step(state, batch)` over the batches at any width.
 
@@ -93,6 +93,11 @@ def train(
         bias_check: at infinite width, run twice as many replicates with half the samples as well
             (about the same time again) and warn where the O(1/M) bias of the mean is not small
             against its standard error. See `Trajectory.bias`.
+        terms: terms of the expansion in the width that are kept at infinite width. By default one;
+            where leading terms vanish, as in kernel regimes, the run begins again with two.
+        init_output: with several terms, `"sample"`: the random initial function of a wide network,
+            another one in each replicate; `"zero"`: the limit with initial function 0.
+        fluctuations: keep the terms of order n^-1/2 as well, see `Trajectory.fluctuations`.
 
     Returns:
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
@@ -135,10 +140,14 @@ def train(
         )
     run = {"theta": theta, "batches": batches, "width": width, "key": key, "samples": samples}
     run |= {"replicates": replicates, "noise": noise, "rank_tolerance": rank_tolerance}
+    run |= {"terms": terms, "init_output": init_output, "fluctuations": fluctuations}
     checkpoints = Checkpoints(checkpoint, run)
     if _is_finite(width):
-        return _train_finite(functions, theta, batches, width, keys, progress, checkpoints)
-    limit = Limit(width, samples, noise, rank_tolerance, mesh)
+        return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
+    if fluctuations and isinstance(width, Deferred):
+        raise ValueError("fluctuations are those of the limit: use width=tp.inf")
+    terms = 2 if terms is None and fluctuations else terms
+    limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     if not bias_check or isinstance(width, Deferred):
         return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
     # The cheap side first: what cannot be run with half the samples is refused at once.
@@ -159,6 +168,9 @@ class Limit:
     noise: str
     rank_tolerance: float | None
     mesh: Mesh | None
+    terms: int | None = None
+    init_output: str = "sample"
+    fluctuations: bool = False
 
     @property
     def coordinates(self) -> int:
@@ -169,7 +181,13 @@ class Limit:
         return sample(
             theta, key, width=self.width, samples=self.samples, noise=self.noise,
             rank_tolerance=self.rank_tolerance, mesh=self.mesh,
+            terms=self.terms or 1, init_output=self.init_output,
         )  # fmt: skip
+
+    @property
+    def keeps_reveals(self) -> bool:
+        """Whether what an observation reveals has to hold for all that follow."""
+        return isinstance(self.width, Deferred) or (self.terms or 1) > 1
 
 
 def _check_declared(theta: Any) -> None:
@@ -183,15 +201,6 @@ def _check_declared(theta: Any) -> None:
         advice="Pass the declarations (tp.normal, ...) as theta: tp.train samples them itself, "
         "once for every replicate.",
     )
-
-
-def _pair(result: Any) -> tuple[Any, Any]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(
-            f"step has to return (state, output), but it returns a {type(result).__name__}; "
-            "write for instance: return new_theta, loss"
-        )
-    return result
 
 
 def _identity(theta: Any) -> Any:
@@ -236,101 +245,6 @@ def _batches(batches: Any) -> list[Any]:
     return batches
 
 
-# --- integer widths
-
-
-def _train_finite(
-    functions: tuple[Any, Any, Any],
-    theta: Any,
-    batches: list[Any],
-    width: int | dict[str, int],
-    keys: jax.Array,
-    progress: bool,
-    checkpoints: Checkpoints,
-) -> Trajectory:
-    init, step, observe = functions
-    leaves, structure = jax.tree.flatten(theta)
-    sizes = tuple(width.items()) if isinstance(width, dict) else width
-    start_all = _starts(init, tuple(leaves), structure, sizes)
-    step_all, observe_all = _steps(step), _observations(observe)
-    # Traced anew: 8.0 equals 8, but is refused.
-    state = jax.eval_shape(lambda key: init(sample(theta, key, width=width)), keys[0])
-    chunks = _chunks(keys, state)
-    history = checkpoints.history([len(chunk) for chunk in chunks])
-    done = len(history.pieces)
-    if done == len(chunks):
-        state = checkpoints.restore(start_all(chunks[-1]))
-    steps = len(batches) * (len(chunks) - done) - len(history.outputs)
-    with _bar(steps, width_label(width), progress) as advance:
-        for chunk in chunks[done:]:
-            state = _unshare(checkpoints.restore(start_all(chunk)))
-            advance("" if history.pieces else "compiling the first step")
-            for batch in batches[len(history.outputs) :]:
-                history.observations.append(_numpy(observe_all(state)))
-                with warnings.catch_warnings():
-                    # Not every state can be updated in place; then it is copied, as it should be.
-                    warnings.filterwarnings(
-                        "ignore", message="Some donated buffers were not usable"
-                    )
-                    state, output = _pair(step_all(state, batch))
-                history.outputs.append(_numpy(output))
-                checkpoints.save(state, history)
-                advance("training")
-            history.observations.append(_numpy(observe_all(state)))
-            history.finish_part()
-            checkpoints.save(state, history)
-    replicates = history.records()
-    exponents = replicates.map(lambda leaf: Fraction(0))
-    return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
-
-
-@cached
-def _starts(
-    init: Any, leaves: tuple[Any, ...], structure: Any, width: int | tuple[tuple[str, int], ...]
-) -> Callable[[jax.Array], Any]:
-    """From keys to the first states of all replicates."""
-    sizes = dict(width) if isinstance(width, tuple) else width
-
-    def start(key: jax.Array) -> Any:
-        return init(sample(jax.tree.unflatten(structure, leaves), key, width=sizes))
-
-    return jax.jit(jax.vmap(start))
-
-
-@cached
-def _steps(step: Any) -> Callable[[Any, Any], Any]:
-    """One step of all replicates.
-
-    The state is donated: a wide network is then held once rather than twice.
-    """
-    return jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
-
-
-@cached
-def _observations(observe: Any) -> Callable[[Any], Any]:
-    return jax.jit(jax.vmap(observe))
-
-
-def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:
-    """Replicates that fit in memory together; `state` is that of one."""
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    length = max(1, _CHUNK_BYTES // max(1, _COPIES * size))
-    return [keys[i : i + length] for i in range(0, len(keys), length)]
-
-
-def _unshare(tree: Any) -> Any:
-    """A copy of every array that occurs twice: one buffer cannot be donated twice."""
-    seen: set[int] = set()
-
-    def once(leaf: Any) -> Any:
-        if id(leaf) in seen:
-            return jnp.array(leaf, copy=True)
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(once, tree)
-
-
 # --- infinite and deferred width
 
 
@@ -343,6 +257,27 @@ def _train_limit(
     progress: bool,
     checkpoints: Checkpoints,
     together: int | None = None,
+) -> Trajectory:
+    try:
+        return _train_terms(functions, theta, batches, limit, keys, progress, checkpoints, together)
+    except CancellationError:
+        if limit.terms is not None or isinstance(limit.width, Deferred):
+            raise
+    # Leading terms vanish: begin again with the next ones, and say so if these do not help.
+    checkpoints.discard()
+    more = replace(limit, terms=MORE_TERMS)
+    return _train_terms(functions, theta, batches, more, keys, progress, checkpoints, together)
+
+
+def _train_terms(
+    functions: tuple[Any, Any, Any],
+    theta: Any,
+    batches: list[Any],
+    limit: Limit,
+    keys: jax.Array,
+    progress: bool,
+    checkpoints: Checkpoints,
+    together: int | None,
 ) -> Trajectory:
     init, step, observe = functions
     together = together or checkpoints.together() or _together(len(keys), limit.coordinates)
@@ -357,38 +292,44 @@ def _train_limit(
     if done == len(parts):
         state = checkpoints.restore(start(parts[-1]))
     steps = len(batches) * (len(parts) - done) - len(history.outputs)
-    with _bar(steps, width_label(limit.width), progress) as advance:
+    with bar(steps, width_label(limit.width), progress) as advance:
         for part in parts[done:]:
             many = len(part) > 1
             state = checkpoints.restore(start(part))
             left = len(batches) - len(history.outputs)
             move = consuming(step, left, lambda: advance("compiling"), many)
-            look = _observer(observe, left + 1, isinstance(limit.width, Deferred), many)
+            look = _observer(observe, left + 1, limit.keeps_reveals, many)
             for batch in batches[len(history.outputs) :]:
                 try:
                     state, seen = look(state)
-                    state, output = _pair(move(state, batch))
+                    state, output = pair(move(state, batch))
                 except ReplicatesDiffer:
                     # Each has to be compiled for its own decisions.
                     checkpoints.discard()
                     one = (functions, theta, batches, limit, keys, progress, checkpoints, 1)
-                    return _train_limit(*one)
+                    return _train_terms(*one)
                 # Numbers at once, so that a program without a limit is refused at its first step.
-                history.observations.append(_limits(seen, many))
-                history.outputs.append(_limits(output, many))
+                history.observations.append(_numbers(seen, many, limit))
+                history.outputs.append(_numbers(output, many, limit))
                 history.raise_exponents("observations", _exponents(seen))
                 history.raise_exponents("outputs", _exponents(output))
                 checkpoints.save(state, history)
                 advance("training")
             state, seen = look(state)
-            history.observations.append(_limits(seen, many))
+            history.observations.append(_numbers(seen, many, limit))
             history.raise_exponents("observations", _exponents(seen))
             history.finish_part()
             checkpoints.save(state, history)
     if len(parts[-1]) > 1:
         state = replicate(state, -1)
+    records, fluctuations = history.records(), None
+    if limit.fluctuations:
+        records, fluctuations = (
+            Records(records.outputs[part], records.observations[part]) for part in (0, 1)
+        )
+    directions = revealed_directions(state)
     return Trajectory(
-        history.records(), history.exponents(), limit.width, state, revealed_directions(state)
+        records, history.exponents(), limit.width, state, directions, fluctuations=fluctuations
     )
 
 
@@ -403,8 +344,9 @@ def _observer(observe: Any, calls: int, keep: bool, many: bool) -> Callable[[Any
     """A function from a state to (state, observation).
 
     A network of finite width is one function: what an observation reveals of its weights has to
-    hold for all that follow, so the state must `keep` it. At infinite width averages do not depend
-    on it, and forgetting is cheaper.
+    hold for all that follow, so the state must `keep` it; and so it is for the terms that tell how
+    one wide network differs from another. In the limit averages do not depend on it, and
+    forgetting is cheaper.
     """
     if observe is _nothing:
         return lambda state: (state, None)
@@ -420,40 +362,17 @@ def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
     return lambda state: (state, observe(state))
 
 
-def _limits(record: Any, many: bool) -> Any:
-    """A record as arrays with the leading axis replicate."""
-    arrays = jax.tree.map(lambda leaf: np.array(to_limit(leaf)), record)
-    return arrays if many else jax.tree.map(lambda array: array[None], arrays)
+def _numbers(record: Any, many: bool, limit: Limit) -> Any:
+    """A record as arrays with the leading axis replicate; with fluctuations, a pair of such."""
+    kinds: list[Any] = [to_limit]
+    if limit.fluctuations:
+        kinds.append(lambda leaf: to_series(leaf).at(Fraction(-1, 2)))
+    found = []
+    for kind in kinds:
+        arrays = jax.tree.map(lambda leaf, kind=kind: np.array(kind(leaf)), record)
+        found.append(arrays if many else jax.tree.map(lambda array: array[None], arrays))
+    return tuple(found) if limit.fluctuations else found[0]
 
 
 def _exponents(record: Any) -> Any:
     return jax.tree.map(exponent_of, record)
-
-
-# --- records
-
-
-def _numpy(tree: Any) -> Any:
-    # A copy: an array of JAX may share its memory with a state that is donated to the next step.
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-
-
-@contextmanager
-def _bar(total: int, label: str, wanted: bool) -> Iterator[Advance]:
-    """A function that moves a progress bar on by one step; a bar only where someone looks at it."""
-    console = Console(stderr=True)
-    # Of several processes that train together, one tells.
-    wanted = wanted and jax.process_index() == 0
-    if not (wanted and sys.stderr.isatty() and console.is_terminal):
-        yield lambda status: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total, status="")
-        yield lambda status: bar.update(task, advance=status == "training", status=status)

@@ -112,6 +112,10 @@ class Trajectory:
         directions: how many directions have been revealed of each random matrix at the end, in the
             order of the parameters, of the last replicate. Time and memory follow this number.
         bias: estimated O(1/M) bias of the means from a run with M/2 particles, or None.
+        fluctuations: the terms of order n^-1/2 of all records, or None. One replicate has those of
+            one random network: networks of width n are distributed like limit + n^-1/2
+            fluctuation, to leading order, so that n times the covariance over networks is that
+            over replicates.
 
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
@@ -123,6 +127,7 @@ class Trajectory:
     state: Any = None
     directions: tuple[int, ...] = ()
     bias: "Bias | None" = None
+    fluctuations: Records | None = None
 
     def __repr__(self) -> str:
         first = jax.tree.leaves((self.replicates.outputs, self.replicates.observations))[:1]
@@ -232,6 +237,9 @@ class Trajectory:
         header = {
             "replicates": _encode_records(self.replicates, arrays, _store_array),
             "exponents": _encode_records(self.exponents, arrays, _store_exponents),
+            "fluctuations": None
+            if self.fluctuations is None
+            else _encode_records(self.fluctuations, arrays, _store_array, "fluctuations "),
             "width": _encode_width(self.width),
             "directions": list(self.directions),
         }
@@ -268,14 +276,20 @@ class Trajectory:
                 f"{_VERSION}: update tplimit"
             )
         header = json.loads(metadata["header"])
-        replicates = Records(
-            *(_decode(header["replicates"][part], arrays.__getitem__) for part in _PARTS)
+
+        def records(name: str, read: Any) -> Records:
+            return Records(*(_decode(header[name][part], read) for part in _PARTS))
+
+        fluctuations = None
+        if header.get("fluctuations") is not None:
+            fluctuations = records("fluctuations", arrays.__getitem__)
+        return cls(
+            records("replicates", arrays.__getitem__),
+            records("exponents", _read_exponents),
+            _decode_width(header["width"]),
+            directions=tuple(header.get("directions", ())),
+            fluctuations=fluctuations,
         )
-        exponents = Records(
-            *(_decode(header["exponents"][part], _read_exponents) for part in _PARTS)
-        )
-        directions = tuple(header.get("directions", ()))
-        return cls(replicates, exponents, _decode_width(header["width"]), directions=directions)
 
 
 _PARTS = ("outputs", "observations")
@@ -315,8 +329,10 @@ def _decode_width(code: Any) -> Any:
     return inf if code == "inf" else code
 
 
-def _encode_records(records: Records, arrays: dict[str, np.ndarray], store: Any) -> dict[str, Any]:
-    return {part: _encode(getattr(records, part), part, arrays, store) for part in _PARTS}
+def _encode_records(
+    records: Records, arrays: dict[str, np.ndarray], store: Any, name: str = ""
+) -> dict[str, Any]:
+    return {part: _encode(getattr(records, part), name + part, arrays, store) for part in _PARTS}
 
 
 def _encode(tree: Any, name: str, arrays: dict[str, np.ndarray], store: Any) -> Any:

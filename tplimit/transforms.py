@@ -24,7 +24,7 @@ from tplimit.errors import (
     LimitError,
 )  # fmt: skip
 from tplimit.evaluation import Evaluator
-from tplimit.leaves import LimitValue
+from tplimit.leaves import LimitValue, with_terms
 from tplimit.values import Tensor
 from tplimit.widths import NEVER, Exponent, Exponents
 
@@ -68,7 +68,7 @@ def to_limit(leaf: LimitValue) -> Any:
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
-    keep = np.asarray(value.exponents.array == 0, dtype=bool)
+    keep = value.exponents.mask(0)
     if keep.all():
         return jnp.asarray(value.coefficient)
     return jnp.where(keep, value.coefficient, jnp.zeros((), value.dtype))
@@ -90,6 +90,49 @@ def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
     raise DivergenceError(
         f"An output grows like n^{top}.", location=leaf._origin, advice=DIVERGENCE_ADVICE
     )
+
+
+@dataclass(frozen=True)
+class Series:
+    """All that is known of a finite output: ``sum_k n^e_k c_k + O(n^remainder)``.
+
+    Attributes:
+        terms: pairs (exponent, coefficient), the largest exponent first; arrays of exponents
+            where entries differ (object arrays of ``Fraction``, ``-inf`` for an exact zero).
+        remainder: exponent of what is unknown, ``-inf`` where nothing is.
+    """
+
+    terms: tuple[tuple[Any, jax.Array], ...]
+    remainder: Any
+
+    def at(self, exponent: Any) -> jax.Array:
+        """The coefficient at an exponent, 0 where no term has it.
+
+        Raises:
+            CancellationError: the unknown part is of this order or larger.
+        """
+        unknown = np.asarray(self.remainder, dtype=float)
+        if np.any(unknown >= float(exponent)):
+            raise CancellationError(
+                f"The term n^{exponent} of a series is not known: its remainder is of order "
+                f"n^{unknown.max()}.",
+                advice="Sample the parameters with more terms: tp.sample(..., terms=3).",
+            )
+        found = [jnp.where(np.asarray(e == exponent, dtype=bool), c, 0) for e, c in self.terms]
+        return jnp.asarray(sum(found[1:], found[0]))
+
+    def __repr__(self) -> str:
+        known = " + ".join(f"n^{e} {c}" for e, c in self.terms)
+        return f"Series({known} + O(n^{self.remainder}))"
+
+
+def to_series(leaf: LimitValue) -> Any:
+    """All terms of a finite output; vectors and matrices stay opaque."""
+    value = leaf._value
+    if not isinstance(value, Tensor) or not value.finite:
+        return leaf
+    terms = tuple((_exponent(t.exponents), jnp.asarray(t.coefficient)) for t in value.terms)
+    return Series(terms, _exponent(value.remainder))
 
 
 def to_leading(leaf: LimitValue) -> Any:
@@ -127,18 +170,37 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
     return exponents.value if exponents.uniform else exponents.array
 
 
+#: Terms that are kept where one is not enough.
+MORE_TERMS = 2
+
+
 @cached
 def _evaluator(function: Callable[..., Any]) -> Evaluator:
     """The evaluator of a function, with what it has compiled."""
     return Evaluator(function)
 
 
-def _transformed(function: Callable[..., Any], convert: Callable[[LimitValue], Any]) -> Any:
+def _transformed(
+    function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
+) -> Any:
     evaluator = _evaluator(function)
+
+    def evaluated(given: Any) -> Any:
+        return jax.tree.map(convert, evaluator(*given))
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        return jax.tree.map(convert, evaluator(args, kwargs))
+        given = (args, kwargs)
+        if least > 1:
+            given = with_terms(given, least) or given
+        try:
+            return evaluated(given)
+        except CancellationError:
+            # Leading terms vanish: more terms decide, if the values still allow it.
+            more = with_terms(given, MORE_TERMS)
+            if more is None:
+                raise
+        return evaluated(more)
 
     return limited
 
@@ -186,6 +248,25 @@ def leading(function: Callable[..., Any]) -> Callable[..., Any]:
         Fraction(1, 1)
     """
     return _transformed(function, to_leading)
+
+
+def series(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like ``tp.limit``; finite outputs are ``tp.Series(terms, remainder)``, all terms known.
+
+    At least two terms are kept. The term at ``n^(-1/2)`` below the limit holds the fluctuations
+    of networks of finite width: over independent keys ``n^(-1/2)`` times its standard deviation
+    is theirs, to leading order.
+
+    Raises: as ``tp.limit``, but nothing for outputs that grow or vanish.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> v = tp.sample(tp.normal((n,)), jax.random.key(0), width=tp.inf, samples=1024)
+        >>> tp.series(lambda v: (v * v).mean())(v).remainder
+        Fraction(-1, 1)
+    """
+    return _transformed(function, to_series, MORE_TERMS)
 
 
 def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> None:

@@ -7,17 +7,18 @@
 * A ``Matrix`` (two width axes) is a sum of deferred Gaussian matrices and low-rank parts.
 
 Coefficients are arrays and may be traced; exponents ``e``, remainders ``rho`` and the axis are
-static. A value is a list of terms; today the list has one term, and what it leaves out is in the
-remainder. Nothing here knows a primitive.
+static. A value is a list of terms, mostly of one, and what it leaves out is in the remainder.
+Nothing here knows a primitive.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.parity import EVEN, UNKNOWN, Parity
 from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents, Size
 
 #: Marks dataclass fields that are part of the compilation key.
@@ -27,10 +28,47 @@ STATIC = {"static": True}
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Term:
-    """``n^exponents * coefficient``; entries with exponent ``NEVER`` are exactly zero."""
+    """``n^exponents * coefficient``; entries with exponent ``NEVER`` are exactly zero.
+
+    Attributes:
+        noise: standard error of the coefficient of a finite array from the finite number of
+            particles, or None where the coefficient is exact.
+        zeros: mask of the entries known to be exactly zero, or None.
+        parity: the sign symmetries of a vector; finite arrays are even in all sources.
+    """
 
     coefficient: Any
     exponents: Exponents = field(metadata=STATIC)
+    noise: Any = None
+    zeros: Any = None
+    parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+
+
+class Rare(NamedTuple):
+    """What is unknown on a vanishing share of the coordinates: near the threshold of a gate.
+
+    It changes no typical coordinate, and averages by ``n^(share + bound)``.
+
+    Attributes:
+        share: exponent of the share of coordinates.
+        bound: exponent of the size of what is unknown there.
+    """
+
+    share: Exponent
+    bound: Exponent
+
+    def __or__(self, other: "Rare | None") -> "Rare":
+        if other is None:
+            return self
+        return Rare(max(self.share, other.share), max(self.bound, other.bound))
+
+    def __add__(self, lift: Any) -> "Rare":
+        return Rare(self.share, self.bound + lift)
+
+    @property
+    def average(self) -> Exponent:
+        """Exponent of the change of an average."""
+        return self.share + self.bound
 
 
 @jax.tree_util.register_dataclass
@@ -39,22 +77,20 @@ class Tensor:
     """A finite array or a vector (see the module's text).
 
     Attributes:
-        terms: the known terms, largest exponent first; today exactly one.
+        terms: the known terms; entry by entry the exponents of each are below those of the one
+            before. One term, unless more are asked for (``expansion.py``).
         remainder: exponents of what is unknown (``NEVER``: nothing).
         axis: position of the width axis, or None.
         space: label of the space the width axis belongs to, or None if it belongs to no space
             yet (constants along the width).
-        noise: standard error of the coefficient of a finite array from the finite number of
-            particles, or None where the coefficient is exact.
-        zeros: mask of the entries known to be exactly zero, or None.
+        rare: what is unknown on a vanishing share of the coordinates of a vector, besides.
     """
 
     terms: tuple[Term, ...]
     remainder: Exponents = field(default=NONE, metadata=STATIC)
     axis: int | None = field(default=None, metadata=STATIC)
     space: int | None = field(default=None, metadata=STATIC)
-    noise: Any = None
-    zeros: Any = None
+    rare: Rare | None = field(default=None, metadata=STATIC)
 
     @property
     def coefficient(self) -> Any:
@@ -65,6 +101,21 @@ class Tensor:
     def exponents(self) -> Exponents:
         """Exponents of the leading term."""
         return self.terms[0].exponents
+
+    @property
+    def noise(self) -> Any:
+        """Standard error of the leading coefficient, or None."""
+        return self.terms[0].noise
+
+    @property
+    def zeros(self) -> Any:
+        """Entries of the leading term known to be exactly zero, or None."""
+        return self.terms[0].zeros
+
+    @property
+    def parity(self) -> Parity:
+        """Sign symmetries of the leading term."""
+        return self.terms[0].parity
 
     @property
     def finite(self) -> bool:
@@ -81,7 +132,7 @@ class Tensor:
     @property
     def exact(self) -> bool:
         """Whether nothing is unknown."""
-        return self.remainder == NONE
+        return self.remainder == NONE and self.rare is None
 
     @property
     def vanishes(self) -> bool:
@@ -105,8 +156,8 @@ def tensor(
     zeros: Any = None,
 ) -> Tensor:
     """A ``Tensor`` with one term."""
-    term = Term(coefficient, exponents)
-    return Tensor((term,), remainder, axis, space, noise, zeros)
+    parity = EVEN if axis is None else UNKNOWN
+    return Tensor((Term(coefficient, exponents, noise, zeros, parity),), remainder, axis, space)
 
 
 def exactly(array: Any) -> Tensor:
@@ -139,25 +190,44 @@ def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:
     def static(exponents: Exponents) -> Exponents:
         return exponents if exponents.uniform else Exponents(exponents.array[whole])
 
+    def taken(term: Term) -> Term:
+        c = term.coefficient
+        return replace(
+            term,
+            coefficient=c[index] if isinstance(c, np.ndarray) else part(c),
+            exponents=static(term.exponents),
+            noise=part(term.noise),
+            zeros=part(term.zeros),
+        )
+
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for place in index[:axis] if not isinstance(place, slice))
-    constant = value.constant
-    return tensor(
-        part(value.coefficient) if constant is None else constant[index],
-        static(value.exponents),
-        static(value.remainder),
-        axis,
-        value.space,
-        part(value.noise),
-        part(value.zeros),
-    )
+    terms = tuple(taken(term) for term in value.terms)
+    return Tensor(terms, static(value.remainder), axis, value.space, value.rare)
+
+
+def collapsed(value: Tensor) -> Tensor:
+    """The leading term alone, all else being moved to the remainder."""
+    if not value.terms[1:] and value.rare is None:
+        return value
+    lost = value.remainder.maximum(*(term.exponents for term in value.terms[1:]))
+    if value.rare is not None:
+        lost = lost.maximum(value.rare.average)
+    return Tensor(value.terms[:1], lost, value.axis, value.space)
+
+
+def with_parity(value: Tensor, parity: Parity) -> Tensor:
+    """The same value of one term, with these sign symmetries (finite arrays have no others)."""
+    parity = EVEN if value.axis is None else parity
+    return replace(value, terms=(replace(value.terms[0], parity=parity),))
 
 
 def demoted(value: Tensor) -> Tensor:
     """The same value with one common exponent, what is smaller being moved to the remainder."""
-    if value.exponents.uniform and value.remainder.uniform:
+    if value.exponents.uniform and value.remainder.uniform and value.rare is None:
         return value
+    value = collapsed(value)
     top, *lower = value.exponents.levels()
     lost = Exponents(max([*lower, value.remainder.max()]))
     coefficient, noise = masked(value, top), value.noise
@@ -190,11 +260,20 @@ class Core:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank:
-    """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``."""
+    """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``.
+
+    ``row_parity`` and ``column_parity`` are the sign symmetries of the two.
+    """
 
     rows: Any
     columns: Any
     scale: Tensor
+    row_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+    column_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+
+    @property
+    def T(self) -> "LowRank":
+        return LowRank(self.columns, self.rows, self.scale, self.column_parity, self.row_parity)
 
 
 @jax.tree_util.register_dataclass
@@ -203,7 +282,8 @@ class Matrix:
     """An ``n_rows x n_columns`` matrix: deferred Gaussians, cores and low-rank parts.
 
     A part counts by its action on a vector: ``n^(e + 1/2)`` for a Gaussian, ``n^(e + 1)`` for
-    the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank.
+    the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank;
+    ``rare_rows`` and ``rare_columns`` are unknown on a vanishing share of the rows or columns.
     """
 
     rows: Size = field(metadata=STATIC)
@@ -214,6 +294,8 @@ class Matrix:
     cores: tuple[Core, ...] = ()
     low_rank: tuple[LowRank, ...] = ()
     remainder: Exponent = field(default=NEVER, metadata=STATIC)
+    rare_rows: Rare | None = field(default=None, metadata=STATIC)
+    rare_columns: Rare | None = field(default=None, metadata=STATIC)
 
     @property
     def T(self) -> "Matrix":
@@ -224,14 +306,17 @@ class Matrix:
             self.row_space,
             tuple(replace(g, transposed=not g.transposed) for g in self.gaussians),
             tuple(replace(c, transposed=not c.transposed) for c in self.cores),
-            tuple(LowRank(p.columns, p.rows, p.scale) for p in self.low_rank),
+            tuple(part.T for part in self.low_rank),
             self.remainder,
+            self.rare_columns,
+            self.rare_rows,
         )
 
     @property
     def vanishes(self) -> bool:
         known = self.gaussians or self.cores or self.low_rank
-        return not known and self.remainder == NEVER
+        rare = self.rare_rows or self.rare_columns
+        return not known and not rare and self.remainder == NEVER
 
 
 class Matrices:

@@ -22,6 +22,17 @@ it is its infinite-width limit.
 
 The list has a fixed capacity ``C``; rows beyond the count are zero and of neither kind.
 
+Of a network of width ``n`` the particles are the limit. Averages over its ``n`` coordinates differ
+from those over the particles by ``n^(-1/2) G[a, b]``, ``G[a, b] = M^(-1/2) sum(multiplier a b)``
+(the same multipliers for all averages over an axis). So its directions and fresh rows differ too:
+``Q`` is orthonormal, and fresh rows are orthogonal to earlier directions, for these averages. The
+change is linear in ``Q`` on the input axis and in ``P`` on the output axis, and the image changes
+by ``n^(-1/2) Y^T e``, with ``a = c + b`` the coefficients on all pairs::
+
+    e = <multiplier X, x> sqrt(M) + a gamma
+    gamma = -G[X, X]    of forward pairs with later ones, by half among the pairs of one query
+    gamma = -G[Y, Y]    of later pairs with transposed ones
+
 Source: the conditioning argument of Yang, *Tensor Programs III* (arXiv 2009.10685), appendix on
 the Master Theorem, used constructively.
 """
@@ -55,6 +66,7 @@ class Store:
             kind, both on the axis where ``i`` is noise.
         count: pairs in use.
         key_X, key_Y: name the noise drawn on each axis.
+        gamma: change of the image at finite width (see the module's text), or None.
     """
 
     X: Float[Array, "c n_in"]
@@ -65,14 +77,26 @@ class Store:
     count: Int[Array, ""]
     key_X: Key[Array, ""]
     key_Y: Key[Array, ""]
+    gamma: Float[Array, "c c"] | None = None
 
     @property
     def T(self) -> "Store":
         """The store of the transposed matrix: the same pairs with the roles exchanged."""
         return replace(
             self, X=self.Y, Y=self.X, forward=self.transposed, transposed=self.forward,
-            key_X=self.key_Y, key_Y=self.key_X,
+            key_X=self.key_Y, key_Y=self.key_X, gamma=self._gamma_transposed(),
         )  # fmt: skip
+
+    def _gamma_transposed(self) -> Float[Array, "c c"] | None:
+        if self.gamma is None:
+            return None
+        mixed = self.forward[..., :, None] & self.transposed[..., None, :]
+        return jnp.swapaxes(jnp.where(mixed, self.gamma / self.ratio, self.gamma), -1, -2)
+
+    @property
+    def ratio(self) -> float:
+        """Square root of the ratio of the widths, input to output."""
+        return float(self.X.shape[-1] / self.Y.shape[-1]) ** 0.5
 
     @property
     def capacity(self) -> int:
@@ -108,10 +132,34 @@ class Answer(NamedTuple):
     updates: list[Float[Array, "b n_out"]]  # (P^T K Q) x / n_in for each core K
     store: Store
     coordinates: Float[Array, "b c"]  # <Q, x>, the new directions included
+    # Changes of image and updates at finite width, over n^(-1/2); empty without multipliers.
+    fluctuations: list[Float[Array, "b n_out"]]
+
+
+class Multipliers(NamedTuple):
+    """Standard normals of zero sum that weight the coordinates in central-limit terms.
+
+    ``size``: coordinates per common width ``n``.
+    """
+
+    input: Float[Array, " n_in"]
+    output: Float[Array, " n_out"]
+    size: int
+
+    def inner(
+        self, weights: Float[Array, " m"], a: Float[Array, "r m"], b: Float[Array, "s m"]
+    ) -> Float[Array, "r s"]:
+        """``G[a, b]`` of all pairs of rows."""
+        return noise.inner(a * weights, b) * jnp.asarray(self.size**0.5, a.dtype)
 
 
 def empty_store(
-    key: Key[Array, ""], n_out: int, n_in: int, capacity: int, dtype: jnp.dtype
+    key: Key[Array, ""],
+    n_out: int,
+    n_in: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    fluctuating: bool = False,
 ) -> Store:
     """A Gaussian matrix of which nothing has been revealed yet."""
     key_Y, key_X = jax.random.split(key)
@@ -125,6 +173,7 @@ def empty_store(
         count=jnp.zeros((), jnp.int32),
         key_X=key_X,
         key_Y=key_Y,
+        gamma=jnp.zeros((capacity, capacity), dtype) if fluctuating else None,
     )
 
 
@@ -145,6 +194,7 @@ def grown(store: Store, capacity: int) -> Store:
         forward=pad(store.forward, extra),
         transposed=pad(store.transposed, extra),
         overlap=pad(store.overlap, extra, extra),
+        gamma=None if store.gamma is None else pad(store.gamma, extra, extra),
     )
 
 
@@ -156,6 +206,8 @@ def query(
     *,
     source: Source | None = None,
     cores: Sequence[Float[Array, "c c"]] = (),
+    multipliers: Multipliers | None = None,
+    unmet: Bool[Array, " b"] | None = None,
 ) -> Answer:
     """``G x / sqrt(n_in)`` for the rows of ``x`` ``(B, n_in)``, remembering what it revealed.
 
@@ -164,6 +216,8 @@ def query(
             initial vectors'), used for moment matching only.
         source: the noise of the output axis; default: pseudo-random, named by the store.
         cores: trained updates of the matrix, applied in the same pass (see ``core_product``).
+        multipliers: of the two axes, if the changes at finite width are asked for.
+        unmet: rows that are orthogonal to all of ``H`` by symmetry, whatever the particles say.
 
     The caller guarantees ``count + B <= C``. Transposed queries: ``query(store.T, y, ...)``.
 
@@ -171,10 +225,12 @@ def query(
     the coefficients, for the residual and once more for both to keep the basis orthonormal; ``Y``
     for the overlap of the fresh rows with it, and for their correction with all images at once.
     """
-    rows, n_in = x.shape
+    rows = x.shape[0]
     known = noise.inner(x, store.X)
     c = known * store.forward
-    b = known * store.transposed * jnp.sqrt(jnp.asarray(n_in / store.Y.shape[1], x.dtype))
+    b = known * store.transposed * jnp.asarray(store.ratio, x.dtype)
+    if unmet is not None:
+        b = jnp.where(unmet[:, None], 0, b)
     residual = x - c @ store.X
     scale = jnp.sqrt(jnp.mean(x * x, axis=1))
     basis, kept = directions(residual, scale, law.tolerance)
@@ -199,12 +255,37 @@ def query(
     if not law.exact:
         z = jnp.where(room, noise.orthonormalise(z, kept), z)
     place = jnp.zeros_like(store.count)
-    return Answer(
-        image + R @ z,
-        changed,
-        _appended(store, q, z, kept, met * store.transposed),
-        lax.dynamic_update_slice(c, R, (place, store.count)),
-    )
+    coordinates = lax.dynamic_update_slice(c, R, (place, store.count))
+    after = _appended(store, q, z, kept, met * store.transposed)
+    fluctuations = []
+    if multipliers is not None:
+        gamma = _gamma(store, q, z, multipliers)
+        after = replace(after, gamma=gamma)
+        met = multipliers.inner(multipliers.input, x, after.X)
+        weights = jnp.where(after.transposed, jnp.asarray(store.ratio, x.dtype), 1)
+        change = met * weights + (coordinates + b) @ gamma
+        some = [met * after.forward @ core.T for core in cores]
+        whole = jnp.concatenate([change, *some]) @ after.Y
+        fluctuations = jnp.split(whole, 1 + len(cores))
+    return Answer(image + R @ z, changed, after, coordinates, fluctuations)
+
+
+def _gamma(
+    store: Store,
+    q: Float[Array, "b n_in"],
+    z: Float[Array, "b n_out"],
+    multipliers: Multipliers,
+) -> Float[Array, "c c"]:
+    """``gamma`` with the entries of the new forward pairs ``(q, z)``."""
+    assert store.gamma is not None
+    place, zero = store.count, jnp.zeros_like(store.count)
+    earlier = -multipliers.inner(multipliers.input, store.X, q) * store.forward[:, None]
+    met = -multipliers.inner(multipliers.output, z, store.Y) * store.transposed
+    own = -multipliers.inner(multipliers.input, q, q) / 2
+    gamma = lax.dynamic_update_slice(store.gamma, met, (place, zero))
+    # Columns of the pairs before; what is below them has just been written, and is zero there.
+    columns = lax.dynamic_update_slice(earlier, own, (place, zero))
+    return lax.dynamic_update_slice(gamma, columns, (zero, place))
 
 
 def _components(

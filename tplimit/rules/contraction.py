@@ -1,16 +1,19 @@
 """``dot_general``: where finite arrays, vectors and matrices meet."""
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, matrices
+from tplimit import algebra, expansion, matrices, products
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
-from tplimit.values import Matrices, Matrix, Tensor, Value, at, demoted, tensor
+from tplimit.parity import Parity
+from tplimit.values import Matrices, Matrix, Tensor, Term, Value, at, collapsed, demoted, tensor
 from tplimit.widths import NEVER, Exponents, Size
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -59,15 +62,18 @@ def permuted(value: Value, order: list[int]) -> Value:
     def move(array: Any) -> Any:
         return None if array is None else jnp.transpose(array, order)
 
-    return tensor(
-        move(value.coefficient),
-        _transposed(value.exponents, order),
-        _transposed(value.remainder, order),
-        axis,
-        value.space,
-        move(value.noise),
-        move(value.zeros),
+    terms = tuple(
+        replace(
+            term,
+            coefficient=move(term.coefficient),
+            exponents=_transposed(term.exponents, order),
+            noise=move(term.noise),
+            zeros=move(term.zeros),
+        )
+        for term in value.terms
     )
+    remainder = _transposed(value.remainder, order)
+    return Tensor(terms, remainder, axis, value.space, value.rare)
 
 
 def _transposed(exponents: Exponents, order: list[int]) -> Exponents:
@@ -301,8 +307,8 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
             matrix = a.items[tuple(where_a[i] for i in finite)]
             oriented = matrix if along == a.axes[1] else matrix.T
             x = _picked_rows(b, where_b)
-            image = matrices.apply(ctx, oriented, x, size)
-            total = image if total is None else algebra.add(ctx, total, image)
+            image = products.apply(ctx, oriented, x, size)
+            total = image if total is None else _sum(ctx, total, image)
         rows[index] = total
     stacked = _stacked(rows, tail)
     # Axes now: batch, free finite of a, free of b, width. Put the width where a had it.
@@ -319,15 +325,23 @@ def _picked_rows(b: Tensor, fixed: dict[int, int]) -> Tensor:
     return at(b, tuple(fixed.get(i, slice(None)) for i in range(len(b.shape))))
 
 
+def _sum(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    return algebra.add(ctx, a, b) if ctx.terms == 1 else expansion.add(ctx, a, b)
+
+
 def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
     """Images ``(k, M)`` put into one vector ``(*rows.shape, *tail, M)``."""
     images = list(rows.flat)
+    if len(images) > 1:
+        images = [collapsed(image) for image in images]
     first = images[0]
     shape = (*rows.shape, *tail, first.shape[-1])
-    if len(images) == 1:
-        coefficient = jnp.reshape(first.coefficient, shape)
-    else:
-        coefficient = jnp.reshape(jnp.stack([jnp.asarray(i.coefficient) for i in images]), shape)
+
+    def arranged(arrays: list[Any]) -> Any:
+        if arrays[0] is None:
+            return None
+        whole = arrays[0] if len(arrays) == 1 else jnp.stack([jnp.asarray(a) for a in arrays])
+        return jnp.reshape(whole, shape)
 
     def gathered(parts: list[Exponents]) -> Exponents:
         if all(part == parts[0] for part in parts) and parts[0].uniform:
@@ -336,13 +350,17 @@ def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
         full = [np.broadcast_to(part.array, (count, 1)) for part in parts]
         return Exponents(np.stack(full).reshape(*shape[:-1], 1))
 
-    noise = None
-    if first.noise is not None:
-        noise = jnp.reshape(jnp.stack([i.noise for i in images]), shape)
-    return tensor(
-        coefficient, gathered([i.exponents for i in images]),
-        gathered([i.remainder for i in images]), len(shape) - 1, first.space, noise,
-    )  # fmt: skip
+    terms = tuple(
+        Term(
+            arranged([image.terms[k].coefficient for image in images]),
+            gathered([image.terms[k].exponents for image in images]),
+            arranged([image.terms[k].noise for image in images]),
+            parity=functools.reduce(Parity.__and__, [image.terms[k].parity for image in images]),
+        )
+        for k in range(len(first.terms))
+    )
+    remainder = gathered([image.remainder for image in images])
+    return Tensor(terms, remainder, len(shape) - 1, first.space, first.rare)
 
 
 def _size(ctx: Context, a: Matrices, axis: int) -> Size:
@@ -391,4 +409,4 @@ def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> 
         )
     left = a.items.item() if ca[0] == a.axes[1] else a.items.item().T
     right = b.items.item() if cb[0] == b.axes[0] else b.items.item().T
-    return Matrices(matrices.product(ctx, left, right, left.columns), (0, 1))
+    return Matrices(products.product(ctx, left, right, left.columns), (0, 1))

@@ -15,7 +15,7 @@ from tplimit.interpret import RULES, Check, Context
 from tplimit.plain import is_plain
 from tplimit.rules.selection import needs_decision, select_mask
 from tplimit.trace import Program
-from tplimit.values import Matrices, Tensor, Value, at, tensor
+from tplimit.values import Matrices, Tensor, Value, at, collapsed, tensor
 from tplimit.widths import Exponents, Size
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
@@ -180,7 +180,7 @@ def _stacked(ctx: Context, values: list[Value]) -> Value:
         for i, part in enumerate(parts):
             items[i] = part.items if part.items.ndim else part.items.item()
         return Matrices(items, (parts[0].axes[0] + 1, parts[0].axes[1] + 1))
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    tensors = [collapsed(value) for value in values if isinstance(value, Tensor)]
     axis = tensors[0].axis
 
     def joined(parts: list[Exponents]) -> Exponents:
@@ -247,6 +247,7 @@ def _compiled(
 
 def _reordered(value: Value, order: list[int]) -> Tensor:
     assert isinstance(value, Tensor)
+    value = collapsed(value)
     index = np.asarray(order)
 
     def pick(array: Any) -> Any:

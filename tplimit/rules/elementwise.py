@@ -149,8 +149,9 @@ def _power(ctx: Context, a: Value, exponent: Fraction, fn: Callable[[Any], Any])
     return algebra.power(ctx, a, exponent, fn)
 
 
-# Smooth functions: primitive, function, limits at minus and plus infinity (None: there are none).
-_FUNCTIONS: list[tuple[Any, Callable[[Any], Any], tuple[float, float] | None]] = [
+# Smooth functions: primitive, function, limits at minus and plus infinity (None: there are none;
+# an infinite one is refused when it occurs).
+FUNCTIONS: list[tuple[Any, Callable[[Any], Any], tuple[float, float] | None]] = [
     (p.tanh_p, jnp.tanh, (-1.0, 1.0)),
     (p.logistic_p, lambda x: lax.logistic(jnp.asarray(x)), (0.0, 1.0)),
     (p.erf_p, lambda x: lax.erf(jnp.asarray(x)), (-1.0, 1.0)),
@@ -162,9 +163,9 @@ _FUNCTIONS: list[tuple[Any, Callable[[Any], Any], tuple[float, float] | None]] =
     (p.sinh_p, jnp.sinh, None),
     (p.cosh_p, jnp.cosh, None),
     (p.asinh_p, jnp.arcsinh, None),
-    (p.exp_p, jnp.exp, None),
-    (p.exp2_p, jnp.exp2, None),
-    (p.expm1_p, jnp.expm1, None),
+    (p.exp_p, jnp.exp, (0.0, np.inf)),
+    (p.exp2_p, jnp.exp2, (0.0, np.inf)),
+    (p.expm1_p, jnp.expm1, (-1.0, np.inf)),
     (p.log1p_p, jnp.log1p, None),
 ]
 
@@ -179,7 +180,8 @@ def _enter(primitive: Any, fn: Callable[[Any], Any], saturation: Any) -> None:
         out = algebra.apply_function(ctx, a, fn, name, saturation)
         if positive and out.noise is not None:
             # Whatever the error of its argument, the value is not zero.
-            out = replace(out, noise=jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3))
+            noise = jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3)
+            out = replace(out, terms=(replace(out.terms[0], noise=noise),))
         return out
 
     smooth.__name__ = name
@@ -187,7 +189,7 @@ def _enter(primitive: Any, fn: Callable[[Any], Any], saturation: Any) -> None:
     RULES(primitive)(smooth)
 
 
-for _primitive, _fn, _saturation in _FUNCTIONS:
+for _primitive, _fn, _saturation in FUNCTIONS:
     _enter(_primitive, _fn, _saturation)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, matrices
+from tplimit import algebra, matrices, products
 from tplimit._jax import primitives as p
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpret import RULES, Context
@@ -94,7 +94,7 @@ def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
     oriented = matrix if along == value.axes[1] else matrix.T
     dtype = jnp.result_type(float)
     ones = tensor(jnp.ones((1, ctx.size(oriented.columns)), dtype), axis=1)
-    image = matrices.apply(ctx, oriented, ones, oriented.columns)
+    image = products.apply(ctx, oriented, ones, oriented.columns)
     row = tensor(image.coefficient, image.exponents, image.remainder, 1, image.space)
     return finite_sum(row, (0,))
 
@@ -164,20 +164,22 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
             "The index of an extremum along a width: its coordinates have no order.", NoLimitError
         )
     value = demoted(value)
-    if value.noise is not None and value.axis is None:
+    if value.axis is None and value.shape[axes[0]] > 1 and not value.vanishes:
         assert ctx.equation is not None
         sign = 1 if ctx.equation.primitive is p.argmax_p else -1
         ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])
-        best, second = jnp.take(ordered, -1, axes[0]), jnp.take(ordered, -2, axes[0])
+        gap = jnp.take(ordered, -1, axes[0]) - jnp.take(ordered, -2, axes[0])
         error = ctx.error(
             "The index of an extremum is not known: the largest entries are equal within their "
-            "sampling error.",
+            "sampling error, or to leading order.",
             CancellationError,
             algebra.NEXT_TERM,
         )
-        spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
-        gap = tensor(best - second, value.exponents, noise=spread)
-        ctx.check(algebra.decided(gap), error)
+        if value.noise is not None:
+            spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
+            ctx.check(algebra.decided(tensor(gap, value.exponents, noise=spread)), error)
+        if not value.exact:
+            ctx.check(jnp.all(gap > 0), error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)

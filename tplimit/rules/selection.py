@@ -10,10 +10,10 @@ from jax import lax
 
 from tplimit import algebra, matrices
 from tplimit._jax import primitives as p
-from tplimit.errors import CancellationError, NoLimitError
+from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.rules.elementwise import flips
-from tplimit.values import Matrices, Tensor, Value, tensor
+from tplimit.values import Matrices, Tensor, Value, collapsed, tensor
 from tplimit.widths import NEVER, NONE, ZERO, Exponents
 
 
@@ -31,14 +31,17 @@ def _compare(primitive: Any, fn: Callable[[Any, Any], Any], same: bool) -> None:
     RULES(primitive)(comparison)
 
 
-for _primitive, _relation, _same in [
+#: Comparisons, and whether they hold of equals.
+RELATIONS = [
     (p.gt_p, jnp.greater, False),
     (p.lt_p, jnp.less, False),
     (p.ge_p, jnp.greater_equal, True),
     (p.le_p, jnp.less_equal, True),
     (p.eq_p, jnp.equal, True),
     (p.ne_p, jnp.not_equal, False),
-]:
+]
+
+for _primitive, _relation, _same in RELATIONS:
     _compare(_primitive, _relation, _same)
 
 
@@ -68,12 +71,7 @@ def _decided(
     """A comparison must be decided by known terms: never by a coefficient that vanishes."""
     if difference is None:
         return
-    error = ctx.error(
-        "A comparison is decided by terms that vanish: the leading coefficients are equal "
-        "within the sampling error.",
-        CancellationError,
-        "The next term of the expansion in the width decides, which this version does not compute.",
-    )
+    error = algebra.undecided(ctx, "A comparison")
     if difference.axis is None:
         if not equality:
             ctx.check(algebra.decided(difference), error)
@@ -159,7 +157,7 @@ def _largest_noise(cases: list[Tensor]) -> Any:
 
 def select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:
     """Choice entry by entry: the larger exponent leads, exact zeros have any exponent."""
-    tensors = [case for case in cases if isinstance(case, Tensor)]
+    tensors = [collapsed(case) for case in cases if isinstance(case, Tensor)]
     axis, space = algebra.frame(ctx, which, *tensors)
     ordinary = [case for case in tensors if not algebra.not_finite(case)]
     if ordinary and len(ordinary) < len(tensors):

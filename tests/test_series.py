@@ -1,0 +1,343 @@
+"""Values of several terms: kernel regimes, fluctuations, exact zeros, named errors."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import fast_compilation
+from oracles import kernels
+from scipy import stats
+from test_errors import PARAMETERS, UNKNOWN as PROGRAMS
+
+import tplimit as tp
+from tplimit.parity import EVEN, UNKNOWN, Parity
+
+N = tp.Width("n")
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(6, 3))
+X = X / np.linalg.norm(X, axis=1, keepdims=True) * 3**0.5
+MSE = np.array([1.0, -1.0, 0.5, 1.0])
+SIGNS = np.array([1.0, -1.0, 1.0, 1.0])
+RATE = 0.7
+#: Two-sided, with Bonferroni's correction by the test: a false alarm in 10^4 runs.
+ALARM = 1e-4
+
+
+def slopes(loss):
+    if loss == "mse":
+        return lambda f: (f[..., : len(MSE)] - MSE) / len(MSE)
+    return lambda f: -SIGNS / (1 + np.exp(SIGNS * f[..., : len(SIGNS)])) / len(SIGNS)
+
+
+def trained(depth, activation, loss, parameterization=tp.parameterizations.ntk, **how):
+    model = tp.mlp(depth, 3, activation=activation)
+    step = parameterization.step(model, loss, RATE)
+    predict, inputs = parameterization.predict(model), jnp.asarray(X, jnp.float32)
+    labels = MSE if loss == "mse" else SIGNS
+    batch = jnp.asarray(X[: len(labels)], jnp.float32), jnp.asarray(labels, jnp.float32)
+    given = {"steps": 20, "samples": 2**12, "replicates": 6, "width": tp.inf} | how
+    return tp.train(
+        step, parameterization.theta(model), [batch] * given.pop("steps"),
+        key=jax.random.key(3), observe=lambda state: predict(state, inputs), progress=False,
+        **given,
+    )  # fmt: skip
+
+
+CASES = [
+    (1, "tanh", "mse"),
+    (1, "relu", "logistic"),
+    *[
+        pytest.param(depth, activation, loss, marks=pytest.mark.slow)
+        for depth in (1, 2, 3) for activation in ("tanh", "relu") for loss in ("mse", "logistic")
+    ],
+    pytest.param(2, "leaky_relu", "mse", marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("depth", "activation", "loss"), CASES)
+def test_ntk_is_kernel_gradient_descent(depth, activation, loss):
+    """Twenty steps from the same initial function, by a kernel that does not know the program."""
+    f = trained(depth, activation, loss).replicates.observations.astype(np.float64)
+    _, tangent = kernels.kernels(X, depth, activation)
+    expected = kernels.descent(tangent, f[:, 0], slopes(loss), RATE, 20)
+    distance = (f - expected)[:, 1:]
+    assert np.abs(expected[:, -1] - expected[:, 0]).max() > 0.3  # it moves
+    assert np.abs(distance).max() < 0.04
+    # The Monte Carlo error is common to all points and steps of a replicate: one z of each.
+    projected = distance.reshape(len(f), -1) @ np.sign(expected.mean(axis=0)[1:]).ravel()
+    z = projected.mean() / (projected.std(ddof=1) / len(f) ** 0.5)
+    assert abs(z) < stats.t.isf(ALARM / 2, len(f) - 1)
+
+
+@pytest.mark.slow
+def test_initial_function_is_the_gaussian_process():
+    """Covariance over keys, of points in different layers' spaces, and normality."""
+    f = trained(2, "tanh", "mse", steps=1, samples=256, replicates=400).replicates
+    start = f.observations[:, 0].astype(np.float64)
+    covariance, _ = kernels.kernels(X, 2, "tanh")
+    whitened = start @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+    assert stats.kstest(whitened.ravel(), "norm").pvalue > ALARM
+    # Entries of the sample covariance of white noise: variance 1 / R, 2 / R on the diagonal.
+    excess = (whitened.T @ whitened / len(start) - np.eye(6)) * len(start) ** 0.5
+    excess[np.diag_indices(6)] /= 2**0.5
+    assert np.abs(excess).max() < stats.norm.isf(ALARM / 2 / 21)
+
+
+@pytest.mark.slow
+def test_zero_initial_function():
+    f = trained(2, "tanh", "mse", init_output="zero", terms=2).replicates.observations
+    assert np.all(f[:, 0] == 0)
+    _, tangent = kernels.kernels(X, 2, "tanh")
+    expected = kernels.descent(tangent, np.zeros(6), slopes("mse"), RATE, 20)
+    np.testing.assert_allclose(f.mean(axis=0), expected, atol=6e-3)
+
+
+def test_observed_increments_start_at_zero_exactly():
+    """``f - f_0`` with both in one program: the same random numbers, the same operations."""
+    model = tp.mlp(2, 3, activation="tanh")
+    ntk = tp.parameterizations.ntk
+    predict, x = ntk.predict(model), jnp.asarray(X, jnp.float32)
+    theta = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=256, terms=2)
+    twice = tp.limit(lambda t: (predict(t, x), predict(t, x)))(theta)
+    np.testing.assert_array_equal(*twice)
+
+
+def test_one_term_is_refused_where_it_does_not_decide():
+    with pytest.raises(tp.CancellationError, match="zero within the sampling error"):
+        trained(1, "tanh", "mse", terms=1)
+
+
+@pytest.mark.slow
+def test_feature_learning_is_the_same_with_more_terms():
+    """muP has nothing to gain from the second term, and loses nothing."""
+    mup = tp.parameterizations.mup
+    one = trained(2, "tanh", "mse", mup, steps=4, terms=1).replicates.observations
+    two = trained(2, "tanh", "mse", mup, steps=4, terms=2).replicates.observations
+    spread = one.std(axis=0, ddof=1) + two.std(axis=0, ddof=1)
+    z = (one.mean(axis=0) - two.mean(axis=0))[1:] / spread[1:] * len(one) ** 0.5
+    assert np.abs(z).max() < stats.t.isf(ALARM / 2 / z.size, len(one) - 1)
+
+
+# --- sums over a width
+
+
+def sampled(theta, terms=2, samples=2**12, seed=0, **how):
+    key = jax.random.key(seed)
+    return tp.sample(theta, key, width=tp.inf, samples=samples, terms=terms, **how)
+
+
+def test_a_sum_is_its_mean_and_its_central_limit_term():
+    theta = {"u": tp.normal((N,)), "v": tp.normal((N,))}
+
+    def sums(t):
+        return (t["u"] ** 2).mean(), (t["u"] * t["v"]).sum(), t["v"].sum() / N_of(t) ** 0.5
+
+    def N_of(t):
+        return t["v"].shape[0]
+
+    found = [tp.series(sums)(sampled(theta, samples=512, seed=s)) for s in range(200)]
+    square, product, root = zip(*found, strict=True)
+    assert {tuple(e for e, _ in s.terms) for s in square} == {(0, Fraction(-1, 2))}
+    np.testing.assert_allclose([s.at(0) for s in square], 1, atol=1e-3)
+    # Var(u^2) = 2, Var(u v) = 1, and both sums are exactly Gaussian to this order.
+    for values, std in (
+        ([s.at(Fraction(-1, 2)) for s in square], 2**0.5),
+        ([s.at(Fraction(1, 2)) for s in product], 1.0),
+        ([s.at(0) for s in root], 1.0),
+    ):
+        assert stats.kstest(np.array(values, float) / std, "norm").pvalue > ALARM
+    assert {s.remainder for s in product} == {0}
+
+
+def test_spurious_leading_terms_are_refused():
+    """``n^-1/2 sum(h^2 - 1)`` has a mean that is 0 for a reason no symmetry knows."""
+    h = {"h": tp.normal((N,))}
+    with pytest.raises(tp.CancellationError, match="zero within the sampling error"):
+        tp.limit(lambda t: (t["h"] ** 2 - 1).sum() / t["h"].shape[0] ** 0.5)(
+            sampled(h, noise="random")
+        )
+
+
+def test_numerically_centred_values_cancel():
+    """``x - mean(x)``: the mean of the centred vector vanishes with its fluctuation."""
+
+    def centred(t):
+        x = jnp.tanh(t["h"] + 0.5)
+        return (x - x.mean()).sum() / x.shape[0] ** 0.5
+
+    found = tp.series(centred)(sampled({"h": tp.normal((N,))}))
+    assert abs(float(found.at(0))) < 1e-4
+
+
+def test_beyond_the_remainder_nothing_is_told():
+    h = sampled({"h": tp.normal((N,))})
+    found = tp.series(lambda t: (t["h"] ** 2).mean())(h)
+    with pytest.raises(tp.CancellationError, match="remainder is of order n\\^-1"):
+        found.at(-1)
+
+
+# --- Gaussian matrices
+
+
+def test_queries_agree_to_second_order():
+    """`y W x` three ways in one program, with `y` made from `W x`: also at order n^-1/2."""
+    theta = {"W": tp.normal((N, N), std=N**-0.5), "u": tp.normal((N,)), "v": tp.normal((N,))}
+
+    def forms(t):
+        n = t["u"].shape[0]
+        x = jnp.tanh(t["u"]) + 0.3
+        h = t["W"] @ x
+        y = t["v"] + jnp.tanh(h) + 0.5 * h
+        back = t["W"].T @ y
+        again = t["W"] @ (2 * x + jnp.tanh(back)) - t["W"] @ jnp.tanh(back)
+        return y @ h / n, back @ x / n, y @ again / (2 * n)
+
+    for seed in range(3):
+        found = tp.series(forms)(sampled(theta, seed=seed))
+        for order in (0, Fraction(-1, 2)):
+            values = [float(one.at(order)) for one in found]
+            assert abs(values[0]) > 0.05
+            np.testing.assert_allclose(values, values[0], atol=2e-3)
+
+
+# --- programs whose leading terms vanish
+
+#: What even two terms do not decide.
+UNDECIDED = {
+    "argmax", "argmax of zeros", "floor", "integer", "cancelled constant", "where it is small",
+    "dead neurons", "cancelled sums",
+}  # fmt: skip
+GROWING = {"inverse", "through a query"}
+QUICK = {"fluctuation", "bounded", "comparison", "argmax of zeros", "where it is small"}
+NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_terms_decide_as_networks_do_or_not_at_all(name):
+    """The law over keys is that of networks of width 1024 (60 of each, two-sample test)."""
+    keys = [jax.random.key(seed) for seed in range(60)]
+    limited = tp.limit(PROGRAMS[name])
+
+    def once(key):
+        return limited(tp.sample(PARAMETERS, key, width=tp.inf, samples=256, terms=2))
+
+    with fast_compilation():
+        if name in UNDECIDED | GROWING:
+            kind = tp.DivergenceError if name in GROWING else tp.CancellationError
+            with pytest.raises(kind):
+                once(keys[0])
+            return
+        limit = np.array([np.ravel(once(key))[0] for key in keys], float)
+        finite = np.array(
+            [np.ravel(PROGRAMS[name](tp.sample(PARAMETERS, k, width=1024)))[0] for k in keys], float
+        )
+    if name == "saturation":  # of order n^-1/2
+        assert np.all(limit == 0) and np.abs(finite).max() < 0.2
+        return
+    assert stats.ks_2samp(limit, finite).pvalue > ALARM
+
+
+# --- fluctuations of finite networks
+
+
+def mean_field(t, x):
+    return jnp.tanh(x @ t["w"]) @ t["a"] / t["a"].shape[0]
+
+
+def mean_field_step(t, batch):
+    x, y = batch
+    n = t["a"].shape[0]
+    loss = lambda t: 0.5 * jnp.mean((mean_field(t, x) - y) ** 2)
+    value, g = jax.value_and_grad(loss)(t)
+    return jax.tree.map(lambda p, d: p - 0.5 * n * d, t, g), value
+
+
+def predicted_covariance(steps, samples=200_000):
+    """n Cov of the outputs at finite width, by the linear system of Pham and Nguyen (2021)."""
+    rng = np.random.default_rng(0)
+    x, y, eta = X[:4], MSE, 0.5
+    w, a = rng.normal(size=(3, samples)), rng.normal(size=samples)
+    count = len(x)
+    values, gradients, hessians = [], [], []
+    for _ in range(steps + 1):
+        s = np.tanh(x @ w)
+        d = 1 - s * s
+        f = s @ a / samples
+        chi = f - y
+        grad = np.concatenate([s[:, None], a * d[:, None] * x[:, :, None]], axis=1)
+        # Second derivatives of a tanh(w x) in (a, w), averaged with the slopes of the loss.
+        hess = np.zeros((4, 4, samples))
+        for k in range(count):
+            cross = d[k] * x[k][:, None]
+            hess[0, 1:] += chi[k] * cross / count
+            hess[1:, 0] += chi[k] * cross / count
+            curve = -2 * a * s[k] * d[k]
+            hess[1:, 1:] += chi[k] * curve * np.multiply.outer(x[k], x[k])[..., None] / count
+        values.append(a * s)
+        gradients.append(grad)
+        hessians.append(hess)
+        move = np.tensordot(chi, grad, 1) / count
+        a, w = a - eta * move[0], w - eta * move[1:]
+    size = (steps + 1) * count
+    system = np.eye(size)
+    for j in range(steps):
+        carried = gradients[j]
+        for k in range(j + 1, steps + 1):
+            if k > j + 1:
+                carried = carried - eta * np.einsum("pqm,bqm->bpm", hessians[k - 1], carried)
+            m = np.einsum("apm,bpm->ab", gradients[k], carried) / samples
+            system[k * count : (k + 1) * count, j * count : (j + 1) * count] += eta / count * m
+    free = np.cov(np.concatenate(values))
+    inverse = np.linalg.inv(system)
+    return inverse @ free @ inverse.T
+
+
+def test_fluctuations_of_one_hidden_layer():
+    """Standard deviations against the formula, D.2 of the sources (arXiv 2110.15954)."""
+    steps, replicates = 6, 400
+    theta = {"w": tp.normal((3, N)), "a": tp.normal((N,))}
+    x = jnp.asarray(X[:4], jnp.float32)
+    run = tp.train(
+        mean_field_step, theta, [(x, jnp.asarray(MSE, jnp.float32))] * steps, width=tp.inf,
+        key=jax.random.key(1), samples=1024, replicates=replicates, fluctuations=True,
+        observe=lambda t: mean_field(t, x), progress=False,
+    )  # fmt: skip
+    found = run.fluctuations.observations.reshape(replicates, -1).astype(np.float64)
+    expected = predicted_covariance(steps)
+    ratio = found.var(axis=0, ddof=1) / np.diag(expected)
+    # A sample variance of R Gaussians has relative standard error sqrt(2 / R).
+    z = (ratio - 1) / (2 / replicates) ** 0.5
+    assert np.abs(z).max() < stats.norm.isf(ALARM / 2 / z.size)
+    whitened = found @ np.linalg.inv(np.linalg.cholesky(expected + 1e-9 * np.eye(28))).T
+    assert stats.kstest(whitened[:, :8].ravel(), "norm").pvalue > ALARM
+    # Without the interaction terms the variance would grow (the negative control of the source).
+    assert np.diag(expected)[-4:].sum() < np.diag(expected)[:4].sum()
+
+
+def test_fluctuations_are_saved(tmp_path):
+    theta = {"w": tp.normal((3, N)), "a": tp.normal((N,))}
+    x = jnp.asarray(X[:4], jnp.float32)
+    run = tp.train(
+        mean_field_step, theta, [(x, jnp.asarray(MSE, jnp.float32))] * 2, width=tp.inf,
+        key=jax.random.key(1), samples=64, replicates=2, fluctuations=True, progress=False,
+    )  # fmt: skip
+    again = tp.Trajectory.load(run.save(tmp_path / "run.safetensors"))
+    np.testing.assert_array_equal(again.fluctuations.outputs, run.fluctuations.outputs)
+    np.testing.assert_array_equal(again.outputs, run.outputs)
+
+
+# --- parity
+
+
+def test_parity_is_an_algebra_of_signs():
+    odd, other = Parity(frozenset({1})), Parity(frozenset({2}))
+    assert (odd * odd) == EVEN
+    assert (odd * other).odd == {1, 2}
+    assert (odd & other) == Parity(frozenset(), frozenset({1, 2}))
+    assert (odd & odd).odd == {1}
+    assert odd.under("odd").vanishes and not odd.under("even").vanishes
+    assert odd.under("neither").unknown == {1}
+    assert (odd.under("neither") * odd).odd == frozenset()
+    assert (odd * UNKNOWN) == UNKNOWN and not UNKNOWN.vanishes
