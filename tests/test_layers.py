@@ -41,8 +41,12 @@ LAYERS = (
     "checkpoint",
     "training",
     "comparison",
+    "activations",
+    "losses",
     "models",
+    "scaling",
     "parameterizations",
+    "regimes",
     "data",
     "cli",
 )

@@ -52,7 +52,7 @@ def test_effective_update_exponents():
 
 
 def test_exponents_may_be_sequences_or_functions():
-    p = Parameterization([0, 1, 2, 3], 0.5, lambda depth: [-depth] * (depth + 1))
+    p = Parameterization([0, 1, 2, 3], 0.5, lambda model: [-model.depth] * model.layers)
     assert p.exponents("a", 3) == (0, 1, 2, 3)
     assert p.exponents("b", 3) == (HALF,) * 4
     assert p.exponents("c", 3) == (-3,) * 4
