@@ -15,6 +15,17 @@ __all__ = ["ACTIVATIONS", "Activation", "Orders", "orders", "resolve"]
 
 Activation = str | Callable[[jax.Array], jax.Array]
 
+
+@jax.custom_jvp
+def _relu2(h: jax.Array) -> jax.Array:
+    return jax.nn.relu(h) ** 2
+
+
+# Written as 2 max(h, 0), the derivative compares nothing: where h vanishes in the limit its sign,
+# which the derivative of relu would need, is decided by terms of a smaller order.
+_relu2.defjvps(lambda dh, value, h: 2 * jax.nn.relu(h) * dh)
+
+
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
         "abs": jnp.abs,
@@ -26,7 +37,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "identity": lambda h: h,
         "leaky_relu": jax.nn.leaky_relu,
         "relu": jax.nn.relu,
-        "relu2": lambda h: jax.nn.relu(h) ** 2,
+        "relu2": _relu2,
         "selu": jax.nn.selu,
         "sigmoid": jax.nn.sigmoid,
         "silu": jax.nn.silu,

@@ -61,8 +61,8 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
 
     - `h_l`, `f_0`: initial preactivations (l ≤ L) and outputs;
     - `first_update_l`: ΔW^l x^{l-1} after the first step, for l = L + 1 its part of the output;
-    - `update_l`: the same after later steps, where they have settled, or at the first divergence;
-    - `weights_l`: the change of W^l in later steps, relative to its initial entries;
+    - `update_l`: the same for a later step, where they have settled, or at the first divergence;
+    - `weights_l`: the change of W^l since the start, then, relative to its initial entries;
     - `df_1`, `df`: f_1 - f_0, and f_t - f_0 in later steps;
     - `r`: minus the largest exponent of x^l_t - x^l_0 (Tensor Programs IV, Definition 3.2);
     - with one hidden layer `e0`, `eK`, `s`: initial outputs, tangent kernel, weight increments.
@@ -87,7 +87,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     f_0 = start.f
     if powers.corrected is not None:
         kept = powers._replace(weights=powers.corrected)
-        f_0 = _pass(kept, start.change, start.change, None).f
+        f_0 = _train(kept)[0].f
         stable = stable and f_0 <= 0
     trivial = stable and df < 0
     exponents: dict[str, Exponent] = {"f_0": f_0, "df_1": first.df, "df": df, "r": r}
@@ -96,7 +96,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
             exponents[f"h_{l}"] = start.h[l - 1]
         exponents[f"first_update_{l}"] = first.updates[l - 1]
         exponents[f"update_{l}"] = last.updates[l - 1]
-        exponents[f"weights_{l}"] = _relative(last.change[l - 1], powers.weights[l - 1])
+        exponents[f"weights_{l}"] = powers.relative_change(last.change[l - 1], l)
     regime = Regime(
         stable=stable,
         trivial=trivial,
@@ -158,10 +158,6 @@ def region(e0: Exponent, s: Exponent) -> str:
     return _by_sign(e0, "triangle", "NTK–sym-def", "pre-NTK–sym-def")
 
 
-def _relative(change: Exponent, initial: Exponent) -> Exponent:
-    return NEVER if change == NEVER else change - initial
-
-
 def _by_sign(exponent: Exponent, negative: str, zero: str, positive: str) -> str:
     return negative if exponent < 0 else zero if exponent == 0 else positive
 
@@ -206,6 +202,13 @@ class _Powers(NamedTuple):
     corrected: tuple[Exponent, ...] | None
     orders: Orders
 
+    def relative_change(self, change: Exponent, l: int) -> Exponent:
+        """Exponent of W^l_t - W^l_0 relative to W^l_0; Θ(1) where initial weights were removed."""
+        initial = self.weights[l - 1]
+        if self.kept[l - 1] != initial:
+            change = max(change, initial)
+        return NEVER if change == NEVER else change - initial
+
     @classmethod
     def of(cls, p: Parameterization, model: Model) -> "_Powers":
         q = p if p.biases is None else p.biases
@@ -240,11 +243,19 @@ class _Powers(NamedTuple):
         )
 
 
+class _Moved(NamedTuple):
+    """Exponents of what training changed: weights in the last step, weights and biases in all."""
+
+    step: tuple[Exponent, ...]
+    total: tuple[Exponent, ...]
+    biases: tuple[Exponent, ...]
+
+
 class _Pass(NamedTuple):
     """Exponents of a forward and backward pass before step t, hidden layers 1 .. L.
 
     h, x, dh: preactivations, activations, derivatives of f; moved: x_t - x_0; updates: what the
-    change of the weights contributes to h and f; change: entries of W_t - W_0; f, df: outputs.
+    last step of the weights contributes to h and f; change: entries of W_t - W_0; f, df: outputs.
     """
 
     h: tuple[Exponent, ...]
@@ -264,30 +275,27 @@ class _Pass(NamedTuple):
 def _train(powers: _Powers) -> list[_Pass]:
     """Passes before the first, the second, .. step until exponents settle or one is positive."""
     layers = len(powers.weights)
-    change: tuple[Exponent, ...] = (NEVER,) * layers
-    bias_change = change
+    nothing: tuple[Exponent, ...] = (NEVER,) * layers
+    moved = _Moved(nothing, nothing, nothing)
     passes: list[_Pass] = []
     for t in range(_STEPS):
-        passes.append(_pass(powers, change, bias_change, passes[0] if passes else None))
+        passes.append(_pass(powers, moved, passes[0] if passes else None))
         here = passes[-1]
         rates, bias_rates = powers.first if t == 0 else (powers.rates, powers.bias_rates)
         below, above = (Fraction(0), *here.x), (*here.dh, Fraction(0))
-        grown = [rate + dh + x for rate, dh, x in zip(rates, above, below, strict=True)]
-        after = tuple(map(max, change, grown))
-        after_biases = tuple(map(max, bias_change, map(add, bias_rates, above)))
-        settled = t > 1 and (after, after_biases) == (change, bias_change)
+        step = tuple(rate + dh + x for rate, dh, x in zip(rates, above, below, strict=True))
+        bias_step = tuple(map(add, bias_rates, above))
+        after = _Moved(
+            step, tuple(map(max, moved.total, step)), tuple(map(max, moved.biases, bias_step))
+        )
+        settled = t > 1 and after == moved
         if t > 0 and (settled or max(p.largest for p in passes) > 0):
             return passes
-        change, bias_change = after, after_biases
+        moved = after
     return passes
 
 
-def _pass(
-    powers: _Powers,
-    change: tuple[Exponent, ...],
-    bias_change: tuple[Exponent, ...],
-    start: _Pass | None,
-) -> _Pass:
+def _pass(powers: _Powers, change: _Moved, start: _Pass | None) -> _Pass:
     """One pass with weights that moved by `change` since `start`, the pass at initialisation."""
     phi, depth = powers.orders, len(powers.weights) - 1
     weights = powers.weights if start is None else powers.kept
@@ -301,8 +309,8 @@ def _pass(
         # Sums over the width: n^1/2 for independent terms, n^1 for aligned ones. Inputs are finite.
         fresh, aligned = (HALF, Fraction(1)) if l else (Fraction(0), Fraction(0))
         mean = weights[l] + 1 + x_mean if powers.centre[l] else NEVER
-        update = max(change[l] + aligned + x[-1], bias_change[l])
-        updates.append(change[l] + aligned + x[-1])
+        update = max(change.total[l] + aligned + x[-1], change.biases[l])
+        updates.append(change.step[l] + aligned + x[-1])
         total = max(weights[l] + fresh + x[-1], mean, update, powers.biases[l])
         if l == depth:
             break
@@ -315,12 +323,13 @@ def _pass(
         moved.append(x_moved)
         x.append(_value(phi, h[-1]))
         symmetric = phi.odd and start is None
-        x_mean = max(_slope(phi, h[-1]) + mean, x_moved) if symmetric else x[-1]
+        odd_mean = max(_slope(phi, h[-1]) + mean, x_moved, x[-1] - HALF)
+        x_mean = odd_mean if symmetric else x[-1]
     # The output weights are aligned with what they did to the layer below.
     df = max(update, weights[depth] + 1 + x_moved)
-    dh = _backward(powers, weights, change, h)
+    dh = _backward(powers, weights, change.total, h)
     f = max(total, df)
-    return _Pass(tuple(h), tuple(x[1:]), dh, tuple(moved), tuple(updates), change, f, df)
+    return _Pass(tuple(h), tuple(x[1:]), dh, tuple(moved), tuple(updates), change.total, f, df)
 
 
 def _backward(
@@ -336,7 +345,8 @@ def _backward(
     dx_mean = max(weights[depth] if powers.centre[depth] else NEVER, change[depth])
     for l in range(depth - 1, -1, -1):
         slope = _slope(powers.orders, h[l])
-        here, here_mean = dx + slope, dx_mean + slope
+        here = dx + slope
+        here_mean = max(dx_mean + slope, here - HALF)
         dh.append(here)
         dx_mean = max(
             weights[l] + 1 + here_mean if powers.centre[l] else NEVER, change[l] + 1 + here

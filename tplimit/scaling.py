@@ -276,6 +276,8 @@ class Parameterization:
 
 
 def _exact(value: Any) -> Fraction:
+    if isinstance(value, (int, Fraction)):
+        return Fraction(value)
     fraction = Fraction(value).limit_denominator(1000)
     if abs(float(fraction) - float(value)) > 1e-9:
         raise WidthError(
