@@ -1,7 +1,7 @@
 """Activations by name, and the powers that they behave like at 0."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -88,33 +88,36 @@ def orders(activation: Activation) -> Orders:
     >>> orders("relu2").value, orders("tanh").value, orders("sigmoid").value
     (Fraction(2, 1), Fraction(1, 1), Fraction(0, 1))
     """
-    phi = _on_numpy(resolve(activation))
-    at_zero = float(phi(np.zeros(1))[0])
-    degree = _power(lambda z: phi(z) - at_zero, _SMALL)
+    near = np.array([-1.0, 1.0]) * _SMALL
+    far = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
+    zero, small, twice_small, phi, phi_of_twice = _evaluate(
+        resolve(activation), [np.zeros(1), near, 2 * near, far, 2 * far]
+    )
+    degree = _power(small - zero, twice_small - zero)
     if degree is None:
         raise ValueError(
             "near 0 the activation behaves like no power of its argument: "
             "give its degree, mlp(..., degree=p)"
         )
-    if abs(at_zero) > _ROUND_OFF:
+    if abs(zero[0]) > _ROUND_OFF:
         return Orders(Fraction(0), degree - 1, homogeneous=False, odd=False)
-    z = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
-    homogeneous = np.allclose(phi(2 * z), 2.0 ** float(degree) * phi(z), _ROUND_OFF, _ROUND_OFF)
-    odd = np.allclose(phi(-z), -phi(z), _ROUND_OFF, _ROUND_OFF)
+    homogeneous = np.allclose(phi_of_twice, 2.0 ** float(degree) * phi, _ROUND_OFF, _ROUND_OFF)
+    odd = np.allclose(phi[::-1], -phi, _ROUND_OFF, _ROUND_OFF)
     return Orders(degree, degree - 1, homogeneous, odd)
 
 
-def _on_numpy(phi: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-    def evaluate(z: np.ndarray) -> np.ndarray:
-        with jax.ensure_compile_time_eval():  # also where a training step is being traced
-            return np.asarray(phi(jnp.asarray(z, jnp.float32)), np.float64)
+def _evaluate(
+    phi: Callable[[jax.Array], jax.Array], points: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Values at each array of points. Compiled ahead, for it may be called where JAX is tracing."""
+    z = np.concatenate(points).astype(np.float32)
+    values = jax.jit(phi).lower(jax.ShapeDtypeStruct(z.shape, z.dtype)).compile()(z)
+    return np.split(np.asarray(values, np.float64), np.cumsum([len(p) for p in points])[:-1])
 
-    return evaluate
 
-
-def _power(phi: Callable[[np.ndarray], np.ndarray], t: float) -> Fraction | None:
+def _power(values: np.ndarray, at_twice: np.ndarray) -> Fraction | None:
     """The p with φ(2t) ≈ 2^p φ(t), on the side where φ is larger; None if there is none."""
-    near, far = (np.abs(phi(np.array([-s, s]))).max() for s in (t, 2 * t))
+    near, far = np.abs(values).max(), np.abs(at_twice).max()
     if not (0 < near < math.inf and 0 < far < math.inf):
         return None
     exponent = math.log2(far / near)
