@@ -87,18 +87,18 @@ def network(depth, activation="relu", bias="first"):
     return tp.mlp(depth, inputs=3, activation=activation, bias=bias)
 
 
-CASES = {
-    "ntk": (scalings.ntk, network(3, "tanh"), 0.5),
-    "mup": (scalings.mup, network(3), 0.2),
-    "naive_ip-3": (scalings.naive_ip, network(3), 0.5),
-    "naive_ip-2": (scalings.naive_ip, network(2), 0.5),
-    "naive_ip-sigmoid": (scalings.naive_ip, network(3, "sigmoid"), 5.0),
-    "ip_llr": (scalings.ip_llr, network(3, root_2_relu), 2.0),
-    "hp": (scalings.hp, network(2, "tanh"), 1.0),
-    "ip_bias": (scalings.ip_bias, network(3, "tanh", bias=True), 10.0),
-    "ip_non_centered": (scalings.ip_non_centered, network(3, "elu", bias=True), 0.5),
-    "intermediate": (scalings.intermediate(0.75), network(1, "leaky_relu", False), 0.3),
-    "sym_default": (scalings.sym_default, network(1, "leaky_relu", False), 0.3),
+CASES = {  # parameterization, model, learning rate, steps
+    "ntk": (scalings.ntk, network(3, "tanh"), 0.5, 3),
+    "mup": (scalings.mup, network(3), 0.2, 3),
+    "naive_ip-3": (scalings.naive_ip, network(3), 0.5, 3),
+    "naive_ip-2": (scalings.naive_ip, network(2), 0.5, 3),
+    "naive_ip-sigmoid": (scalings.naive_ip, network(3, "sigmoid"), 5.0, 3),
+    "ip_llr": (scalings.ip_llr, network(3, root_2_relu), 2.0, 2),
+    "hp": (scalings.hp, network(2, root_2_relu), 0.5, 2),
+    "ip_bias": (scalings.ip_bias, network(3, "tanh", bias=True), 10.0, 2),
+    "ip_non_centered": (scalings.ip_non_centered, network(3, "elu", bias=True), 0.5, 3),
+    "intermediate": (scalings.intermediate(0.75), network(1, "leaky_relu", False), 0.3, 3),
+    "sym_default": (scalings.sym_default, network(1, "leaky_relu", False), 0.3, 3),
 }
 
 
@@ -106,8 +106,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_networks_have_the_exponents_of_their_regime(case):
     """Everything but f_0, at widths up to 1024; exponents are multiples of 1/2 (or 1/4)."""
-    p, model, lr = CASES[case]
-    measured = slopes(p(input_scale=1.0), model, lr, 2 + (p.first is None), WIDTHS[:4])
+    p, model, lr, steps = CASES[case]
+    measured = slopes(p(input_scale=1.0), model, lr, steps, WIDTHS[:4])
     exponents = tp.classify(p, model).exponents
     measured.pop("f_0")
     worst = max(measured, key=lambda k: abs(measured[k] - exponents[k]))
