@@ -143,7 +143,7 @@ LEVELS = st.sampled_from([Fraction(k, 4) for k in range(-8, 9)])
 )
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_conditions_of_tensor_programs_iv(depth, kappa, alpha, b, activation):
-    """Theorem H.13 for layers with rates of their own: κ_l = 2 a_l + c_l, α = a_out + b_out.
+    """Stability, r and triviality for layers with rates of their own: κ_l = 2 a_l + c_l, α = a_out + b_out.
 
     r = min(α, κ_out) - 1 + min_l (κ_l + 1{l = 1}); stable: r ≥ 0, κ_out ≥ 1, α + r ≥ 1, α ≥ 1/2;
     not trivial: κ_out = 1 or α + r = 1; feature learning: r = 0.
@@ -172,7 +172,7 @@ def test_conditions_of_tensor_programs_iv(depth, kappa, alpha, b, activation):
 )
 @hypothesis.settings(deadline=None)
 def test_a_shift_between_multiplier_and_initial_scale_changes_nothing(scaling, depth, shift):
-    """(a, b, c) → (a + θ, b - θ, c - 2θ) is the same training (Tensor Programs IV, Eq. 5)."""
+    """(a, b, c) → (a + θ, b - θ, c - 2θ) is the same training (Tensor Programs IV)."""
     p = getattr(scalings, scaling)
     model = tp.mlp(depth, inputs=3, activation="relu", bias=True)
 

@@ -3,7 +3,7 @@
 `classify` counts powers of the width through training steps. The conditions and their derivation
 are in `docs/regimes.md`, with the names used here.
 
-Sources: Yang and Hu, Tensor Programs IV (Theorems 3.3, 3.4 and H.13: stability, r, the dynamical
+Sources: Yang and Hu, Tensor Programs IV (Section 3 and Appendix H: stability, r, the dynamical
 dichotomy); Hajjar, Chizat and Giraud, Training Integrable Parameterizations (vanishing activations,
 exponents of the first step); Golikov, Dynamically Stable Infinite-Width Limits of Neural
 Classifiers (regions of networks with one hidden layer).
@@ -64,7 +64,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     - `update_l`: the same for a later step, where they have settled, or at the first divergence;
     - `weights_l`: the change of W^l since the start, then, relative to its initial entries;
     - `df_1`, `df`: f_1 - f_0, and f_t - f_0 in later steps;
-    - `r`: minus the largest exponent of x^l_t - x^l_0 (Tensor Programs IV, Definition 3.2);
+    - `r`: minus the largest exponent of x^l_t - x^l_0 (Tensor Programs IV);
     - with one hidden layer `e0`, `eK`, `s`: initial outputs, tangent kernel, weight increments.
 
     Raises:
