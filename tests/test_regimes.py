@@ -143,7 +143,7 @@ LEVELS = st.sampled_from([Fraction(k, 4) for k in range(-8, 9)])
 )
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_conditions_of_tensor_programs_iv(depth, kappa, alpha, b, activation):
-    """Stability, r and triviality for layers with rates of their own: κ_l = 2 a_l + c_l, α = a_out + b_out.
+    """Every layer with a rate of its own: κ_l = 2 a_l + c_l, α = a_out + b_out.
 
     r = min(α, κ_out) - 1 + min_l (κ_l + 1{l = 1}); stable: r ≥ 0, κ_out ≥ 1, α + r ≥ 1, α ≥ 1/2;
     not trivial: κ_out = 1 or α + r = 1; feature learning: r = 0.
