@@ -125,12 +125,17 @@ def test_contributions_of_updates_in_naive_ip():
 
 
 @pytest.mark.slow
-def test_keeping_the_first_rates_explodes():
-    """Published: exponents 1, 3/2, 2, 3 at the second step, measured 0.94, 1.35, 1.80, 2.71."""
-    kept = scalings.naive_ip(c=scalings.large_first_rates, input_scale=1.0)
-    measured = slopes(kept, network(3, root_2_relu), 2.0, 2, WIDTHS[:4])
-    found = [measured[f"update_{l}"] for l in range(1, 5)]
-    np.testing.assert_allclose(found, [1, 1.5, 2, 3], rtol=0, atol=0.2)
+@pytest.mark.parametrize("kept", [False, True])
+def test_contributions_of_updates_with_large_first_rates(kept):
+    """Exponent 0 at both steps; 1, 3/2, 2, 3 at the second one if the first rates are kept."""
+    p = scalings.naive_ip(c=scalings.large_first_rates) if kept else scalings.ip_llr
+    measured = slopes(p(input_scale=1.0), network(3, root_2_relu), 2.0, 2, WIDTHS[1:], 8)
+    first, second = (
+        [measured[f"{k}_{l}"] for l in range(1, 5)] for k in ("first_update", "update")
+    )
+    np.testing.assert_allclose(first, [0, 0, 0, 0], rtol=0, atol=0.06)
+    expected = [1, 1.5, 2, 3] if kept else [0, 0, 0, 0]
+    np.testing.assert_allclose(second, expected, rtol=0, atol=0.06)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     - `h_l`, `f_0`: initial preactivations (l ≤ L) and outputs;
     - `first_update_l`: ΔW^l x^{l-1} after the first step, for l = L + 1 its part of the output;
     - `update_l`: the same for a later step, where they have settled, or at the first divergence;
-    - `weights_l`: the change of W^l since the start, then, relative to its initial entries;
+    - `weights_l`: W^l_t - W^l_0 at that later step, relative to the entries of W^l_0;
     - `df_1`, `df`: f_1 - f_0, and f_t - f_0 in later steps;
     - `r`: minus the largest exponent of x^l_t - x^l_0 (Tensor Programs IV);
     - with one hidden layer `e0`, `eK`, `s`: initial outputs, tangent kernel, weight increments.
