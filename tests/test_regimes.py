@@ -189,14 +189,11 @@ def test_a_shift_between_multiplier_and_initial_scale_changes_nothing(scaling, d
 
 @pytest.mark.parametrize("activation", ["relu", "relu2", "tanh", "gelu", "elu", "abs"])
 def test_naive_ip_is_trivial_from_three_hidden_layers_on(activation):
-    """Proposition 2.3.1; two hidden layers of ReLU² vanish as well, its degree being 2."""
+    """Proposition 2.3.1; with ReLU² two hidden layers are trivial already."""
     for depth in range(1, 7):
         regime = tp.classify(scalings.naive_ip, tp.mlp(depth, inputs=3, activation=activation))
         assert regime.stable
-        if activation != "relu2":
-            assert regime.trivial == (depth >= 3)
-        elif depth >= 3:
-            assert regime.trivial
+        assert regime.trivial == (depth >= (2 if activation == "relu2" else 3))
         assert regime.trivial or regime.feature_learning
 
 

@@ -125,6 +125,16 @@ def test_contributions_of_updates_in_naive_ip():
 
 
 @pytest.mark.slow
+def test_naive_ip_with_relu_squared_is_trivial_with_two_hidden_layers():
+    """Degree 2: activations vanish faster, and f_t - f_0 like 1 / n, against O(1) for degree 1."""
+    p, model = scalings.naive_ip(input_scale=1.0), network(2, "relu2")
+    measured = slopes(p, model, 0.1, 3, WIDTHS[2:], 8)
+    assert tp.classify(p, model).trivial
+    for name in ("df_1", "df", "first_update_1", "update_1"):
+        assert abs(measured[name] + 1) < 0.15, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 def test_contributions_of_updates_with_large_first_rates(kept):
     """Exponent 0 at both steps; 1, 3/2, 2, 3 at the second one if the first rates are kept."""
