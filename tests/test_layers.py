@@ -46,8 +46,12 @@ LAYERS = (
     "networks",
     "training",
     "comparison",
+    "activations",
+    "losses",
     "models",
+    "scaling",
     "parameterizations",
+    "regimes",
     "data",
     "cli",
 )

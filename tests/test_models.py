@@ -1,10 +1,13 @@
 """Multilayer perceptrons: shapes, formula, activations, wrong arguments."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tplimit.activations import orders
 from tplimit.models import ACTIVATIONS, mlp
 
 
@@ -78,9 +81,67 @@ def test_callable_activation():
             {"depth": 1, "inputs": 2, "activation": "tan"},
             "unknown activation 'tan': use one of",
         ),
+        ({"depth": 1, "inputs": 2, "degree": 0}, "the degree of an activation is positive"),
         ({"depth": 1, "inputs": 2, "bias": "last"}, 'bias has to be False, True or "first"'),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         mlp(**arguments)
+
+
+# The degree of an activation ----------------------------------------------------------------------
+
+NONZERO_AT_0 = {"cos": 1, "sigmoid": 0, "softplus": 0}  # and the power of the derivative
+DEGREE_2 = {"relu2", "square"}
+HOMOGENEOUS = {"abs", "identity", "leaky_relu", "relu", *DEGREE_2}
+ODD = {"erf", "identity", "sin", "softsign", "tanh"}
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_leading_powers_of_known_activations(name):
+    found = orders(name)
+    degree = 0 if name in NONZERO_AT_0 else 2 if name in DEGREE_2 else 1
+    assert found.value == degree
+    assert found.slope == NONZERO_AT_0.get(name, degree - 1)
+    assert found.homogeneous == (name in HOMOGENEOUS)
+    assert found.odd == (name in ODD)
+
+
+def test_leading_powers_of_functions():
+    for p in (1, 2, 3, 4):
+        power = mlp(2, inputs=3, activation=lambda h, p=p: 0.3 * jnp.maximum(h, 0) ** p)
+        assert power.homogeneity == p
+        assert power.orders.homogeneous
+    assert mlp(2, inputs=3, activation=lambda h: jnp.maximum(h, 0) ** 1.5).homogeneity == 1.5
+    tanh_squared = mlp(2, inputs=3, activation=lambda h: jnp.tanh(h) ** 2)
+    assert tanh_squared.homogeneity == 2
+    assert not tanh_squared.orders.homogeneous
+    centred = mlp(2, inputs=3, activation=lambda h: jax.nn.softplus(h) - jnp.log(2.0))
+    assert centred.homogeneity == 1
+
+
+def test_a_degree_may_be_given():
+    flat = mlp(2, inputs=3, activation=lambda h: jnp.exp(-1 / h**2), degree=Fraction(3, 2))
+    assert flat.homogeneity == flat.orders.value == Fraction(3, 2)
+    assert mlp(2, inputs=3, activation="sigmoid", degree=1).homogeneity == 1
+    assert mlp(2, inputs=3, activation="sigmoid", degree=1).orders.value == 0
+    with pytest.raises(ValueError, match="like no power of its argument: give its degree"):
+        _ = mlp(2, inputs=3, activation=lambda h: jnp.exp(-1 / h**2)).homogeneity
+    with pytest.raises(ValueError, match=r"no power"):  # a jump at 0
+        _ = mlp(2, inputs=3, activation=jnp.sign).homogeneity
+    with pytest.raises(ValueError, match=r"φ\(0\) is not 0.*mlp\(..., degree=1\)"):
+        _ = mlp(2, inputs=3, activation="sigmoid").homogeneity
+
+
+def test_the_degree_is_found_where_jax_is_tracing():
+    def degree(x, scale):
+        model = mlp(2, inputs=3, activation=lambda h: scale * ACTIVATIONS["relu2"](h))
+        return x * float(model.homogeneity)
+
+    # Each function is new, so that nothing known beforehand is used.
+    for k, (transform, x) in enumerate(
+        [(jax.jit, jnp.ones(1)), (jax.vmap, jnp.ones(1)), (jax.grad, jnp.array(1.0))]
+    ):
+        outcome = transform(lambda x, k=k: degree(x, k + 1.0))(x)
+        np.testing.assert_allclose(outcome, 2.0 * jnp.ones_like(x))

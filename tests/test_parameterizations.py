@@ -52,7 +52,7 @@ def test_effective_update_exponents():
 
 
 def test_exponents_may_be_sequences_or_functions():
-    p = Parameterization([0, 1, 2, 3], 0.5, lambda depth: [-depth] * (depth + 1))
+    p = Parameterization([0, 1, 2, 3], 0.5, lambda model: [-model.depth] * model.layers)
     assert p.exponents("a", 3) == (0, 1, 2, 3)
     assert p.exponents("b", 3) == (HALF,) * 4
     assert p.exponents("c", 3) == (-3,) * 4
@@ -174,3 +174,72 @@ def test_wrong_arguments():
         mse(jnp.zeros(2), jnp.zeros((2, 1)))
     with pytest.raises(ValueError, match="mean has 2 exponents a"):
         Parameterization((0, 1), 0, 0, name="mean").theta(tp.mlp(2, inputs=3))
+
+
+def test_exponents_are_exact():
+    p = Parameterization(0, 0, -0.66)
+    assert p.exponents("c", 1) == (Fraction(-33, 50),) * 2
+    assert p(c=Fraction(1, 1234)).exponents("c", 1)[0] == Fraction(1, 1234)
+    with pytest.raises(tp.WidthError, match=r"0.6180339.* is not a rational number"):
+        p(c=0.6180339887).exponents("c", 1)
+
+
+def test_base_learning_rates_per_layer(key):
+    model = tp.mlp(3, inputs=3, bias="first")
+    theta = tp.sample(mup.theta(model), key, width=8)
+    step = lambda lr: mup.step(model, "mse", lr)(theta, (X, Y))[0]
+    one, each = step(1.0), step((0.5, 2.0, 0.25))
+    for name, rate in {"W1": 0.5, "b1": 0.5, "W2": 2.0, "W3": 2.0, "W4": 0.25}.items():
+        expected = theta[name] + rate * (one[name] - theta[name])
+        np.testing.assert_allclose(each[name], expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="mup has 2 learning rates, but a network of depth 3"):
+        step((0.5, 2.0))
+
+
+def test_base_learning_rates_of_the_first_step(key):
+    model, p = tp.mlp(1, inputs=3), mean_field(first=(0, 0))
+    theta = tp.sample(p.theta(model), key, width=8)
+    step = p.step(model, "mse", 0.1, first_lr=(0.3, 0.7))
+    one, _ = jax.jit(step)(theta, (X, Y))
+    for name, rate in {"W1": 0.3, "W2": 0.7}.items():
+        expected = p.step(model, "mse", rate)(theta, (X, Y))[0][name]
+        np.testing.assert_allclose(one[name], expected, rtol=1e-5)
+    two, _ = step(one, (X, Y))
+    np.testing.assert_array_equal(two["W2"], p.step(model, "mse", 0.1)(one, (X, Y))[0]["W2"])
+
+
+def test_initial_means_and_standard_deviations(key):
+    p = mup(std=(2.0, 0.5, 0.0), mean=(0.0, 3.0, 1.5))
+    theta = tp.sample(p.theta(tp.mlp(3, inputs=3, bias=True)), key, width=300)
+    for name, (mean, std) in {"W1": (0, 2), "W2": (3, 0.5), "W3": (3, 0.5)}.items():
+        count = theta[name].size
+        assert abs(float(jnp.mean(theta[name])) - mean) < 5 * std / count**0.5, name
+        assert abs(float(jnp.std(theta[name])) / std - 1) < 5 / (2 * count) ** 0.5, name
+    np.testing.assert_array_equal(theta["W4"], np.full(300, 1.5, np.float32))
+    assert abs(float(jnp.mean(theta["b2"]))) < 0.3
+    # In units of n^-b, relative to the reference width.
+    scaled = Parameterization(0, 0.5, 0, std=2.0, mean=1.0, reference=100.0)
+    theta = tp.sample(scaled.theta(tp.mlp(2, inputs=3)), key, width=400)
+    assert abs(float(jnp.mean(theta["W2"])) - 0.5) < 0.02
+    assert abs(float(jnp.std(theta["W2"])) - 1.0) < 0.02
+
+
+def test_initial_weights_that_shrink_with_an_optimizer(key):
+    """The update of the optimizer is kept whole, in the first step only."""
+    model, optimizer = tp.mlp(2, inputs=3), optax.sgd(1.0, momentum=0.9)
+    p = mup(shrink=(0, 1, 0))
+    theta = tp.sample(p.theta(model), key, width=4)
+    one, _ = p.step(model, "mse", 0.5, optimizer)(theta, (X, Y))
+    same, _ = mup.step(model, "mse", 0.5, optimizer)(theta, (X, Y))
+    np.testing.assert_allclose(one["W2"], same["W2"] - 0.75 * theta["W2"], rtol=1e-5, atol=1e-6)
+    two, _ = p.step(model, "mse", 0.5, optimizer)(one, (X, Y))
+    expected, _ = mup.step(model, "mse", 0.5, optimizer)(one, (X, Y))
+    np.testing.assert_array_equal(two["W2"], expected["W2"])
+
+
+def test_effective_parameters_are_what_the_network_sees(key):
+    model = tp.mlp(2, inputs=3, outputs=2, bias=True)
+    for p in (mup, ntk(reference=16.0), naive_ip(biases=Parameterization(0, 0, 0))):
+        theta = tp.sample(p.theta(model), key, width=12)
+        expected = model.apply(p.effective(model, theta), X)
+        np.testing.assert_array_equal(p.predict(model)(theta, X), expected)

@@ -16,6 +16,7 @@ from tplimit.interpret import RULES
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.parameters import full, normal, rademacher, uniform
+from tplimit.regimes import Regime, classify
 from tplimit.sampling import Deferred, inf, sample
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
@@ -37,12 +38,14 @@ __all__ = [
     "Model",
     "NoLimitError",
     "Parameterization",
+    "Regime",
     "Scale",
     "Series",
     "Trajectory",
     "UnsupportedOperationError",
     "Width",
     "WidthError",
+    "classify",
     "compare",
     "full",
     "inf",

@@ -1,38 +1,15 @@
 """Networks in plain JAX whose weights carry no power of the width."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from fractions import Fraction
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+
+from tplimit.activations import ACTIVATIONS, Activation, Orders, orders, resolve
 
 __all__ = ["ACTIVATIONS", "Activation", "Model", "mlp"]
-
-Activation = str | Callable[[jax.Array], jax.Array]
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {
-        "abs": jnp.abs,
-        "celu": jax.nn.celu,
-        "cos": jnp.cos,
-        "elu": jax.nn.elu,
-        "erf": jax.scipy.special.erf,
-        "gelu": lambda h: jax.nn.gelu(h, approximate=False),
-        "identity": lambda h: h,
-        "leaky_relu": jax.nn.leaky_relu,
-        "relu": jax.nn.relu,
-        "selu": jax.nn.selu,
-        "sigmoid": jax.nn.sigmoid,
-        "silu": jax.nn.silu,
-        "sin": jnp.sin,
-        "softplus": jax.nn.softplus,
-        "softsign": jax.nn.soft_sign,
-        "square": jnp.square,
-        "tanh": jnp.tanh,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +28,7 @@ class Model:
     outputs: int = 1
     activation: Activation = "tanh"
     bias: bool | Literal["first"] = False
+    degree: int | Fraction | None = None
 
     def __post_init__(self) -> None:
         for name in ("depth", "inputs", "outputs"):
@@ -64,6 +42,8 @@ class Model:
                 f"unknown activation {self.activation!r}: use one of {', '.join(ACTIVATIONS)}, "
                 "or pass a function such as jnp.tanh"
             )
+        if self.degree is not None and not self.degree > 0:
+            raise ValueError(f"the degree of an activation is positive, got {self.degree}")
 
     @property
     def layers(self) -> int:
@@ -76,6 +56,43 @@ class Model:
         if self.bias == "first":
             return (1,)
         return tuple(range(1, self.layers + 1)) if self.bias else ()
+
+    @property
+    def orders(self) -> Orders:
+        """Leading powers of the activation and of its derivative at 0.
+
+        Raises:
+            ValueError: they cannot be found from its values, and no `degree` was given.
+        """
+        try:
+            return orders(self.activation)
+        except ValueError:
+            if self.degree is None:
+                raise
+            degree = Fraction(self.degree)
+            return Orders(degree, degree - 1, homogeneous=False, odd=False)
+
+    @property
+    def homogeneity(self) -> Fraction:
+        """The degree p of the activation: φ(z) = Θ(|z|^p) at 0.
+
+        It is p for ReLU^p and other positively homogeneous functions, and 1 for smooth ones with
+        φ(0) = 0 and φ'(0) ≠ 0. `degree` overrides what is found from the values of φ.
+
+        Raises:
+            ValueError: φ(0) ≠ 0, or φ behaves like no power near 0.
+
+        >>> mlp(2, inputs=3, activation="relu2").homogeneity
+        Fraction(2, 1)
+        """
+        if self.degree is not None:
+            return Fraction(self.degree)
+        if self.orders.value == 0:
+            raise ValueError(
+                "φ(0) is not 0, so the activation has no degree: subtract φ(0), "
+                "or choose the degree yourself, mlp(..., degree=1)"
+            )
+        return self.orders.value
 
     def shapes(self, n: Any) -> dict[str, tuple[Any, ...]]:
         """Name and shape of every parameter at width `n` (an integer or a `tplimit.Width`)."""
@@ -92,9 +109,7 @@ class Model:
 
         `theta` maps the names of `shapes` to effective weights, `x` has shape (batch, inputs).
         """
-        activation = self.activation
-        if not callable(activation):
-            activation = ACTIVATIONS[activation]
+        activation = resolve(self.activation)
         h = x
         for l in range(1, self.layers + 1):
             h = h @ theta[f"W{l}"]
@@ -111,6 +126,7 @@ def mlp(
     outputs: int = 1,
     activation: Activation = "tanh",
     bias: bool | Literal["first"] = False,
+    degree: int | Fraction | None = None,
 ) -> Model:
     """A multilayer perceptron in plain JAX, see `Model`.
 
@@ -120,9 +136,11 @@ def mlp(
         outputs: dimension of the outputs; with 1 the network returns shape (batch,).
         activation: a name in `tplimit.models.ACTIVATIONS` or any elementwise function.
         bias: a bias in no layer, in every layer, or only in the `"first"`.
+        degree: degree p of the activation at 0, φ(z) = Θ(|z|^p), for parameterizations that depend
+            on it; None finds it from the values of the activation, see `Model.homogeneity`.
 
     Raises:
-        ValueError: a size is not a positive integer, or the activation has an unknown name.
+        ValueError: a size or the degree is not positive, or the activation has an unknown name.
 
     >>> import jax.numpy as jnp
     >>> model = mlp(depth=1, inputs=2, activation="relu")
@@ -130,4 +148,4 @@ def mlp(
     >>> model.apply(theta, jnp.array([[1.0, 2.0], [-1.0, 0.0]])).tolist()
     [9.0, 0.0]
     """
-    return Model(depth, inputs, outputs, activation, bias)
+    return Model(depth, inputs, outputs, activation, bias, degree)

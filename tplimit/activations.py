@@ -1,0 +1,125 @@
+"""Activations by name, and the powers that they behave like at 0."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["ACTIVATIONS", "Activation", "Orders", "orders", "resolve"]
+
+Activation = str | Callable[[jax.Array], jax.Array]
+
+
+@jax.custom_jvp
+def _relu2(h: jax.Array) -> jax.Array:
+    return jax.nn.relu(h) ** 2
+
+
+# Written as 2 max(h, 0), the derivative compares nothing: where h vanishes in the limit its sign,
+# which the derivative of relu would need, is decided by terms of a smaller order.
+_relu2.defjvps(lambda dh, value, h: 2 * jax.nn.relu(h) * dh)
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "abs": jnp.abs,
+        "celu": jax.nn.celu,
+        "cos": jnp.cos,
+        "elu": jax.nn.elu,
+        "erf": jax.scipy.special.erf,
+        "gelu": lambda h: jax.nn.gelu(h, approximate=False),
+        "identity": lambda h: h,
+        "leaky_relu": jax.nn.leaky_relu,
+        "relu": jax.nn.relu,
+        "relu2": _relu2,
+        "selu": jax.nn.selu,
+        "sigmoid": jax.nn.sigmoid,
+        "silu": jax.nn.silu,
+        "sin": jnp.sin,
+        "softplus": jax.nn.softplus,
+        "softsign": jax.nn.soft_sign,
+        "square": jnp.square,
+        "tanh": jnp.tanh,
+    }
+)
+
+# Small enough for the leading power to show, large enough for float32 to see 1 - cos(z).
+_SMALL = 2.0**-6
+_ROUND_OFF = 1e-5
+# Powers are told from their neighbours, multiples of 1/4, in spite of the next term at _SMALL.
+_POWER_ERROR = 0.06
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Leading powers of an activation at 0: φ(z) = Θ(|z|^value), φ'(z) = Θ(|z|^slope).
+
+    Attributes:
+        value: 0 where φ(0) ≠ 0, else the degree p of the first term.
+        slope: p - 1; where φ(0) ≠ 0, the same of φ - φ(0).
+        homogeneous: whether φ(c z) = c^p φ(z) for every c > 0, at every z.
+        odd: whether φ(-z) = -φ(z).
+    """
+
+    value: Fraction
+    slope: Fraction
+    homogeneous: bool
+    odd: bool
+
+
+def resolve(activation: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The function that a name in `ACTIVATIONS` stands for; a function stands for itself."""
+    return activation if callable(activation) else ACTIVATIONS[activation]
+
+
+@lru_cache(maxsize=256)
+def orders(activation: Activation) -> Orders:
+    """Leading powers of an activation, found from its values near 0 and on both sides.
+
+    Raises:
+        ValueError: near 0 the activation behaves like no power.
+
+    >>> orders("relu2").value, orders("tanh").value, orders("sigmoid").value
+    (Fraction(2, 1), Fraction(1, 1), Fraction(0, 1))
+    """
+    near = np.array([-1.0, 1.0]) * _SMALL
+    far = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
+    zero, small, twice_small, phi, phi_of_twice = _evaluate(
+        resolve(activation), [np.zeros(1), near, 2 * near, far, 2 * far]
+    )
+    degree = _power(small - zero, twice_small - zero)
+    if degree is None:
+        raise ValueError(
+            "near 0 the activation behaves like no power of its argument: "
+            "give its degree, mlp(..., degree=p)"
+        )
+    if abs(zero[0]) > _ROUND_OFF:
+        return Orders(Fraction(0), degree - 1, homogeneous=False, odd=False)
+    homogeneous = np.allclose(phi_of_twice, 2.0 ** float(degree) * phi, _ROUND_OFF, _ROUND_OFF)
+    odd = np.allclose(phi[::-1], -phi, _ROUND_OFF, _ROUND_OFF)
+    return Orders(degree, degree - 1, homogeneous, odd)
+
+
+def _evaluate(
+    phi: Callable[[jax.Array], jax.Array], points: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Values at each array of points. Compiled ahead, for it may be called where JAX is tracing."""
+    z = np.concatenate(points).astype(np.float32)
+    values = jax.jit(phi).lower(jax.ShapeDtypeStruct(z.shape, z.dtype)).compile()(z)
+    return np.split(np.asarray(values, np.float64), np.cumsum([len(p) for p in points])[:-1])
+
+
+def _power(values: np.ndarray, at_twice: np.ndarray) -> Fraction | None:
+    """The p with φ(2t) ≈ 2^p φ(t), on the side where φ is larger; None if there is none."""
+    near, far = np.abs(values).max(), np.abs(at_twice).max()
+    if not (0 < near < math.inf and 0 < far < math.inf):
+        return None
+    exponent = math.log2(far / near)
+    power = Fraction(round(4 * exponent), 4)
+    return power if power > 0 and abs(exponent - power) < _POWER_ERROR else None
