@@ -381,13 +381,23 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--reference-samples", type=int, help="M of the reference")
     options.add_argument("--reference-runs", type=int, help="R of the reference")
+    options.add_argument("--only", type=int, choices=(1, 2), help="only this problem")
+    options.add_argument("--budget", type=float, help="seconds of measurement per width")
+    options.add_argument("--widest", type=int, help="no dense networks beyond this width")
     options = options.parse_args()
     report = Report("dense", options)
     sizes = SMALL if options.small else FULL
     m, r = sizes.reference
     asked = options.reference_samples or m, options.reference_runs or r
-    sizes = sizes._replace(reference=asked)
-    for problem in sizes.problems:
+    widest = options.widest or max(sizes.widths)
+    sizes = sizes._replace(
+        reference=asked,
+        budget=options.budget or sizes.budget,
+        widths=tuple(n for n in sizes.widths if n <= widest),
+    )
+    for number, problem in enumerate(sizes.problems, start=1):
+        if options.only not in (None, number):
+            continue
         compare(problem, sizes, options.out, report)
 
 
