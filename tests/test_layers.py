@@ -38,6 +38,7 @@ LAYERS = (
     "parameters",
     "sampling",
     "plotting",
+    "files",
     "trajectory",
     "history",
     "encoding",

@@ -18,10 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from tplimit import _jax
+from tplimit import _jax, files
 from tplimit.encoding import OtherFields, decode, encode
 from tplimit.errors import LimitWarning
 from tplimit.history import History
@@ -300,31 +299,15 @@ def _as_bytes(code: Any) -> np.ndarray:
 
 
 def _write(path: Path, code: Any, arrays: dict[str, np.ndarray]) -> None:
-    """Write a file that is either complete or absent, whenever the process or machine stops."""
     text = _as_bytes(code)
     checksum = _checksum(text, arrays)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "checksum": checksum}
-    partial = path.with_name(path.name + ".partial")
-    save_file({**arrays, "code": text}, partial, metadata=metadata)
-    _to_disk(partial)
-    os.replace(partial, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _to_disk(path.parent)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.write(path, {**arrays, "code": text}, metadata)
 
 
 def _read(path: Path) -> Any:
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, arrays = files.read(path)
     except SafetensorError as error:
         raise _Unreadable(f"is truncated or no safetensors file ({error})") from error
     if metadata.get("format") != _FORMAT or not metadata.get("version", "").isdecimal():

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 from scipy import stats
 
+from tplimit import files
 from tplimit.errors import LimitWarning
 from tplimit.plotting import save_figure, trajectory_figure
 from tplimit.sampling import Deferred, inf
@@ -246,10 +246,7 @@ class Trajectory:
         metadata = {"format": _FORMAT, "version": str(_VERSION), "header": json.dumps(header)}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A run killed while it writes leaves the old file, not half of a new one.
-        partial = target.with_name(target.name + ".partial")
-        save_file(arrays, partial, metadata=metadata)
-        os.replace(partial, target)
+        files.write(target, arrays, metadata)
         return target
 
     @classmethod
@@ -263,9 +260,7 @@ class Trajectory:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}")
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata, arrays = files.read(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or no tplimit trajectory: {error}") from error
         if metadata.get("format") != _FORMAT:
