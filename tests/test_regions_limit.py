@@ -51,7 +51,7 @@ def leading(one):
     return one.terms[0]
 
 
-QUICK = {"NTK", "MF", "sym-default", "triangle"}
+QUICK = {"NTK", "sym-default"}
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REGIONS]
 
 
