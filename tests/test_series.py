@@ -327,6 +327,38 @@ def test_fluctuations_are_saved(tmp_path):
     np.testing.assert_array_equal(again.outputs, run.outputs)
 
 
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fluctuations": True, "init_output": "zero"}, "fluctuations are the second of two terms"),
+        ({"fluctuations": True, "terms": 1}, "fluctuations are the second of two terms"),
+        ({"fluctuations": True, "width": 8}, "around the limit"),
+        ({"bias_check": True, "replicates": 1}, "replicates=2"),
+        ({"terms": 0}, "Use 1, 2 or 3"),
+        ({"terms": 2.5}, "Use 1, 2 or 3"),
+        ({"init_output": "none"}, "'sample' or 'zero'"),
+    ],
+    ids=str,
+)
+def test_options_that_have_no_meaning(options, message):
+    with pytest.raises((ValueError, tp.LimitError), match=message):
+        trained(1, "tanh", "mse", **options)
+
+
+def test_a_random_limit_says_so(tmp_path):
+    run = trained(1, "tanh", "mse", steps=1, samples=64)
+    assert run.random and "random limit" in repr(run)
+    assert tp.Trajectory.load(run.save(tmp_path / "run")).random
+    theta = {"v": tp.normal((N,))}
+    output = lambda t, _: (t, t["v"].sum() / t["v"].shape[0] ** 0.5)
+    how = {"key": jax.random.key(0), "samples": 64, "progress": False}
+    with pytest.warns(tp.LimitWarning, match="random function"):
+        tp.compare(output, theta, [None], widths=[8, 16], seeds=2, replicates=2, **how)
+
+
 # --- parity
 
 

@@ -23,8 +23,8 @@ SYMMETRIC_SHARE = 1e-5
 
 RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
-    "Further terms of the expansion in the width decide. Keep more of them: "
-    "tp.sample(..., terms=3) or tp.train(..., terms=3)."
+    "Further terms of the expansion in the width decide. tp.train and tp.limit try two terms by "
+    "themselves (terms=2); where these do not decide either, this version does not."
 )
 
 #: A term that only leads above this width does not lead in any network.

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
+from tplimit.errors import LimitWarning
 from tplimit.plotting import comparison_figure, save_figure
 from tplimit.sampling import inf
 from tplimit.training import Step, train
@@ -338,6 +340,15 @@ def compare(
 
     # The limit first: a program without one is refused before hours of finite networks.
     limit = run(inf, replicates, 0)
+    if limit.random:
+        warnings.warn(
+            LimitWarning(
+                "The limit is a random function, another one in each replicate: finite networks "
+                "agree with it in law, and their distances from its mean do not vanish. Compare "
+                "means and spreads over `limit.replicates` and `finite[n].replicates`."
+            ),
+            stacklevel=2,
+        )
     if not isinstance(batches, Mapping) and not hasattr(batches, "shape"):
         align(step, limit.state, batches[0], widths=widths)
     return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)})

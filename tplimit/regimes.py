@@ -69,6 +69,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
 
     Raises:
         ValueError: the activation behaves like no power near 0.
+        TypeError: other arguments.
 
     >>> import tplimit as tp
     >>> scalings = tp.parameterizations
@@ -78,6 +79,12 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     >>> regime.kernel, str(regime.exponents["r"])
     (True, '1/2')
     """
+    if not isinstance(parameterization, Parameterization) or not isinstance(model, Model):
+        raise TypeError(
+            "classify needs a Parameterization and a Model: tp.classify(tp.parameterizations.mup, "
+            "tp.mlp(2, inputs=3)); golikov and intermediate are functions that return one, such as "
+            "golikov(-0.5, 0)"
+        )
     powers = _Powers.of(parameterization, model)
     passes = _train(powers)
     start, first, last = passes[0], passes[1], passes[-1]

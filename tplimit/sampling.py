@@ -113,7 +113,7 @@ def sample(
         _warn_of_balance(law, n)
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
         dtype = np.dtype(jnp.result_type(float))
-        draw = Draw(law, n, dtype, mesh, *_series(law, terms, init_output))
+        draw = Draw(law, n, dtype, mesh, *series_options(law, terms, init_output))
         sampled = _limit_values(leaves, key, draw)
     else:
         sizes, key = _sizes(width, widths), jax.random.fold_in(key, _SALT)
@@ -246,13 +246,18 @@ class Draw(NamedTuple):
     fluctuating: bool = True
 
 
-def _series(law: Law, terms: int, init_output: str) -> tuple[int, bool]:
+def series_options(law: Law, terms: int, init_output: str) -> tuple[int, bool]:
+    """Terms to keep, and whether sums over a width fluctuate, from the arguments of ``sample``.
+
+    Raises:
+        LimitError: they are out of range, whatever the width.
+    """
     if init_output not in ("sample", "zero"):
         raise LimitError(
             f"init_output={init_output!r} is not known.", advice="Use 'sample' or 'zero'."
         )
-    if operator.index(terms) < 1:
-        raise LimitError(f"terms={terms} is no number of terms.", advice="Use 1, 2 or 3.")
+    if isinstance(terms, bool) or not isinstance(terms, (int, np.integer)) or not 1 <= terms <= 3:
+        raise LimitError(f"terms={terms!r} is no number of terms.", advice="Use 1, 2 or 3.")
     # A network of finite width is what it is, without any expansion.
     return (1 if law.exact else int(terms)), init_output == "sample"
 

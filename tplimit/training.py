@@ -19,7 +19,7 @@ from tplimit.leaves import LimitValue, replicate, revealed_directions
 from tplimit.networks import pair, train_networks
 from tplimit.parameters import Parameter
 from tplimit.progress import bar
-from tplimit.sampling import Deferred, inf, law_of, sample
+from tplimit.sampling import Deferred, inf, law_of, sample, series_options
 from tplimit.trajectory import Records, Trajectory, width_label
 from tplimit.transforms import (
     MORE_TERMS,
@@ -96,7 +96,8 @@ def train(
         terms: terms of the expansion in the width that are kept at infinite width. By default one;
             where leading terms vanish, as in kernel regimes, the run begins again with two.
         init_output: with several terms, `"sample"`: the random initial function of a wide network,
-            another one in each replicate; `"zero"`: the limit with initial function 0.
+            another one in each replicate, so that the spread over replicates is mostly not an
+            error (`Trajectory.random`); `"zero"`: the limit with initial function 0.
         fluctuations: keep the terms of order n^-1/2 as well, see `Trajectory.fluctuations`.
 
     Returns:
@@ -106,7 +107,8 @@ def train(
         TypeError: `batches` is a tuple or dict (ambiguous), or no batches at all; `step` does not
             return (state, output). With `checkpoint`: records are another kind of tree than dicts,
             lists and tuples.
-        ValueError: no batch, stacked arrays of unequal length, `replicates` below 1, or records
+        ValueError: no batch, stacked arrays of unequal length, `replicates` below 1 (2 with
+            bias_check), fluctuations where there are none (finite width, one term), or records
             whose shapes change from step to step. With `checkpoint`: the folder holds another run
             (key, width, batches, ... differ), a newer format, or no readable file; the structure
             of the state changes while it trains; the mesh is shared by several processes.
@@ -132,7 +134,11 @@ def train(
     _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
-    law_of(width, noise, rank_tolerance)  # refuses what is no option, at integer widths too
+    # What is no option is refused at every width.
+    law = law_of(width, noise, rank_tolerance)
+    series_options(law, 1 if terms is None else terms, init_output)
+    if bias_check and replicates < 2:
+        raise ValueError("bias_check compares with the standard error: use replicates=2 or more")
     if checkpoint is not None and mesh is not None and mesh.is_multi_process:
         raise ValueError(
             "checkpoint does not work with a mesh over several processes: the particles are never "
@@ -142,10 +148,14 @@ def train(
     run |= {"replicates": replicates, "noise": noise, "rank_tolerance": rank_tolerance}
     run |= {"terms": terms, "init_output": init_output, "fluctuations": fluctuations}
     checkpoints = Checkpoints(checkpoint, run)
+    if fluctuations and width != inf:
+        raise ValueError("fluctuations are those around the limit: use width=tp.inf")
+    if fluctuations and (terms == 1 or init_output == "zero"):
+        raise ValueError(
+            "fluctuations are the second of two terms: leave terms and init_output as they are"
+        )
     if _is_finite(width):
         return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
-    if fluctuations and isinstance(width, Deferred):
-        raise ValueError("fluctuations are those of the limit: use width=tp.inf")
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     if not bias_check or isinstance(width, Deferred):
@@ -156,6 +166,11 @@ def train(
     unsaved = Checkpoints(None, {})
     cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
     trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
+    if trajectory.random:
+        raise ValueError(
+            "bias_check cannot tell the bias of a random limit, whose replicates have initial "
+            'functions of their own: use init_output="zero"'
+        )
     return trajectory.with_bias_from(cheap)
 
 
@@ -266,7 +281,8 @@ def _train_limit(
     # Leading terms vanish: begin again with the next ones, and say so if these do not help.
     checkpoints.discard()
     more = replace(limit, terms=MORE_TERMS)
-    return _train_terms(functions, theta, batches, more, keys, progress, checkpoints, together)
+    run = (functions, theta, batches, more, keys, progress, checkpoints, together)
+    return replace(_train_terms(*run), random=limit.init_output == "sample")
 
 
 def _train_terms(

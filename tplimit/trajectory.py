@@ -117,6 +117,9 @@ class Trajectory:
             fluctuation, to leading order, so that n times the covariance over networks is that
             over replicates.
 
+        random: whether leading terms vanished, so that the limit is a random function, another one
+            in each replicate: then means and standard errors are those over initial functions.
+
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
     """
@@ -128,12 +131,14 @@ class Trajectory:
     directions: tuple[int, ...] = ()
     bias: "Bias | None" = None
     fluctuations: Records | None = None
+    random: bool = False
 
     def __repr__(self) -> str:
         first = jax.tree.leaves((self.replicates.outputs, self.replicates.observations))[:1]
         steps = first[0].shape[1] if first else 0
         label = width_label(self.width)
         revealed = f", directions={list(self.directions)}" if self.directions else ""
+        revealed += ", random limit" if self.random else ""
         return f"Trajectory(width={label}, replicates={self.count}, steps={steps}{revealed})"
 
     @property
@@ -242,6 +247,7 @@ class Trajectory:
             else _encode_records(self.fluctuations, arrays, _store_array, "fluctuations "),
             "width": _encode_width(self.width),
             "directions": list(self.directions),
+            "random": self.random,
         }
         metadata = {"format": _FORMAT, "version": str(_VERSION), "header": json.dumps(header)}
         target = Path(path)
@@ -284,6 +290,7 @@ class Trajectory:
             _decode_width(header["width"]),
             directions=tuple(header.get("directions", ())),
             fluctuations=fluctuations,
+            random=bool(header.get("random", False)),
         )
 
 

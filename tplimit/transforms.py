@@ -116,7 +116,7 @@ class Series:
             raise CancellationError(
                 f"The term n^{exponent} of a series is not known: its remainder is of order "
                 f"n^{unknown.max()}.",
-                advice="Sample the parameters with more terms: tp.sample(..., terms=3).",
+                advice="A sum over a width has two known terms: its mean and its fluctuation.",
             )
         found = [jnp.where(np.asarray(e == exponent, dtype=bool), c, 0) for e, c in self.terms]
         return jnp.asarray(sum(found[1:], found[0]))
