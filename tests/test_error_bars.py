@@ -105,10 +105,9 @@ def test_enough_samples_pass_the_bias_check() -> None:
     assert not run.bias.significant
 
 
-def test_bias_check_of_one_replicate_says_nothing() -> None:
-    run = trained(0, samples=64, replicates=1, steps=1, bias_check=True)
-    assert np.isnan(run.bias.share)
-    assert np.all(np.isnan(run.stderr.observations))
+def test_bias_check_of_one_replicate_is_refused() -> None:
+    with pytest.raises(ValueError, match="replicates=2"):
+        trained(0, samples=64, replicates=1, steps=1, bias_check=True)
 
 
 # float32 and the rank ---------------------------------------------------------------------------
