@@ -159,6 +159,7 @@ def test_killed_again_and_again(name, tmp_path, mortal, monkeypatch):
     assert_same(resumed, run(WIDTHS[name]))
 
 
+@pytest.mark.slow
 def test_a_finished_run_returns_at_once(tmp_path):
     def untouched(*args):
         raise AssertionError

@@ -12,6 +12,7 @@ with a false alarm of 1e-3 for each of the two groups.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import (
@@ -125,3 +126,22 @@ def test_limits_of_networks_that_use_a_matrix_twice(kind: str) -> None:
     assert np.abs(z).max() < statistics.threshold(z.size, degrees=15)
     slope, _ = statistics.log_log_slope({n: r.f - limit.mean(axis=0) for n, r in runs.items()})
     assert abs(slope + 0.5) < 0.1
+
+
+@pytest.mark.slow
+def test_long_training_that_converges() -> None:
+    """Fifty steps reveal directions down to round-off, which must not be amplified (float32)."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(10, 12)), jnp.float32)
+    batch = x, jnp.asarray(rng.normal(size=10), jnp.float32)
+    mup, model = tp.parameterizations.mup, tp.mlp(3, 12)
+    step, theta = mup.step(model, "mse", 0.5), mup.theta(model)
+    ends = []
+    for width, replicates in ((tp.Deferred(512), 6), (512, 24)):
+        run = tp.train(
+            step, theta, [batch] * 50, width=width, key=jax.random.key(1),
+            replicates=replicates, progress=False,
+        )  # fmt: skip
+        ends.append(run.replicates.outputs[:, -1])
+    gap = abs(ends[0].mean() - ends[1].mean())
+    assert gap < 4 * np.hypot(*(e.std(ddof=1) / len(e) ** 0.5 for e in ends))

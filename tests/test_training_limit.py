@@ -129,6 +129,7 @@ def apart(monkeypatch):
     monkeypatch.setattr(training, "_TOGETHER", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [tp.inf, pytest.param(tp.Deferred(40), marks=pytest.mark.slow)])
 def test_replicates_in_one_call_are_those_one_by_one(key, width, monkeypatch):
     """A hidden matrix, biases and momentum, with stores that grow: the same to round-off."""
