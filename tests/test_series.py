@@ -238,6 +238,90 @@ def test_two_terms_decide_as_networks_do_or_not_at_all(name):
     assert stats.ks_2samp(limit, finite).pvalue > ALARM
 
 
+# --- means that only the second term of a vector has
+
+VECTORS = {name: tp.normal((N,)) for name in "uvw"}
+
+
+def shifted(fn):
+    """`v fn(u + 1 + v / sqrt(n))`, summed over `sqrt(n)`: its mean is that of `v^2 fn'(u + 1)`."""
+
+    def program(t):
+        root = t["u"].shape[0] ** 0.5
+        return (t["v"] * fn(t["u"] + 1 + t["v"] / root)).sum() / root
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("fn", "slope"),
+    [
+        (jnp.abs, np.sign),
+        (jnp.tanh, lambda h: 1 / np.cosh(h) ** 2),
+        (jax.nn.elu, lambda h: np.where(h > 0, 1, np.exp(h))),
+        (lambda h: jax.nn.leaky_relu(h, 0.1), lambda h: np.where(h > 0, 1, 0.1)),
+        (jnp.sin, np.cos),
+    ],
+    ids=["abs", "tanh", "elu", "leaky_relu", "sin"],
+)
+def test_slopes_enter_at_second_order(fn, slope):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    # A jump of the slope costs the quadrature about a node's share.
+    expected = weights @ slope(nodes + 1) / weights.sum()
+    found = tp.limit(shifted(fn))(sampled(VECTORS, init_output="zero"))
+    assert abs(found - expected) < 0.06
+
+
+MASKED = {
+    "stacked masks": lambda t: jnp.where(
+        ~jnp.stack([t["u"] > 0, t["v"] > 0]), t["w"] ** 2, 0.0
+    ).mean(),
+    "inexact mask": lambda t: jnp.where(
+        ~jnp.stack([t["u"] + t["v"] / t["u"].shape[0] ** 0.5 > 0]), t["w"] ** 2, 0.0
+    ).mean(),
+    "saturated zeros": lambda t: jnp.tanh(t["u"].shape[0] * jax.nn.relu(t["u"])).mean(),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_and_exact_zeros(name, terms):
+    """Half of the units: 1/2, with one term as with two."""
+    assert abs(tp.limit(MASKED[name])(sampled(VECTORS, terms)) - 0.5) < 0.02
+
+
+HIDDEN = {
+    "log of what vanishes": (lambda t: jnp.log((t["u"] ** 2).mean() / t["u"].shape[0] ** 0.5)),
+    "log of dead units": lambda t: jnp.log(jax.nn.relu(t["u"]) + 1 / t["u"].shape[0]).mean(),
+    "dead units beside growing ones": lambda t: jnp.tanh(
+        t["u"].shape[0] ** 0.5 * jax.nn.relu(t["u"]) + t["v"] + 1.0
+    ).mean(),
+    "powers of dead units": lambda t: jnp.sqrt(
+        jax.nn.relu(t["u"]) + t["u"].shape[0] ** -0.5
+    ).mean(),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_lower_terms_decide_is_refused(name):
+    """Where the leading term is 0 the value is not: no limit may be read off it."""
+    for seed in range(4):
+        with pytest.raises((tp.CancellationError, tp.NoLimitError)):
+            tp.limit(HIDDEN[name])(sampled(VECTORS, seed=seed))
+
+
+def test_a_number_of_unknown_order_is_refused():
+    """`tanh` of `sqrt(n)` or 1, as a random sign says: 1, or what this version does not follow."""
+    program = tp.limit(lambda t: jnp.tanh(jnp.where(t["v"].sum() > 0, t["v"].shape[0] ** 0.5, 1.0)))
+    found = []
+    for seed in range(8):
+        try:
+            found.append(float(program(sampled(VECTORS, seed=seed))))
+        except tp.CancellationError:
+            found.append(None)
+    assert set(found) == {1.0, None}
+
+
 # --- fluctuations of finite networks
 
 
@@ -364,7 +448,10 @@ def test_a_random_limit_says_so(tmp_path):
 
 def test_parity_is_an_algebra_of_signs():
     odd, other = Parity(frozenset({1})), Parity(frozenset({2}))
-    assert (odd * odd) == EVEN
+    assert (odd * odd) == Parity()
+    fresh = Parity(frozenset({1}), fresh=True)
+    assert (fresh & EVEN).fresh and (fresh & fresh).fresh and not (fresh & odd).fresh
+    assert not (fresh * odd).fresh and not fresh.under("odd").fresh
     assert (odd * other).odd == {1, 2}
     assert (odd & other) == Parity(frozenset(), frozenset({1, 2}))
     assert (odd & odd).odd == {1}

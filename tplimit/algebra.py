@@ -118,7 +118,8 @@ def aligned(value: Tensor, exponents: Exponents) -> Any:
         return value.coefficient
     if not same.any():
         return np.zeros(value.shape, value.dtype)
-    return jnp.where(same, value.coefficient, 0)
+    # Masks stay masks.
+    return jnp.where(same, value.coefficient, jnp.zeros((), value.dtype))
 
 
 def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:
@@ -319,7 +320,7 @@ def _at_level(
         noise = pointwise_noise(fn, value)
         return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
     if level > 0:
-        return _saturated(ctx, value, name, saturation, level)
+        return _saturated(ctx, value, fn, name, saturation, level)
     series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
     if not np.all(np.isfinite(series)):
         ctx.fail(
@@ -351,7 +352,12 @@ def _at_level(
 
 
 def _saturated(
-    ctx: Context, value: Tensor, name: str, saturation: tuple[float, float] | None, level: Exponent
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+    level: Exponent,
 ) -> Tensor:
     error = ctx.error(
         f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
@@ -361,12 +367,14 @@ def _saturated(
     known(ctx, value, name)
     signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
     low, high = saturation
+    c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
     if not np.isfinite(high):
-        grows = jnp.asarray(value.coefficient) > 0
-        mask = value.exponents.mask(level) if not value.exponents.uniform else True
-        ctx.check(~jnp.any(grows & mask), error)
-    dtype = value.dtype
-    out = jnp.where(value.coefficient > 0, jnp.asarray(high, dtype), jnp.asarray(low, dtype))
+        ctx.check(~jnp.any((c > 0) & mask), error)
+    if value.finite and not value.exact:
+        ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name))
+    ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
+    # A coordinate that is exactly zero does not grow.
+    out = jnp.where(c == 0, fn(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = NONE if low == high == 0 else ZERO
     return tensor(out, exponents, NONE, value.axis, value.space, None, zeros)

@@ -58,7 +58,7 @@ def _level(value: Tensor, term: Term, level: Any) -> Tensor:
         mask = term.exponents.mask(level)
         term = replace(
             term,
-            coefficient=jnp.where(mask, term.coefficient, 0),
+            coefficient=jnp.where(mask, term.coefficient, jnp.zeros((), value.dtype)),
             exponents=Exponents(np.where(mask, np.array(level, dtype=object), NEVER)),
             noise=None if term.noise is None else jnp.where(mask, term.noise, 0),
         )
@@ -102,17 +102,15 @@ def _meet(a: Exponents, b: Exponents) -> bool:
 
 def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[int, ...]) -> Term:
     """One term: coefficients of the parts where they have the exponents ``top``."""
-    coefficient = sum(algebra.aligned(part, top) for part in parts[1:])
-    coefficient = jnp.broadcast_to(algebra.aligned(parts[0], top) + coefficient, shape)
+    coefficient = functools.reduce(operator.add, [algebra.aligned(part, top) for part in parts])
+    coefficient = jnp.broadcast_to(coefficient, shape)
     noises = [algebra.aligned_noise(part, top) for part in parts]
     noise = algebra.combined_noise(*noises)
     if noise is not None:
         noise = jnp.broadcast_to(noise, shape)
-    parity = parts[0].parity
-    for part in parts[1:]:
-        parity = parity & part.parity
+    parity = functools.reduce(operator.and_, [part.parity for part in parts])
     if known != top:
-        coefficient = jnp.where(known.mask(NEVER), 0, coefficient)
+        coefficient = jnp.where(known.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
     zeros = parts[0].zeros
     for part in parts[1:]:
         zeros = None if zeros is None or part.zeros is None else zeros & part.zeros
@@ -211,8 +209,8 @@ def averaged(
     if piece.exponents == NONE or mean.exponents == NONE:
         return [mean]
     if space is None:
-        # A constant along the width, or a share of one, whose fluctuations are not known.
-        return [mean if piece.constant is None else replace(mean, remainder=NONE)]
+        # A share of a width: its fluctuations are not known, only their order.
+        return [mean]
     lost = mean.exponents + Fraction(-1)
     found = [replace(mean, remainder=lost)]
     if parity.vanishes:
@@ -244,15 +242,18 @@ def expanded(
     """A smooth function of a series: ``f(x + d) = f(x) + f'(x) d + f''(x) d^2 / 2 + ...``.
 
     ``x`` is the leading term where it does not vanish with the width, and 0 elsewhere.
-    ``derivatives(x, k)`` is the k-th derivative at ``x`` over k!, a value of one term.
+    ``derivatives(x, k)`` is the k-th derivative at ``x`` over k!, a value of one term; it is told
+    in the remainder of ``x`` that there is more, and leaves out what follows from it.
     """
     base, rest = _base(value)
+    seen = replace(base, remainder=rest.exponents.maximum(rest.remainder))
     orders = 3 if _has_zeros(base) else 2
     parts = []
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)
-        factor = with_parity(derivatives(base, k), base.parity.under(even))
+        factor = replace(derivatives(seen, k), remainder=NONE)
+        factor = with_parity(factor, base.parity.under(even))
         if power is None:
             parts += pieces(factor)
             power = rest

@@ -203,8 +203,16 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
     return Matrices(outer(ctx, first, second, rows, columns, 1), (0, 1))
 
 
+def settled(matrix: Matrix) -> Matrix:
+    """The same matrix, what is unknown on few rows or columns being moved to the remainder."""
+    rare = [part.average for part in (matrix.rare_rows, matrix.rare_columns) if part is not None]
+    remainder = max([matrix.remainder, *rare])
+    return replace(matrix, remainder=remainder, rare_rows=None, rare_columns=None)
+
+
 def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     """Product entry by entry of two low-rank matrices: the ranks multiply."""
+    a, b = settled(a), settled(b)
     if a.gaussians or a.cores or b.gaussians or b.cores:
         unsupported(ctx, "the product, entry by entry, with another matrix")
     parts = []

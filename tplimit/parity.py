@@ -22,12 +22,12 @@ class Parity:
         odd: sources that it is odd in.
         unknown: sources of which nothing is known; None stands for all.
         fresh: whether it is a Gaussian (or uniform) vector as drawn, or a finite combination of
-            such: then no coordinate is exactly zero.
+            such: then no coordinate is exactly zero, nor with a number added. None for numbers.
     """
 
     odd: frozenset[int] = frozenset()
     unknown: frozenset[int] | None = frozenset()
-    fresh: bool = False
+    fresh: bool | None = False
 
     @property
     def vanishes(self) -> bool:
@@ -46,7 +46,8 @@ class Parity:
         if self.unknown is None or other.unknown is None:
             return UNKNOWN
         unknown = self.unknown | other.unknown | (self.odd ^ other.odd)
-        return Parity((self.odd & other.odd) - unknown, unknown, self.fresh and other.fresh)
+        fresh = [one.fresh for one in (self, other) if one.fresh is not None]
+        return Parity((self.odd & other.odd) - unknown, unknown, all(fresh) if fresh else None)
 
     def under(self, behaviour: Behaviour) -> "Parity":
         """Of a function of the vector, coordinate by coordinate."""
@@ -66,8 +67,8 @@ class Parity:
         return Parity(odd, unknown, self.fresh)
 
 
-#: Of what has no source: constants, and averages over a width.
-EVEN = Parity()
+#: Of what has no source: numbers, constant along a width, and averages over it.
+EVEN = Parity(fresh=None)
 
 UNKNOWN = Parity(unknown=None)
 

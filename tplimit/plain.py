@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.trace import Equation
-from tplimit.values import Tensor, Value, exactly, tensor
+from tplimit.values import Tensor, Value, collapsed, exactly, tensor
 from tplimit.widths import NEVER, Exponents
 
 #: Continuous functions that are evaluated on finite arrays although their terms are not exact.
@@ -42,7 +42,7 @@ def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[V
 def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
     """A continuous function of finite arrays of order 1: it acts on the coefficients."""
     primitive = equation.primitive
-    tensors = [v for v in values if isinstance(v, Tensor) and v.finite]
+    tensors = [collapsed(v) for v in values if isinstance(v, Tensor) and v.finite]
     if primitive.name not in _CONTINUOUS or len(tensors) < len(values):
         return None
     if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):

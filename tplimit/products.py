@@ -11,7 +11,7 @@ from tplimit import algebra, expansion
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpret import Context
-from tplimit.matrices import level_of
+from tplimit.matrices import level_of, settled
 from tplimit.parity import EVEN, UNKNOWN, Parity
 from tplimit.values import Core, Gaussian, LowRank, Matrix, Tensor, demoted, tensor, with_parity
 from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
@@ -258,6 +258,7 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
                 advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
             )
         return product(ctx, b.T, a.T, inner_size).T
+    a, b = settled(a), settled(b)
     parts, remainder = [], a.remainder + b.remainder + 1
     for low in b.low_rank:
         x = tensor(low.rows, low.scale.exponents, low.scale.remainder, 1, b.row_space)

@@ -13,7 +13,7 @@ from jax import lax
 from tplimit import algebra, expansion, matrices
 from tplimit._jax import Primitive, primitives as p, split_p, stack_p, tile_p, unstack_p
 from tplimit.interpret import RULES, Context, Rule
-from tplimit.parity import EVEN, Behaviour, Parity, behaviour_of_power
+from tplimit.parity import EVEN, Behaviour, behaviour_of_power
 from tplimit.rules import elementwise, selection
 from tplimit.values import Matrices, Tensor, Value, collapsed, with_parity
 from tplimit.widths import NONE, Size
@@ -52,7 +52,7 @@ _AS_THEY_ARE = {
 
 _ODD = {p.tanh_p, p.erf_p, p.atan_p, p.sin_p, p.tan_p, p.sinh_p, p.asinh_p}
 _EVEN = {p.cos_p, p.cosh_p}
-_FUNCTIONS = {primitive: fn for primitive, fn, _ in elementwise.FUNCTIONS} | {p.log_p: jnp.log}
+_FUNCTIONS = {primitive: fn for primitive, fn, _ in elementwise.FUNCTIONS}
 _ROOTS = {p.sqrt_p: Fraction(1, 2), p.rsqrt_p: Fraction(-1, 2), p.cbrt_p: Fraction(1, 3)}
 _RELATIONS = {primitive: fn for primitive, fn, _ in selection.RELATIONS}
 
@@ -226,6 +226,22 @@ def _function(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     return _vanishing_with(ctx, value, out) if algebra.taylor(fn)[0] == 0 else out
 
 
+@_lifts(p.log_p)
+def _logarithm(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
+    """Unlike the other functions it has no expansion at 0."""
+    (value,) = _tensors(values)
+    simple = not value.terms[1:] and value.rare is None
+    if simple or value.exponents.levels() != [0]:
+        return _leading(ctx, rule, values, params)[0]
+    lead = replace(collapsed(value), terms=(replace(value.terms[0], zeros=None),))
+    algebra.not_zero(ctx, lead, "The logarithm of")
+    if value.rare is not None:
+        # Near 0 it may be of any size: what is rarely known is known nowhere.
+        remainder = value.remainder.maximum(value.rare.average)
+        value = replace(value, remainder=remainder, rare=None)
+    return expansion.smooth(ctx, lambda x: rule(ctx, x, **params), value, jnp.log, "neither")
+
+
 # --- sums over a width
 
 
@@ -339,10 +355,11 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
 def _absolute(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     (a,) = _tensors(values)
     out = expansion.extremum(ctx, a, expansion.negative(a), 1)
-    even = [term.parity.under("even") for term in a.terms]
-    parity = functools.reduce(Parity.__and__, even) if a.axis is not None else EVEN
-    terms = tuple(replace(term, parity=parity) for term in out.terms)
-    return _vanishing_with(ctx, a, replace(out, terms=terms))
+    if a.axis is not None and out.terms[0].exponents == a.exponents:
+        # The size of the leading term; the others carry its sign.
+        first = replace(out.terms[0], parity=a.parity.under("even"))
+        out = replace(out, terms=(first, *out.terms[1:]))
+    return _vanishing_with(ctx, a, out)
 
 
 @_lifts(p.select_n_p)
