@@ -78,7 +78,7 @@ def sample(
             ``"random"``, pseudo-random numbers. Both are moment-matched.
         rank_tolerance: share of a vector's second moment below which a new direction of a
             random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
-            0 stands for round-off.
+            0 stands for round-off, ``(1000 eps)^2``.
         mesh: devices that share the particles, a ``jax.sharding.Mesh`` (limit values only).
         terms: how many terms of the expansion in the width are kept of every value at ``tp.inf``.
             With 1 a program whose leading terms vanish, such as one in a kernel regime, gives a
