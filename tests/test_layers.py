@@ -28,6 +28,7 @@ LAYERS = (
     "plain",
     "interpret",
     "algebra",
+    "patches",
     "expansion",
     "matrices",
     "products",

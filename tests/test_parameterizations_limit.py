@@ -30,14 +30,16 @@ def network(depth, activation, bias="first"):
     return tp.mlp(depth, inputs=3, activation=activation, bias=bias)
 
 
-def functions(p, model, eta, steps, *, width=tp.inf, replicates=6, samples=2**13, key=0):
+def functions(p, model, eta, steps, *, width=tp.inf, replicates=6, samples=2**13, key=0, terms=1):
     """f_1, f_2, .. at the points: one row per replicate."""
     p, runs = p(input_scale=1.0), []
     predict, step = p.predict(model), p.step(model, "mse", eta)
     finite = isinstance(width, int)
     move, look = (jax.jit(f) if finite else tp.limit(f) for f in (step, predict))
     for r in range(replicates):
-        state = tp.sample(p.theta(model), jax.random.key(key + r), width=width, samples=samples)
+        state = tp.sample(
+            p.theta(model), jax.random.key(key + r), width=width, samples=samples, terms=terms
+        )
         seen = []
         for batch in BATCHES[:steps]:
             state, _ = move(state, batch)

@@ -23,8 +23,9 @@ SYMMETRIC_SHARE = 1e-5
 
 RESCALE = "Rescale the initialisation or the learning rate with the width."
 NEXT_TERM = (
-    "Further terms of the expansion in the width decide. tp.train and tp.limit try two terms by "
-    "themselves (terms=2); where these do not decide either, this version does not."
+    "Further terms of the expansion in the width decide. tp.train and tp.limit of new parameters "
+    "try two terms by themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two "
+    "from the start. Where these do not decide either, this version does not."
 )
 
 #: A term that only leads above this width does not lead in any network.

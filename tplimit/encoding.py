@@ -25,7 +25,7 @@ from tplimit.parity import Parity
 from tplimit.sampling import Deferred
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
-from tplimit.values import Core, Gaussian, LowRank, Matrices, Matrix, Rare, Tensor, Term
+from tplimit.values import Block, Core, Gaussian, LowRank, Matrices, Matrix, Patch, Tensor, Term
 from tplimit.widths import Exponents, Scale, Size, Width
 
 __all__ = ["OtherFields", "decode", "encode"]
@@ -33,8 +33,8 @@ __all__ = ["OtherFields", "decode", "encode"]
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Aval, Bank, Core, Deferred, Exponents, Gaussian, Law, LimitValue, Location, LowRank,
-        Matrices, Matrix, Parameter, Parity, Rare, Records, Revealed, Scale, Size, Store, Tensor,
+        Aval, Bank, Block, Core, Deferred, Exponents, Gaussian, Law, LimitValue, Location, LowRank,
+        Matrices, Matrix, Parameter, Parity, Patch, Records, Revealed, Scale, Size, Store, Tensor,
         Term, Width,
     )
 }  # fmt: skip

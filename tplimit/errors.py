@@ -92,8 +92,9 @@ OPAQUE_ADVICE = (
 CANCELLATION_ADVICE = (
     "The leading coefficient vanishes (for instance because a readout is symmetric and "
     "independent of the features, as in the NTK parameterization), so further terms of the "
-    "expansion in the width decide. tp.train and tp.limit try two terms by themselves (terms=2); "
-    "where these do not decide either, this version does not."
+    "expansion in the width decide. tp.train and tp.limit of new parameters try two terms by "
+    "themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two from the start. "
+    "Where these do not decide either, this version does not."
 )
 DIVERGENCE_ADVICE = (
     "The parameterization is unstable here: rescale the initialisation or the learning rate with "

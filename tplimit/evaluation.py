@@ -403,7 +403,7 @@ def _fitted(value: Value, bank: Bank | None) -> Value:
         if extra <= 0:
             return core
         room = [(0, 0)] * (core.core.ndim - 2) + [(0, extra)] * 2
-        return Core(jnp.pad(core.core, room), core.exponent, core.store, core.transposed)
+        return replace(core, core=jnp.pad(core.core, room))
 
     return value.map(pad)
 

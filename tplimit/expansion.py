@@ -10,7 +10,7 @@ A rule acts on values of one term. Here it is lifted to sums of terms
   ``n^(e+1) <a> + n^(e+1/2) M^(-1/2) sum(multiplier a) + O(n^e)``, where the mean is left out if
   symmetry makes it zero (``parity.py``);
 - a comparison is decided by the first term that is not exactly zero, except for a vanishing share
-  of the coordinates (``Rare``).
+  of the coordinates (``Patch``).
 
 Whatever has no such rule acts on the leading term and leaves the others to the remainder.
 """
@@ -26,10 +26,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra
+from tplimit import algebra, patches
 from tplimit.interpret import Context
 from tplimit.parity import EVEN, Behaviour, Parity
-from tplimit.values import Rare, Tensor, Term, collapsed, tensor, with_parity
+from tplimit.values import Patch, Tensor, Term, collapsed, tensor, with_parity
 from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents
 
 #: From a piece (or two) of one term to a value of one term.
@@ -48,7 +48,7 @@ def pieces(value: Tensor) -> list[Tensor]:
         if level != NEVER
     ]
     if value.remainder != NONE:
-        found.append(replace(zero(value), remainder=value.remainder))
+        found.append(unknown_part(value))
     return found or [zero(value)]
 
 
@@ -71,15 +71,22 @@ def zero(value: Tensor) -> Tensor:
     return with_parity(tensor(none, NONE, NONE, value.axis, value.space), EVEN)
 
 
+def unknown_part(value: Tensor) -> Tensor:
+    """What is unknown of a value, everywhere."""
+    return replace(zero(value), remainder=value.remainder)
+
+
 def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     """Sum of values of one term: equal exponents add, the largest are kept, entry by entry."""
     axis, space = algebra.frame(ctx, *parts)
     remainder = parts[0].remainder.maximum(*(part.remainder for part in parts[1:]))
     left = [part.exponents for part in parts]
+    found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
     while (top := left[0].maximum(*left[1:])) != NONE:
         if len(kept) == ctx.terms:
-            remainder = remainder.maximum(top)
+            dropped = [p for p, e in zip(parts, left, strict=True) if e != NONE]
+            remainder, found = _lost(dropped, top, remainder)
             break
         kept.append((top, [p for p, e in zip(parts, left, strict=True) if _meet(e, top)]))
         left = [e.map(lambda x, t: NEVER if x == t else x, top) for e in left]
@@ -92,7 +99,18 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     if not terms:
         dtype = jnp.result_type(*(part.dtype for part in parts))
         terms.append(Term(jnp.zeros(shape, dtype), NONE, parity=EVEN))
-    return Tensor(tuple(terms), remainder, axis, space)
+    return patches.with_patches(Tensor(tuple(terms), remainder, axis, space), *found)
+
+
+def _lost(
+    dropped: list[Tensor], top: Exponents, remainder: Exponents
+) -> tuple[Exponents, list[Patch]]:
+    """What is unknown where terms with these exponents are left out."""
+    masks = [patches.reach(part) for part in dropped]
+    if any(mask is None for mask in masks):
+        return remainder.maximum(top), []
+    mask = functools.reduce(operator.or_, masks)
+    return remainder, [Patch(Fraction(0), top.max(), mask)]
 
 
 def _meet(a: Exponents, b: Exponents) -> bool:
@@ -121,44 +139,10 @@ def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[i
 def add(ctx: Context, *values: Tensor) -> Tensor:
     """Sum of series."""
     out = total(ctx, [piece for value in values for piece in pieces(value)])
-    return inheriting(out, *values)
+    return patches.inheriting(out, *values)
 
 
-# --- what is unknown on few coordinates
-
-
-def bound_of(value: Tensor) -> Exponent:
-    """Exponent that no coordinate exceeds, whatever is unknown of it."""
-    known = max(value.exponents.max(), value.remainder.max())
-    return known if value.rare is None else max(known, value.rare.bound)
-
-
-def inheriting(out: Tensor, *values: Tensor, product: bool = False) -> Tensor:
-    """A result, coordinate by coordinate, with what is rarely known of its operands.
-
-    Functions are taken to be Lipschitz continuous: they change by as much as their arguments.
-    """
-    if out.axis is None or all(value.rare is None for value in values):
-        return out
-    return replace(out, rare=_joint(values, product) | out.rare)
-
-
-def _joint(values: Sequence[Tensor], product: bool) -> Rare:
-    """What is rarely known of a product, or of a sum or function."""
-    found = []
-    for i, value in enumerate(values):
-        if value.rare is not None:
-            others = [bound_of(other) for j, other in enumerate(values) if j != i]
-            found.append(value.rare + (sum(others) if product else 0))
-    return functools.reduce(operator.or_, found)
-
-
-def summed(out: Tensor, gain: Fraction, *values: Tensor) -> Tensor:
-    """A sum over a width of the product of values, with what is rarely known of these."""
-    if all(value.rare is None for value in values):
-        return out
-    lost = _joint(values, product=True).average + gain
-    return replace(out, remainder=out.remainder.maximum(lost))
+# --- products
 
 
 def bilinear(ctx: Context, product: Piecewise, a: Tensor, b: Tensor) -> Tensor:
@@ -166,7 +150,7 @@ def bilinear(ctx: Context, product: Piecewise, a: Tensor, b: Tensor) -> Tensor:
     found = []
     for x, y in itertools.product(pieces(a), pieces(b)):
         found.append(with_parity(product(x, y), parity_of_product(x, y)))
-    return inheriting(total(ctx, found), a, b, product=True)
+    return patches.inheriting(total(ctx, found), a, b, product=True)
 
 
 def parity_of_product(a: Tensor, b: Tensor) -> Parity:
@@ -177,8 +161,22 @@ def parity_of_product(a: Tensor, b: Tensor) -> Parity:
 
 
 def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
-    """Product of series, entry by entry."""
-    return bilinear(ctx, lambda x, y: algebra.multiply(ctx, x, y), a, b)
+    """Product of series, entry by entry.
+
+    What is unknown of a factor is unknown of the product where the other factor is not zero.
+    """
+    whole, found = [a, b], []
+    for place, (one, other) in enumerate(((a, b), (b, a))):
+        mask = patches.reach(other)
+        if one.remainder != NONE and mask is not None:
+            whole[place] = replace(one, remainder=NONE)
+            bound = one.remainder.max() + patches.bound_of(other)
+            found.append(Patch(Fraction(0), bound, mask))
+    out = bilinear(ctx, lambda x, y: algebra.multiply(ctx, x, y), *whole)
+    if not found:
+        return out
+    both = algebra.multiply(ctx, unknown_part(a), unknown_part(b))
+    return patches.with_patches(add(ctx, out, both), *found)
 
 
 def negative(value: Tensor) -> Tensor:
@@ -267,7 +265,7 @@ def expanded(
         # Of a function that has gone to its limit at infinity nothing is left.
         lost = size.map(lambda e, at: NEVER if at > 0 else (orders + 1) * e, base.exponents)
         parts.append(replace(zero(parts[0]), remainder=lost))
-    return inheriting(total(ctx, parts), value)
+    return patches.inheriting(total(ctx, parts), value)
 
 
 def _opposite(behaviour: Behaviour) -> Behaviour:
@@ -289,7 +287,7 @@ def _base(value: Tensor) -> tuple[Tensor, Tensor]:
     if goes == NONE:
         rest = Tensor(value.terms[1:], value.remainder, value.axis, value.space)
         if not value.terms[1:]:
-            rest = replace(zero(value), remainder=value.remainder)
+            rest = unknown_part(value)
         return Tensor((first,), NONE, value.axis, value.space), rest
     if stays == NONE:
         return zero(value), value
@@ -330,10 +328,8 @@ def power(
 
     ``(x + d)^p = x^p (1 + p d / x + ...)`` around the leading term, whatever its exponent.
     """
-    if value.rare is not None:
-        # Near 0 a power may be of any size: what is rarely known is known nowhere.
-        remainder = value.remainder.maximum(value.rare.average)
-        value = replace(value, remainder=remainder, rare=None)
+    # Near 0 a power may be of any size: what is unknown somewhere is unknown everywhere.
+    value = patches.spread(value)
     if value.remainder == NONE and not value.terms[1:]:
         lead = algebra.power(ctx, value, p, functools.partial(fn, q=p))
         return with_parity(lead, value.parity.under(parity))
@@ -347,7 +343,7 @@ def power(
     lead = with_parity(replace(lead, remainder=NONE), first.parity.under(parity))
     change = Tensor(rest, value.remainder, value.axis, value.space)
     if not rest:
-        change = replace(zero(value), remainder=value.remainder)
+        change = unknown_part(value)
     parts, moved, binomial = pieces(lead), change, Fraction(1)
     for k in (1, 2):
         binomial *= (p - k + 1) / Fraction(k)
@@ -385,14 +381,16 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
     first = collapsed(difference)
     signs = jnp.sign(jnp.asarray(first.coefficient))
     parity = first.parity.under("neither")
-    flips = _flips(difference)
+    flips = _flips(difference, 0)
+    hidden = patches.undecided(difference, first.exponents, signs == 0)
     tied = signs == 0
     if not first.parity.fresh:
         # Dead units, for instance: there the next term decides.
         for number, term in enumerate(difference.terms[1:], start=1):
+            hidden = hidden | patches.undecided(difference, term.exponents, signs == 0)
             signs = jnp.where(signs == 0, jnp.sign(jnp.asarray(term.coefficient)), signs)
             parity = parity & term.parity.under("neither")
-            flips = flips.maximum(_flips(replace(difference, terms=difference.terms[number:])))
+            flips = flips.maximum(_flips(difference, number))
         unknown = difference.remainder.map(lambda r: float(r != NEVER)).mask(1)
         tied = (signs == 0) & jnp.asarray(unknown)
         if first.zeros is not None and not difference.terms[1:]:
@@ -400,24 +398,32 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
     if what and not first.exact:
         error = algebra.undecided(ctx, what)
         if first.axis is not None:
-            ctx.check(~algebra.beyond_accident(tied, first.dtype), error)
+            ctx.check(~algebra.beyond_accident(tied | hidden, first.dtype), error)
         else:
             ctx.check(~jnp.any(tied), error)
             ctx.check(algebra.decided(first), error)
     return signs, flips, parity
 
 
-def _flips(difference: Tensor) -> Exponents:
+def _flips(difference: Tensor, number: int) -> Exponents:
+    """Share of the coordinates whose sign is not that of the term with this number."""
     if difference.finite:
         return NONE
-    first = collapsed(difference)
+    term = difference.terms[number]
+    # Where a patch hides the term an earlier one decides; rare coordinates are counted apart.
+    hiding = [id(patch) for patch in patches.hiding(difference, term.exponents)]
+    seen = [p for p in difference.patches if p.mask is not None and id(p) not in hiding]
+    first = collapsed(replace(difference, terms=difference.terms[number:], patches=tuple(seen)))
     return first.exponents.map(lambda e, r: NEVER if NEVER in (e, r) else r - e, first.remainder)
 
 
 def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity) -> Tensor:
     """Choice entry by entry, term by term: the first case where the mask holds."""
-    parts = []
-    for case, chosen in zip(cases, (mask, ~mask), strict=True):
+    parts, found = [], []
+    for case, other, chosen in zip(cases, cases[::-1], (mask, ~mask), strict=True):
+        if other.vanishes and case.axis is not None and case.remainder != NONE:
+            found.append(unknown_where(case, chosen))
+            case = replace(case, remainder=NONE)
         for piece in pieces(case):
             term = replace(
                 piece.terms[0],
@@ -427,7 +433,14 @@ def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity)
                 parity=EVEN if piece.axis is None else piece.parity * parity,
             )
             parts.append(replace(piece, terms=(term,)))
-    return total(ctx, parts)
+    return patches.with_patches(total(ctx, parts), *found)
+
+
+def unknown_where(value: Tensor, chosen: Any) -> Patch:
+    """What is unknown of a vector, of which only some entries are chosen."""
+    others = tuple(i for i in range(len(value.shape)) if i != value.axis)
+    mask = jnp.any(jnp.broadcast_to(chosen, value.shape), others)
+    return Patch(Fraction(0), value.remainder.max(), mask)
 
 
 def _without(piece: Tensor, chosen: Any) -> Any:
@@ -438,15 +451,14 @@ def _without(piece: Tensor, chosen: Any) -> Any:
     return left if piece.zeros is None else left | piece.zeros
 
 
-def mask_of(
-    holds: Any, flips: Exponents, parity: Parity, difference: Tensor, *values: Tensor
-) -> Tensor:
-    """A mask that is wrong on a share ``n^flips`` of the coordinates."""
+def mask_of(holds: Any, flips: Exponents, parity: Parity, difference: Tensor) -> Tensor:
+    """A mask that is wrong on a share ``n^flips`` of the coordinates, and where it is unknown."""
     mask = with_parity(tensor(holds, ZERO, NONE, difference.axis, difference.space), parity)
-    share = max([flips.max(), *(v.rare.share for v in values if v.rare is not None)])
+    rare = [patch.share for patch in difference.patches if patch.mask is None]
+    share = max([flips.max(), *rare])
     if share == NEVER or mask.axis is None:
         return mask
-    return replace(mask, rare=Rare(share, Fraction(0)))
+    return patches.with_patches(mask, Patch(share, Fraction(0)))
 
 
 def select_continuously(ctx: Context, mask: Tensor, cases: tuple[Tensor, Tensor]) -> Tensor:
@@ -455,11 +467,10 @@ def select_continuously(ctx: Context, mask: Tensor, cases: tuple[Tensor, Tensor]
     A wrong choice costs only second order.
     """
     out = where(ctx, jnp.asarray(mask.coefficient), cases, mask.parity)
-    out = inheriting(out, *cases)
-    if mask.rare is None:
-        return out
-    size = max(bound_of(case) for case in cases) + mask.rare.share
-    return replace(out, rare=Rare(mask.rare.share, size) | out.rare)
+    out = patches.inheriting(out, *cases)
+    size = max(patches.bound_of(case) for case in cases)
+    wrong = [Patch(p.share, size + p.share) for p in mask.patches]
+    return patches.with_patches(out, *wrong)
 
 
 def extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:

@@ -13,7 +13,7 @@ from tplimit import sharding
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
-from tplimit.values import Core, Gaussian, Matrix, Tensor, Value, tensor
+from tplimit.values import Gaussian, Matrix, Tensor, Value, tensor
 
 
 class Lineage:
@@ -301,7 +301,7 @@ def _shifted(value: Value, stores: int, spaces: int) -> Value:
             replace(term, parity=term.parity.renamed(lambda label: label + spaces))
             for term in value.terms
         )
-        return Tensor(terms, value.remainder, value.axis, space, value.rare)
+        return Tensor(terms, value.remainder, value.axis, space, value.patches)
 
     def shift(matrix: Matrix) -> Matrix:
         def label(space: int | None) -> int | None:
@@ -314,9 +314,7 @@ def _shifted(value: Value, stores: int, spaces: int) -> Value:
             gaussians=tuple(
                 Gaussian(g.scale, g.store + stores, g.transposed) for g in matrix.gaussians
             ),
-            cores=tuple(
-                Core(c.core, c.exponent, c.store + stores, c.transposed) for c in matrix.cores
-            ),
+            cores=tuple(replace(core, store=core.store + stores) for core in matrix.cores),
         )
 
     return value.map(shift)

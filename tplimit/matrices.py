@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion
+from tplimit import algebra, expansion, patches
 from tplimit.interpret import Context
 from tplimit.parity import EVEN
 from tplimit.values import (
+    Block,
     Core,
     Gaussian,
     LowRank,
     Matrices,
     Matrix,
-    Rare,
     Tensor,
     Value,
     at,
@@ -79,19 +79,25 @@ def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     gaussians = _merged_gaussians(ctx, [*a.gaussians, *b.gaussians])
     remainder = max(a.remainder, b.remainder)
     cores, lost = _leading(ctx, [*a.cores, *b.cores], [*a.low_rank, *b.low_rank])
-    low_rank = tuple(part for part in [*a.low_rank, *b.low_rank] if level_of(part) not in lost)
-    remainder = max([remainder, *lost])
-    for part in [*a.low_rank, *b.low_rank]:
-        remainder = max(remainder, part.scale.remainder.max())
+    parts = [*a.low_rank, *b.low_rank]
+    low_rank = tuple(part for part in parts if level_of(part) not in lost | {NEVER})
+    remainder, blocks = _unknown_scales(parts, max([remainder, *lost]), [*a.blocks, *b.blocks])
     return Matrix(
         a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder,
-        joined(a.rare_rows, b.rare_rows), joined(a.rare_columns, b.rare_columns),
+        patches.joined_blocks(blocks),
     )  # fmt: skip
 
 
-def joined(a: Rare | None, b: Rare | None) -> Rare | None:
-    """What is unknown of a sum."""
-    return b if a is None else a | b
+def _unknown_scales(
+    parts: Sequence[LowRank], remainder: Exponent, blocks: list[Block]
+) -> tuple[Exponent, list[Block]]:
+    """What is unknown of a matrix, and in places, with that of the scales of its parts."""
+    for part in parts:
+        lost = part.scale.remainder.max()
+        if lost != NEVER:
+            block = Block(lost, rows=part.row_mask, columns=part.column_mask)
+            remainder, blocks = _placed(block, remainder, blocks)
+    return remainder, blocks
 
 
 def level_of(part: LowRank) -> Exponent:
@@ -111,8 +117,20 @@ def _leading(
             continue
         key = (core.store, core.transposed, core.exponent)
         found = summed.get(key)
-        summed[key] = core if found is None else replace(found, core=found.core + core.core)
+        if found is not None:
+            core = replace(
+                found,
+                core=found.core + core.core,
+                row_mask=_either(found.row_mask, core.row_mask),
+                column_mask=_either(found.column_mask, core.column_mask),
+            )
+        summed[key] = core
     return tuple(summed.values()), levels - kept
+
+
+def _either(a: Any, b: Any) -> Any:
+    """Mask of a sum; None is everywhere."""
+    return None if a is None or b is None else a | b
 
 
 def _merged_gaussians(ctx: Context, parts: Sequence[Gaussian]) -> tuple[Gaussian, ...]:
@@ -151,17 +169,23 @@ def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
     low_rank = tuple(
         replace(part, scale=algebra.multiply(ctx, part.scale, factor)) for part in matrix.low_rank
     )
-    remainder = matrix.remainder + max(level, factor.remainder.max())
     lost = factor.remainder.max()
-    if lost != NEVER:
-        for core in matrix.cores:
-            remainder = max(remainder, core.exponent + lost)
+    remainder = matrix.remainder + max(level, lost)
+    blocks = [block + max(level, lost) for block in matrix.blocks]
+    for core in matrix.cores if lost != NEVER else ():
+        block = Block(core.exponent + lost, rows=core.row_mask, columns=core.column_mask)
+        remainder, blocks = _placed(block, remainder, blocks)
     return Matrix(
         matrix.rows, matrix.columns, matrix.row_space, matrix.column_space,
-        gaussians, cores, low_rank, remainder,
-        None if matrix.rare_rows is None else matrix.rare_rows + level,
-        None if matrix.rare_columns is None else matrix.rare_columns + level,
+        gaussians, cores, low_rank, remainder, patches.joined_blocks(blocks),
     )  # fmt: skip
+
+
+def _placed(block: Block, remainder: Exponent, blocks: list[Block]) -> tuple[Exponent, list[Block]]:
+    """What is unknown of a matrix, and in places, with this in addition."""
+    if block.rows is None and block.columns is None and block.average == block.bound:
+        return max(remainder, block.bound), blocks
+    return remainder, [*blocks, block]
 
 
 def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
@@ -204,10 +228,9 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
 
 
 def settled(matrix: Matrix) -> Matrix:
-    """The same matrix, what is unknown on few rows or columns being moved to the remainder."""
-    rare = [part.average for part in (matrix.rare_rows, matrix.rare_columns) if part is not None]
-    remainder = max([matrix.remainder, *rare])
-    return replace(matrix, remainder=remainder, rare_rows=None, rare_columns=None)
+    """The same matrix, what is unknown in some rows or columns being moved to the remainder."""
+    remainder = max([matrix.remainder, *(block.average for block in matrix.blocks)])
+    return replace(matrix, remainder=remainder, blocks=())
 
 
 def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
@@ -278,15 +301,19 @@ def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
         right = ctx.coordinates(store, transposed, part.columns)
         kernel = (left.T @ right) * part.scale.coefficient
         kernel = kernel.T if transposed else kernel
-        cores.append(Core(kernel, level_of(part), store, transposed))
+        masks = part.row_mask, part.column_mask
+        cores.append(Core(kernel, level_of(part), store, transposed, *masks))
     if not matrix.low_rank:
         return matrix
     summed, lost = _leading(ctx, cores, kept)
-    remainder = max([matrix.remainder, *lost])
-    for part in matrix.low_rank:
-        remainder = max(remainder, part.scale.remainder.max())
+    remainder, blocks = _unknown_scales(
+        matrix.low_rank, max([matrix.remainder, *lost]), [*matrix.blocks]
+    )
     kept = [part for part in kept if level_of(part) not in lost]
-    return replace(matrix, cores=summed, low_rank=tuple(kept), remainder=remainder)
+    return replace(
+        matrix, cores=summed, low_rank=tuple(kept), remainder=remainder,
+        blocks=patches.joined_blocks(blocks),
+    )  # fmt: skip
 
 
 def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | None:
@@ -311,14 +338,24 @@ def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: i
     if ctx.terms == 1:
         return _outer(ctx, demoted(a), demoted(b), rows, columns, rank)
     total = zero(rows, columns)
-    for x in expansion.pieces(a):
-        for y in expansion.pieces(b):
+    for x in expansion.pieces(replace(a, remainder=NONE)):
+        for y in expansion.pieces(replace(b, remainder=NONE)):
             total = sum_of(ctx, total, _outer(ctx, x, y, rows, columns, rank))
-    return replace(
-        total,
-        rare_rows=None if a.rare is None else a.rare + expansion.bound_of(b),
-        rare_columns=None if b.rare is None else b.rare + expansion.bound_of(a),
-    )
+    remainder = max(total.remainder, a.remainder.max() + b.remainder.max())
+    blocks: list[Block] = []
+    for block in _unknown_rows(a, b) + [block.T for block in _unknown_rows(b, a)]:
+        remainder, blocks = _placed(block, remainder, blocks)
+    return replace(total, remainder=remainder, blocks=patches.joined_blocks(blocks))
+
+
+def _unknown_rows(a: Tensor, b: Tensor) -> list[Block]:
+    """What is unknown of an outer product for what is unknown of its first factor."""
+    size, mask = patches.bound_of(b), patches.reach(b)
+    known = mask if b.remainder == NONE else None
+    found = [Block(p.bound + size, p.share, rows=p.mask, columns=known) for p in a.patches]
+    if a.remainder != NONE:
+        found.append(Block(a.remainder.max() + size, columns=mask))
+    return found
 
 
 def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
@@ -333,9 +370,9 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
     left, right = ctx.rows(a), ctx.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
-    return Matrix(
-        rows, columns, a.space, b.space, low_rank=(LowRank(left, right, one, a.parity, b.parity),)
-    )
+    masks = (None, None) if ctx.terms == 1 else (patches.reach(a), patches.reach(b))
+    part = LowRank(left, right, one, a.parity, b.parity, *masks)
+    return Matrix(rows, columns, a.space, b.space, low_rank=(part,))
 
 
 __all__ = [

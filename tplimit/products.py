@@ -2,18 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion
+from tplimit import algebra, expansion, patches
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpret import Context
 from tplimit.matrices import level_of, settled
 from tplimit.parity import EVEN, UNKNOWN, Parity
-from tplimit.values import Core, Gaussian, LowRank, Matrix, Tensor, demoted, tensor, with_parity
+from tplimit.values import (
+    Core,
+    Gaussian,
+    LowRank,
+    Matrix,
+    Patch,
+    Tensor,
+    demoted,
+    tensor,
+    with_parity,
+)
 from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
 
 
@@ -26,7 +37,7 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     """
     space = ctx.unify(matrix.column_space, x.space)
     if ctx.terms > 1 and x.terms[0].exponents == NONE:
-        return _nothing(ctx, matrix, x, _image_of_unknown(ctx, matrix, x, size))
+        return expansion.add(ctx, *_image_of_unknown(ctx, matrix, x, size))
     pieces = [p for p in expansion.pieces(x) if p.exponents != NONE] if ctx.terms > 1 else [x]
     rows = [ctx.rows(piece) for piece in pieces]
     block = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
@@ -38,12 +49,7 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
         here = [image.at(number, place) for image in images]
         parts += _image(ctx, matrix, piece, here, size)
     if ctx.terms > 1:
-        parts.append(_nothing(ctx, matrix, x, _image_of_unknown(ctx, matrix, x, size)))
-        out = replace(expansion.total(ctx, parts), axis=1, space=matrix.row_space)
-        if matrix.rare_rows is None:
-            return out
-        _, gain = algebra.width_factor(ctx, size)
-        return replace(out, rare=matrix.rare_rows + (gain + expansion.bound_of(x)))
+        return expansion.add(ctx, *parts, *_image_of_unknown(ctx, matrix, x, size))
     total = parts[0]
     for part in parts[1:]:
         total = algebra.add(ctx, total, part)
@@ -60,6 +66,7 @@ class _Image(NamedTuple):
         scale: number by which both are multiplied.
         lift: exponent added to that of the rows.
         parity: of the mean, per piece of the vector.
+        mask: coordinates that may differ from 0, or None for all.
     """
 
     mean: Any
@@ -67,6 +74,7 @@ class _Image(NamedTuple):
     scale: Tensor
     lift: Exponent
     parity: Sequence[Parity]
+    mask: Any = None
 
     def at(self, number: int, place: slice) -> "_Image":
         """Images of one piece of the vector, the rows at this place."""
@@ -106,7 +114,8 @@ def _images(
     for core in matrix.cores:
         image, change = cores.get(id(core)) or _apply_core(ctx, core, block)
         lift = core.exponent + gain
-        found.append(_Image(factor * image, _times(factor, change), one, lift, unknown))
+        mean, change = (_chosen(core.row_mask, _times(factor, array)) for array in (image, change))
+        found.append(_Image(mean, change, one, lift, unknown, core.row_mask))
     for low in matrix.low_rank:
         met = factor * noise.inner(block, low.columns)
         symmetric = [(low.column_parity * parity).vanishes for parity in parities]
@@ -118,8 +127,14 @@ def _images(
             weights = ctx.multipliers(space, block.shape[1])
             met = noise.inner(block * weights, low.columns) * ctx.root_n
             change = factor * (met @ low.rows)
-        found.append(_Image(image, change, low.scale, gain, [low.row_parity] * len(parities)))
+        parity = [low.row_parity] * len(parities)
+        found.append(_Image(image, change, low.scale, gain, parity, low.row_mask))
     return found
+
+
+def _chosen(mask: Any, array: Any) -> Any:
+    """Images with exact zeros where there is nothing but round-off."""
+    return array if mask is None or array is None else jnp.where(mask, array, 0)
 
 
 def _times(factor: float, array: Any) -> Any:
@@ -169,38 +184,57 @@ def _image(
             parts.append(algebra.multiply(ctx, mean, image.scale))
             continue
         # Without the change its order is all that is known.
-        unknown = level + (-HALF if image.change is None else -1)
-        values = [with_parity(replace(mean, remainder=lost.maximum(unknown)), image.parity[0])]
+        unknown = lost.maximum(level + (-HALF if image.change is None else -1))
+        values = [
+            _within(image.mask, with_parity(replace(mean, remainder=unknown), image.parity[0]))
+        ]
         if image.change is not None:
-            values.append(tensor(image.change, level + -HALF, NONE, 1, matrix.row_space))
+            change = tensor(image.change, level + -HALF, NONE, 1, matrix.row_space)
+            values.append(_within(image.mask, change))
         for value in values:
             product = expansion.multiply(ctx, value, image.scale)
-            parts += expansion.pieces(replace(product, space=matrix.row_space))
-    if matrix.remainder != NEVER:
+            parts.append(replace(product, space=matrix.row_space))
+    if not several and matrix.remainder != NEVER:
         lift = matrix.remainder + gain
         order = (exponents + lift).maximum(remainder + lift)
         parts.append(_nothing(ctx, matrix, x, order))
-    return parts or [_nothing(ctx, matrix, x, NONE)]
+    return parts or [_nothing(ctx, matrix, x)]
 
 
-def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Exponents:
-    """Exponents of the image of what is unknown of a vector."""
-    remainder = _row_exponents(x.remainder, x)
-    if x.rare is not None:
-        remainder = remainder.maximum(x.rare.average)
+def _within(mask: Any, value: Tensor) -> Tensor:
+    """An image that is exactly zero but on these coordinates."""
+    if mask is None:
+        return value
+    term = replace(value.terms[0], zeros=jnp.broadcast_to(~mask, value.shape))
+    out = replace(value, terms=(term,), remainder=NONE)
+    if value.remainder == NONE:
+        return out
+    return patches.with_patches(out, Patch(Fraction(0), value.remainder.max(), mask))
+
+
+def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> list[Tensor]:
+    """The image of what is unknown of a vector, and under what is unknown of the matrix."""
+    unknown = _row_exponents(patches.spread(x).remainder, x)
+    bound = patches.bound_of(x)
     _, gain = algebra.width_factor(ctx, size)
     _, half = ctx.scale(1.0, HALF)
-    lifts = [part.scale.exponents.max() + half for part in matrix.gaussians]
-    lifts += [core.exponent + gain for core in matrix.cores]
-    lifts += [level_of(low) + gain for low in matrix.low_rank]
-    lifts.append(matrix.remainder + gain)
-    unknown = remainder + max(lifts)
-    if matrix.rare_columns is not None:
-        unknown = unknown.maximum(matrix.rare_columns.average + expansion.bound_of(x) + gain)
-    return unknown
+    found: list[tuple[Exponents, Any]] = [(unknown + (matrix.remainder + gain), None)]
+    found.append((_row_exponents(x.exponents, x) + (matrix.remainder + gain), None))
+    found += [(unknown + (g.scale.exponents.max() + half), None) for g in matrix.gaussians]
+    found += [(unknown + (core.exponent + gain), core.row_mask) for core in matrix.cores]
+    found += [(unknown + (level_of(low) + gain), low.row_mask) for low in matrix.low_rank]
+    nothing = _nothing(ctx, matrix, x)
+    values = [_within(mask, replace(nothing, remainder=order)) for order, mask in found]
+    for block in matrix.blocks:
+        patch = Patch(block.row_share, block.bound + block.column_share + gain + bound, block.rows)
+        if block.rows is None and block.row_share == 0:
+            values.append(replace(nothing, remainder=Exponents(patch.bound)))
+        else:
+            values.append(patches.with_patches(nothing, patch))
+    return values
 
 
-def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents) -> Tensor:
+def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = NONE) -> Tensor:
     shape = (ctx.rows(x).shape[0], ctx.size(matrix.rows))
     zeros = np.broadcast_to(np.zeros((), x.dtype), shape)
     return with_parity(tensor(zeros, NONE, unknown, 1, matrix.row_space), EVEN)

@@ -11,8 +11,11 @@ static. A value is a list of terms, mostly of one, and what it leaves out is in 
 Nothing here knows a primitive.
 """
 
+import functools
+import operator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,31 +47,61 @@ class Term:
     parity: Parity = field(default=UNKNOWN, metadata=STATIC)
 
 
-class Rare(NamedTuple):
-    """What is unknown on a vanishing share of the coordinates: near the threshold of a gate.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Patch:
+    """What is unknown on some coordinates of a vector only, besides the remainder.
 
-    It changes no typical coordinate, and averages by ``n^(share + bound)``.
+    Either on a vanishing share of them, near the threshold of a gate: then nobody knows where, and
+    no typical coordinate changes. Or where ``mask`` holds: on the live units of a gate.
 
     Attributes:
         share: exponent of the share of coordinates.
         bound: exponent of the size of what is unknown there.
+        mask: these coordinates ``(M,)``, or None.
     """
 
-    share: Exponent
-    bound: Exponent
+    share: Exponent = field(metadata=STATIC)
+    bound: Exponent = field(metadata=STATIC)
+    mask: Any = None
 
-    def __or__(self, other: "Rare | None") -> "Rare":
-        if other is None:
-            return self
-        return Rare(max(self.share, other.share), max(self.bound, other.bound))
-
-    def __add__(self, lift: Any) -> "Rare":
-        return Rare(self.share, self.bound + lift)
+    def __add__(self, lift: Any) -> "Patch":
+        return replace(self, bound=self.bound + lift)
 
     @property
     def average(self) -> Exponent:
         """Exponent of the change of an average."""
         return self.share + self.bound
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Block:
+    """What is unknown in some rows and some columns of a matrix only (see ``Patch``).
+
+    Attributes:
+        bound: exponent of the size of the entries.
+        row_share, column_share: exponents of the shares of rows and columns.
+        rows, columns: which these are, or None.
+    """
+
+    bound: Exponent = field(metadata=STATIC)
+    row_share: Exponent = field(default=Fraction(0), metadata=STATIC)
+    column_share: Exponent = field(default=Fraction(0), metadata=STATIC)
+    rows: Any = None
+    columns: Any = None
+
+    def __add__(self, lift: Any) -> "Block":
+        return replace(self, bound=self.bound + lift)
+
+    @property
+    def T(self) -> "Block":
+        return Block(self.bound, self.column_share, self.row_share, self.columns, self.rows)
+
+    @property
+    def average(self) -> Exponent:
+        """Exponent of the change of an average over all entries."""
+        return self.bound + self.row_share + self.column_share
 
 
 @jax.tree_util.register_dataclass
@@ -83,14 +116,14 @@ class Tensor:
         axis: position of the width axis, or None.
         space: label of the space the width axis belongs to, or None if it belongs to no space
             yet (constants along the width).
-        rare: what is unknown on a vanishing share of the coordinates of a vector, besides.
+        patches: what is unknown on some coordinates of a vector only, besides.
     """
 
     terms: tuple[Term, ...]
     remainder: Exponents = field(default=NONE, metadata=STATIC)
     axis: int | None = field(default=None, metadata=STATIC)
     space: int | None = field(default=None, metadata=STATIC)
-    rare: Rare | None = field(default=None, metadata=STATIC)
+    patches: tuple[Patch, ...] = ()
 
     @property
     def coefficient(self) -> Any:
@@ -132,7 +165,7 @@ class Tensor:
     @property
     def exact(self) -> bool:
         """Whether nothing is unknown."""
-        return self.remainder == NONE and self.rare is None
+        return self.remainder == NONE and not self.patches
 
     @property
     def vanishes(self) -> bool:
@@ -204,17 +237,37 @@ def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:
     if axis is not None:
         axis -= sum(1 for place in index[:axis] if not isinstance(place, slice))
     terms = tuple(taken(term) for term in value.terms)
-    return Tensor(terms, static(value.remainder), axis, value.space, value.rare)
+    return Tensor(terms, static(value.remainder), axis, value.space, value.patches)
 
 
 def collapsed(value: Tensor) -> Tensor:
     """The leading term alone, all else being moved to the remainder."""
-    if not value.terms[1:] and value.rare is None:
+    if not value.terms[1:] and not value.patches:
         return value
-    lost = value.remainder.maximum(*(term.exponents for term in value.terms[1:]))
-    if value.rare is not None:
-        lost = lost.maximum(value.rare.average)
-    return Tensor(value.terms[:1], lost, value.axis, value.space)
+    first, *others = value.terms
+    lost = value.remainder.maximum(
+        *(term.exponents for term in others), *(patch.average for patch in value.patches)
+    )
+    first = replace(first, zeros=_zeros(value))
+    return Tensor((first,), lost, value.axis, value.space)
+
+
+def _zeros(value: Tensor) -> Any:
+    """Entries where all terms are known to be exactly zero and nothing typical is unknown."""
+    masks = [patch.mask for patch in value.patches if patch.mask is not None]
+    if not value.terms[1:] and not masks:
+        return value.zeros
+    if value.remainder != NONE or any(term.zeros is None for term in value.terms):
+        return None
+    zeros = functools.reduce(operator.and_, [term.zeros for term in value.terms])
+    for mask in masks:
+        zeros = zeros & ~along(mask, value)
+    return zeros
+
+
+def along(mask: Any, value: Tensor) -> Any:
+    """A mask of the coordinates of a vector, in a shape that goes with its entries."""
+    return jnp.reshape(mask, [-1 if i == value.axis else 1 for i in range(len(value.shape))])
 
 
 def with_parity(value: Tensor, parity: Parity) -> Tensor:
@@ -225,7 +278,7 @@ def with_parity(value: Tensor, parity: Parity) -> Tensor:
 
 def demoted(value: Tensor) -> Tensor:
     """The same value with one common exponent, what is smaller being moved to the remainder."""
-    if value.exponents.uniform and value.remainder.uniform and value.rare is None:
+    if value.exponents.uniform and value.remainder.uniform and not value.patches:
         return value
     value = collapsed(value)
     top, *lower = value.exponents.levels()
@@ -249,12 +302,26 @@ class Gaussian:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Core:
-    """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core."""
+    """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core.
+
+    ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
+    """
 
     core: Any
     exponent: Exponent = field(metadata=STATIC)
     store: int = field(metadata=STATIC)
     transposed: bool = field(default=False, metadata=STATIC)
+    row_mask: Any = None
+    column_mask: Any = None
+
+    @property
+    def T(self) -> "Core":
+        return replace(
+            self,
+            transposed=not self.transposed,
+            row_mask=self.column_mask,
+            column_mask=self.row_mask,
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -262,7 +329,8 @@ class Core:
 class LowRank:
     """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``.
 
-    ``row_parity`` and ``column_parity`` are the sign symmetries of the two.
+    ``row_parity`` and ``column_parity`` are the sign symmetries of the two, ``row_mask`` and
+    ``column_mask`` the coordinates that may differ from 0 (None: all).
     """
 
     rows: Any
@@ -270,10 +338,15 @@ class LowRank:
     scale: Tensor
     row_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
     column_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+    row_mask: Any = None
+    column_mask: Any = None
 
     @property
     def T(self) -> "LowRank":
-        return LowRank(self.columns, self.rows, self.scale, self.column_parity, self.row_parity)
+        return LowRank(
+            self.columns, self.rows, self.scale, self.column_parity, self.row_parity,
+            self.column_mask, self.row_mask,
+        )  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
@@ -283,7 +356,7 @@ class Matrix:
 
     A part counts by its action on a vector: ``n^(e + 1/2)`` for a Gaussian, ``n^(e + 1)`` for
     the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank;
-    ``rare_rows`` and ``rare_columns`` are unknown on a vanishing share of the rows or columns.
+    ``blocks`` are what is unknown in some rows or columns only.
     """
 
     rows: Size = field(metadata=STATIC)
@@ -294,8 +367,7 @@ class Matrix:
     cores: tuple[Core, ...] = ()
     low_rank: tuple[LowRank, ...] = ()
     remainder: Exponent = field(default=NEVER, metadata=STATIC)
-    rare_rows: Rare | None = field(default=None, metadata=STATIC)
-    rare_columns: Rare | None = field(default=None, metadata=STATIC)
+    blocks: tuple[Block, ...] = ()
 
     @property
     def T(self) -> "Matrix":
@@ -305,18 +377,16 @@ class Matrix:
             self.column_space,
             self.row_space,
             tuple(replace(g, transposed=not g.transposed) for g in self.gaussians),
-            tuple(replace(c, transposed=not c.transposed) for c in self.cores),
+            tuple(core.T for core in self.cores),
             tuple(part.T for part in self.low_rank),
             self.remainder,
-            self.rare_columns,
-            self.rare_rows,
+            tuple(block.T for block in self.blocks),
         )
 
     @property
     def vanishes(self) -> bool:
         known = self.gaussians or self.cores or self.low_rank
-        rare = self.rare_rows or self.rare_columns
-        return not known and not rare and self.remainder == NEVER
+        return not known and not self.blocks and self.remainder == NEVER
 
 
 class Matrices:

@@ -73,7 +73,7 @@ def permuted(value: Value, order: list[int]) -> Value:
         for term in value.terms
     )
     remainder = _transposed(value.remainder, order)
-    return Tensor(terms, remainder, axis, value.space, value.rare)
+    return Tensor(terms, remainder, axis, value.space, value.patches)
 
 
 def _transposed(exponents: Exponents, order: list[int]) -> Exponents:
@@ -360,7 +360,7 @@ def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
         for k in range(len(first.terms))
     )
     remainder = gathered([image.remainder for image in images])
-    return Tensor(terms, remainder, len(shape) - 1, first.space, first.rare)
+    return Tensor(terms, remainder, len(shape) - 1, first.space, first.patches)
 
 
 def _size(ctx: Context, a: Matrices, axis: int) -> Size:

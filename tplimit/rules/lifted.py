@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, expansion, matrices
+from tplimit import algebra, expansion, matrices, patches
 from tplimit._jax import Primitive, primitives as p, split_p, stack_p, tile_p, unstack_p
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.parity import EVEN, Behaviour, behaviour_of_power
@@ -148,7 +148,7 @@ def _linearly(
                 assert isinstance(out, Tensor)
                 parts.append(with_parity(out, piece.parity))
     given = [v for v in values if isinstance(v, Tensor)]
-    return [expansion.inheriting(expansion.total(ctx, parts), *given) for parts in found]
+    return [patches.inheriting(expansion.total(ctx, parts), *given) for parts in found]
 
 
 @_lifts(p.convert_element_type_p)
@@ -230,15 +230,13 @@ def _function(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
 def _logarithm(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     """Unlike the other functions it has no expansion at 0."""
     (value,) = _tensors(values)
-    simple = not value.terms[1:] and value.rare is None
+    simple = not value.terms[1:] and not value.patches
     if simple or value.exponents.levels() != [0]:
         return _leading(ctx, rule, values, params)[0]
     lead = replace(collapsed(value), terms=(replace(value.terms[0], zeros=None),))
     algebra.not_zero(ctx, lead, "The logarithm of")
-    if value.rare is not None:
-        # Near 0 it may be of any size: what is rarely known is known nowhere.
-        remainder = value.remainder.maximum(value.rare.average)
-        value = replace(value, remainder=remainder, rare=None)
+    # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
+    value = patches.spread(value)
     return expansion.smooth(ctx, lambda x: rule(ctx, x, **params), value, jnp.log, "neither")
 
 
@@ -260,8 +258,16 @@ def _sum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
             parts += expansion.averaged(ctx, reduce, piece, piece.parity, value.space)
         else:
             parts.append(with_parity(reduce(piece), piece.parity))
-    out = expansion.total(ctx, parts)
-    return expansion.summed(out, Fraction(1), value) if over else expansion.inheriting(out, value)
+    if over:
+        return _summed(ctx, parts, value)
+    return patches.inheriting(expansion.total(ctx, parts), value)
+
+
+def _summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
+    """A sum over a width, with what is unknown in places of the factors of the summands."""
+    lost = patches.averaged(Fraction(1), *values)
+    unknown = replace(expansion.zero(parts[0]), remainder=NONE.maximum(*lost))
+    return expansion.total(ctx, [*parts, unknown])
 
 
 @_lifts(p.dot_general_p)
@@ -288,7 +294,7 @@ def _contract(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
             parity = expansion.parity_of_product(x, y)
             reduce = functools.partial(product, y=y)
             parts += expansion.averaged(ctx, reduce, x, parity, space)
-    return expansion.summed(expansion.total(ctx, parts), Fraction(1), a, b)
+    return _summed(ctx, parts, a, b)
 
 
 # --- choices
@@ -316,7 +322,7 @@ def _compared(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
 
 def _mask(ctx: Context, rule: Rule, a: Tensor, b: Tensor, params: Any) -> Tensor:
     assert ctx.equation is not None
-    simple = not (a.terms[1:] or b.terms[1:] or a.rare or b.rare)
+    simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     if a is b or simple or a.dtype.kind != "f" or algebra.infinite(a) or algebra.infinite(b):
         (mask,) = _tensors(_leading(ctx, rule, (a, b), params))
         bare = replace(mask, remainder=NONE)
@@ -330,7 +336,7 @@ def _mask(ctx: Context, rule: Rule, a: Tensor, b: Tensor, params: Any) -> Tensor
     else:
         signs, flips, parity = expansion.sign_of(ctx, difference, "A comparison")
         holds = relation(signs, jnp.zeros_like(signs))
-    return expansion.mask_of(holds, flips, parity, difference, a, b)
+    return expansion.mask_of(holds, flips, parity, difference)
 
 
 _OWN.update(dict.fromkeys(_RELATIONS, _compared))
@@ -341,7 +347,7 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     a, b = _tensors(values)
     assert ctx.equation is not None
     side = 1 if ctx.equation.primitive is p.max_p else -1
-    simple = not (a.terms[1:] or b.terms[1:] or a.rare or b.rare)
+    simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     if simple or algebra.infinite(a) or algebra.infinite(b):
         (out,) = _tensors(_leading(ctx, rule, values, params))
     else:
@@ -375,19 +381,21 @@ def _select(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
         out = expansion.select_continuously(ctx, which, (cases[1], cases[0]))
         return _vanishing_with(ctx, gate, out)
     zeros = [expansion.zero(case) for case in cases]
-    known = replace(which, rare=None)
+    known = replace(which, patches=())
     mask = which.parity if which.axis is not None else EVEN
-    parts = []
+    parts, found = [], []
     for place, case in enumerate(cases):
+        alone = all(other.vanishes for other in cases if other is not case)
+        if alone and which.axis is not None and case.remainder != NONE:
+            found.append(expansion.unknown_where(case, which.coefficient == place))
+            case = replace(case, remainder=NONE)
         for piece in expansion.pieces(case):
             operands = [piece if i == place else z for i, z in enumerate(zeros)]
             (out,) = _tensors(_outputs(rule(ctx, known, *operands, **params)))
             parts.append(with_parity(out, piece.parity * mask))
-    out = expansion.inheriting(expansion.total(ctx, parts), *cases)
-    if which.rare is None:
-        return out
-    wrong = which.rare + max(expansion.bound_of(case) for case in cases)
-    return replace(out, rare=wrong | out.rare)
+    out = patches.inheriting(expansion.total(ctx, parts), *cases)
+    size = max(patches.bound_of(case) for case in cases)
+    return patches.with_patches(out, *found, *(patch + size for patch in which.patches))
 
 
 RULES.lifted = lifted
