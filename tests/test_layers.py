@@ -54,6 +54,7 @@ LAYERS = (
     "scaling",
     "parameterizations",
     "regimes",
+    "inspection",
     "data",
     "cli",
 )

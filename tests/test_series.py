@@ -71,6 +71,36 @@ def test_ntk_is_kernel_gradient_descent(depth, activation, loss):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("depth", "activation"), [(1, "relu"), (2, "tanh")])
+def test_ntk_with_classes_and_minibatches(depth, activation):
+    """Softmax of three outputs, two points a step in turn: one kernel for every output."""
+    ntk, model = tp.parameterizations.ntk, tp.mlp(depth, 3, outputs=3, activation=activation)
+    predict, points = ntk.predict(model), jnp.asarray(X, jnp.float32)
+    labels = np.eye(3)[[0, 1, 2, 1]]
+    parts = [slice(0, 2), slice(2, 4)] * 4
+    run = tp.train(
+        ntk.step(model, "cross_entropy", RATE), ntk.theta(model),
+        [(points[part], jnp.asarray(labels[part], jnp.float32)) for part in parts],
+        width=tp.inf, key=jax.random.key(1), observe=lambda state: predict(state, points),
+        samples=2**12, replicates=6, progress=False,
+    )  # fmt: skip
+    found = run.replicates.observations.astype(np.float64)
+    _, tangent = kernels.kernels(X, depth, activation)
+    f, expected = found[:, 0], []
+    for part in parts:
+        share = np.exp(f[:, part]) / np.exp(f[:, part]).sum(axis=-1, keepdims=True)
+        f = f - RATE * np.einsum("pb,rbk->rpk", tangent[:, part], share - labels[part]) / 2
+        expected.append(f)
+    distance = found[:, 1:] - np.stack(expected, axis=1)
+    assert np.abs(expected[-1] - found[:, 0]).max() > 0.3
+    assert np.abs(distance).max() < 0.04
+    signs = np.sign(np.mean(expected, axis=1)).ravel()
+    projected = distance.reshape(len(found), -1) @ signs
+    z = projected.mean() / (projected.std(ddof=1) / len(found) ** 0.5)
+    assert abs(z) < stats.t.isf(ALARM / 2, len(found) - 1)
+
+
+@pytest.mark.slow
 def test_initial_function_is_the_gaussian_process():
     """Covariance over keys, of points in different layers' spaces, and normality."""
     f = trained(2, "tanh", "mse", steps=1, samples=256, replicates=400).replicates

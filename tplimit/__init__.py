@@ -12,6 +12,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
+from tplimit.inspection import classify_step
 from tplimit.interpret import RULES
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
@@ -46,6 +47,7 @@ __all__ = [
     "Width",
     "WidthError",
     "classify",
+    "classify_step",
     "compare",
     "full",
     "inf",
