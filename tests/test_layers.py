@@ -53,6 +53,7 @@ LAYERS = (
     "scaling",
     "parameterizations",
     "regimes",
+    "kernels",
     "data",
     "cli",
 )

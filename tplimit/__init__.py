@@ -1,6 +1,6 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
-from tplimit import parameterizations as parameterizations, rules as rules
+from tplimit import kernels as kernels, parameterizations as parameterizations, rules as rules
 from tplimit.checkpoint import Checkpoint
 from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
@@ -49,6 +49,7 @@ __all__ = [
     "compare",
     "full",
     "inf",
+    "kernels",
     "leading",
     "limit",
     "mlp",

@@ -54,7 +54,7 @@ class LimitError(Exception):
 
 
 class DivergenceError(LimitError):
-    """A number was asked for that grows with the width."""
+    """A number was asked for that grows without bound: with the width, or in training."""
 
 
 class CancellationError(LimitError):

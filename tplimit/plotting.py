@@ -23,19 +23,25 @@ _CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#00
 
 
 def trajectory_figure(
-    mean: np.ndarray, low: np.ndarray, high: np.ndarray, title: str = ""
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    title: str = "",
+    steps: np.ndarray | None = None,
 ) -> Figure:
     """Curves over steps with bands from `low` to `high`; arrays of shape (steps, ...).
 
-    At most eight entries are shown, those that move most. NaN bands are left out.
+    At most eight entries are shown, those that move most. NaN bands are left out. `steps` are the
+    places on the axis, by default 0, 1, ...
     """
+    steps = np.arange(len(mean)) if steps is None else steps
     mean, low, high = (a.reshape(len(a), -1) for a in (mean, low, high))
     figure, (axes,) = _figure(6.4, 4.0, columns=1)
     shown = most_moving(mean, count=8)
     for colour, i in zip(_CYCLE, shown, strict=False):
-        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour)
+        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
         axes.annotate(
-            str(i), (len(mean) - 1, mean[-1, i]), (5, 0), textcoords="offset points",
+            str(i), (steps[-1], mean[-1, i]), (5, 0), textcoords="offset points",
             va="center", color=colour, fontsize=8,
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="value")
@@ -136,8 +142,10 @@ def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
     return dict(zip(widths, shades, strict=True))
 
 
-def _line_with_band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any) -> None:
-    steps = np.arange(len(mean))
+def _line_with_band(
+    axes: Axes, mean: Any, low: Any, high: Any, colour: Any, steps: Any = None
+) -> None:
+    steps = np.arange(len(mean)) if steps is None else steps
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
     axes.plot(steps, mean, color=colour, lw=1.5, solid_capstyle="round", zorder=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
