@@ -85,6 +85,8 @@ def _integrated(
     problem: Problem, t: np.ndarray, tolerance: float, solver: str, progress: bool
 ) -> np.ndarray:
     shape, kernel = problem.start.shape, problem.kernel
+    if isinstance(kernel, Held):
+        kernel = Held(kernel.matrix.astype(np.float64, copy=False))
     start = problem.start.astype(np.float64)
     with precision(np.float64), bar(len(t), "gradient flow", progress) as shown:
         y = jnp.asarray(problem.targets)

@@ -44,8 +44,9 @@ def check_linear(
     """Try an optimizer on random gradients g_t and on linear images A g_t B, at several sizes.
 
     The parameters q_t found from A g_t B have to be A p_t B at every step (of the first 20 000).
-    This is additivity and homogeneity (A a row), and equality of all parameters (A a rotation): what
-    function space needs, whatever the optimizer's name. JAX has to be in the precision of `dtype`.
+    This is additivity and homogeneity (A a row), and equality of all parameters (A a rotation):
+    what function space needs, whatever the optimizer's name. JAX has to be in the precision of
+    `dtype`.
 
     Raises:
         UnsupportedOperationError: they differ, or the optimizer does not run on an array alone.
@@ -101,8 +102,8 @@ def _errors(
 
         p = jnp.zeros_like(gradients[0])
         q = jnp.zeros(_IMAGE, p.dtype)
-        return jax.lax.scan(
-            step, (p, optimizer.init(p), q, optimizer.init(q)), jnp.arange(steps)
-        )[1]
+        return jax.lax.scan(step, (p, optimizer.init(p), q, optimizer.init(q)), jnp.arange(steps))[
+            1
+        ]
 
     return jax.jit(jax.vmap(one))(sizes)

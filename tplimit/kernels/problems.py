@@ -1,4 +1,4 @@
-"""What training in function space is given: kernels, targets, losses, initial functions, checked."""
+"""What training in function space is given, checked: kernels, targets, losses, functions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import losses
-from tplimit.kernels.grams import MEMORY, Evaluated, Held, as_matrix, check_kernel
+from tplimit.kernels.grams import Evaluated, Held, as_matrix, check_kernel
 from tplimit.losses import Loss
 
 __all__ = ["Problem", "record_steps"]
@@ -216,7 +216,7 @@ def _initial(
     if not isinstance(f0, Sequence) or len(f0) != 2:
         raise ValueError("f0 is a pair: the initial function at the training and test points")
     first, second = (np.asarray(a, dtype) for a in (f0[0], () if f0[1] is None else f0[1]))
-    replicates = first.shape[:-len(shape)] if first.ndim > len(shape) else ()
+    replicates = first.shape[: -len(shape)] if first.ndim > len(shape) else ()
     if first.shape != (*replicates, *shape) or len(replicates) > 1:
         raise ValueError(
             f"f0 at the training points has shape {first.shape}: {shape} is expected, or this "

@@ -1,9 +1,9 @@
 """What training in function space leaves behind."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -11,14 +11,48 @@ from safetensors import SafetensorError
 from tplimit import files
 from tplimit.plotting import save_figure, trajectory_figure
 
-__all__ = ["KernelRun"]
+__all__ = ["Ensemble", "KernelRun"]
 
-_FORMAT = "tplimit.KernelRun"
 _VERSION = "1"
 
 
+class Saved:
+    """A dataclass of arrays that can be written to a file."""
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all arrays to one safetensors file."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        files.write(target, arrays, {"format": _format(type(self)), "version": _VERSION})
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, or holds something else.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        try:
+            metadata, arrays = files.read(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or no file of tplimit: {error}") from error
+        if metadata.get("format") != _format(cls) or metadata.get("version") != _VERSION:
+            raise ValueError(f"{path} is a safetensors file, but no {cls.__name__} of this version")
+        return cls(**arrays)
+
+
+def _format(cls: type) -> str:
+    return f"tplimit.{cls.__name__}"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class KernelRun:
+class KernelRun(Saved):
     """Outputs of a network trained with a frozen kernel.
 
         f_t(x) = f_0(x) + sum_a Θ(x, x_a) β_t(a)
@@ -79,31 +113,40 @@ class KernelRun:
         figure = trajectory_figure(mean, mean - spread, mean + spread, title, self.steps)
         return save_figure(figure, path)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything to one safetensors file."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
-        files.write(target, arrays, {"format": _FORMAT, "version": _VERSION})
-        return target
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "KernelRun":
-        """Read a file that `save` wrote.
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble(Saved):
+    """Mean and covariance of the outputs of networks that differ in their initial function.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, or holds something else.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-        try:
-            metadata, arrays = files.read(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or no file of tplimit: {error}") from error
-        if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
-            raise ValueError(f"{path} is a safetensors file, but no kernel run of this version")
-        return cls(**arrays)
+    Attributes:
+        steps: the steps (or times) that were recorded; (records,).
+        mean: (records, points) or (records, points, outputs), training points first.
+        covariance: between points, (records, points, points) or (records, outputs, points, points).
+        stderr: standard error of the mean, 0 where it is exact; shape of `mean`.
+        training_points: how many of the points were trained.
+    """
 
+    steps: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    stderr: np.ndarray
+    training_points: np.ndarray
 
-_FIELDS = ("steps", "train", "test", "loss", "coefficients")
+    def __repr__(self) -> str:
+        exact = "sampled" if np.any(self.stderr) else "exact"
+        return f"Ensemble(records={len(self.steps)}, points={self.mean.shape[1]}, {exact})"
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation of the outputs, with the shape of `mean`."""
+        variance = np.diagonal(self.covariance, axis1=-2, axis2=-1)
+        variance = np.moveaxis(variance, 1, 2) if self.mean.ndim > 2 else variance
+        return np.sqrt(np.maximum(variance, 0.0))
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Write a figure: mean and one standard deviation at the test points (or all points)."""
+        first = int(self.training_points)
+        first = 0 if first == self.mean.shape[1] else first
+        mean, std = self.mean[:, first:], self.std[:, first:]
+        title = "mean and standard deviation over initial functions"
+        return save_figure(trajectory_figure(mean, mean - std, mean + std, title, self.steps), path)
