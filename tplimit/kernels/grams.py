@@ -22,7 +22,7 @@ BLOCK = 1024
 #: Functions whose matrix has at most so many bytes are evaluated once.
 MEMORY = 8 * 10**9
 # Round-off of an entry relative to the largest one, and of an eigenvalue to the largest one.
-_ASYMMETRY = {4: 1e-4, 8: 1e-9}
+_ASYMMETRY = {4: 1e-4, 8: 1e-6}
 INDEFINITE = {4: 1e-4, 8: 1e-8}
 # Up to this size Cholesky's decomposition takes seconds.
 _CHOLESKY = 8192

@@ -158,12 +158,17 @@ def precision(dtype: Any) -> Any:
     return jax.enable_x64(np.dtype(dtype).itemsize == 8)
 
 
-def record_steps(record: Any, steps: int) -> np.ndarray:
+def record_steps(record: Any, steps: int, most: int) -> np.ndarray:
     """The steps at which outputs are wanted, in increasing order.
 
     Raises:
-        ValueError: they are not integers between 0 and `steps`.
+        ValueError: they are not integers between 0 and `steps`, or more than `most`.
     """
+    count = steps + 1 if record is None else np.size(record)
+    if count > most:
+        raise ValueError(
+            f"{count} records do not fit into memory, {most} do: choose fewer steps by record="
+        )
     if record is None:
         return np.arange(steps + 1)
     wanted = np.unique(np.asarray(record))

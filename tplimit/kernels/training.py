@@ -121,7 +121,7 @@ def train(
         raise ValueError(f"lr has to be positive, got {lr}")
     if steps != int(steps) or steps < 0:
         raise ValueError(f"steps has to be a number of steps, got {steps}")
-    wanted = _affordable(record_steps(record, int(steps)), problem)
+    wanted = record_steps(record, int(steps), _affordable_records(problem))
     rows = _batches(batches, problem.points)
     with precision(problem.dtype):
         if optimizer is not None:
@@ -220,7 +220,8 @@ def mode_gains(
     """
     if optimizer is None:
         rates = lr * values.astype(np.float64) / len(values)
-        return lr / len(values) * geometric_sums(rates, wanted[:, None])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return lr / len(values) * geometric_sums(rates, wanted[:, None])
     ones = np.ones((len(values), 1, 1), values.dtype)
     advance = _advancer(_mode_loss, optimizer, False, False)
     data = (jnp.asarray(values), jnp.zeros_like(ones), jnp.asarray(ones), jnp.zeros((1, 1), int))
@@ -236,8 +237,7 @@ def geometric_sums(rates: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Σ_{s<t} (1 - r)^s = (1 - (1 - r)^t) / r, and t where r = 0; float64, without cancellation."""
     small = np.minimum(rates, 0.5)
     safe = np.where(rates > 0, rates, 1.0)
-    with np.errstate(over="ignore"):
-        direct = (1 - (1 - rates) ** t) / safe
+    direct = (1 - (1 - rates) ** t) / safe
     stable = -np.expm1(t * np.log1p(-small)) / safe
     return np.where(rates > 0, np.where(rates > 0.5, direct, stable), t)
 
@@ -420,11 +420,6 @@ def _batches(batches: Any, points: int) -> np.ndarray | None:
     return rows
 
 
-def _affordable(wanted: np.ndarray, problem: Problem) -> np.ndarray:
-    per_record = problem.start.size + problem.start_test.size + problem.start.size
-    needed = len(wanted) * per_record * problem.dtype.itemsize
-    if needed > MEMORY:
-        raise ValueError(
-            f"{len(wanted)} records need {needed / 1e9:.1f} GB: choose fewer steps by record="
-        )
-    return wanted
+def _affordable_records(problem: Problem) -> int:
+    numbers = 2 * problem.start.size + problem.start_test.size
+    return MEMORY // (numbers * problem.dtype.itemsize)
