@@ -54,6 +54,7 @@ LAYERS = (
     "parameterizations",
     "regimes",
     "data",
+    "kernels",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")

@@ -1,0 +1,45 @@
+"""Kernels of infinitely wide networks at initialisation: NNGP and NTK by exact recursions.
+
+>>> import jax
+>>> x = jax.random.normal(jax.random.key(0), (5, 3))
+>>> kernel = mlp(depth=2, activation="relu", w_std=2**0.5, b_std=0.1)(x)
+>>> kernel.nngp.shape, kernel.ntk.shape
+((5, 5), (5, 5))
+"""
+
+from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
+from tplimit.kernels.layers import (
+    Kernel,
+    Layer,
+    activation,
+    add,
+    bias,
+    dense,
+    layer_norm,
+    multiply,
+    residual,
+    serial,
+)
+from tplimit.kernels.network import Network, mlp, network
+
+__all__ = [
+    "Dual",
+    "Kernel",
+    "Layer",
+    "Network",
+    "activation",
+    "add",
+    "bias",
+    "dense",
+    "dual",
+    "hermite",
+    "layer_norm",
+    "leaky_relu",
+    "mlp",
+    "multiply",
+    "network",
+    "polynomial",
+    "relu_power",
+    "residual",
+    "serial",
+]
