@@ -53,8 +53,8 @@ LAYERS = (
     "scaling",
     "parameterizations",
     "regimes",
-    "kernels",
     "data",
+    "kernels",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")

@@ -4,6 +4,7 @@ from tplimit import kernels as kernels, parameterizations as parameterizations, 
 from tplimit.checkpoint import Checkpoint
 from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
+    ActivationError,
     CancellationError,
     DivergenceError,
     LimitError,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RULES",
+    "ActivationError",
     "CancellationError",
     "Checkpoint",
     "Comparison",

@@ -73,6 +73,10 @@ class UnsupportedOperationError(LimitError):
     """tplimit has no rule for the operation on these values."""
 
 
+class ActivationError(LimitError, ValueError):
+    """An activation has no finite second moment, or what is needed of it is no number."""
+
+
 class OpaqueAttributeError(LimitError, AttributeError):
     """An attribute of an array was asked of an opaque limit value."""
 

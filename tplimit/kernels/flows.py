@@ -8,7 +8,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from tplimit.errors import DivergenceError
-from tplimit.kernels.grams import BLOCK, MEMORY, Held, Kernel
+from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.problems import Problem, precision
 from tplimit.kernels.runs import KernelRun
 from tplimit.kernels.training import by_gains, finish, modes
@@ -19,8 +19,8 @@ __all__ = ["flow"]
 
 
 def flow(
-    kernel_tt: Kernel,
-    kernel_st: Kernel | None,
+    kernel_tt: KernelLike,
+    kernel_st: KernelLike | None,
     y: Any,
     loss: Loss,
     times: Any,

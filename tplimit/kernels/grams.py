@@ -1,6 +1,7 @@
 """Kernel matrices of many points: blocks, symmetry, products without the matrix."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -11,12 +12,12 @@ from scipy.linalg import eigh_tridiagonal
 
 from tplimit.progress import bar
 
-__all__ = ["Evaluated", "Held", "Kernel", "KernelFunction", "as_matrix", "gram"]
+__all__ = ["Evaluated", "Held", "KernelFunction", "KernelLike", "as_matrix", "gram"]
 
 #: A function of inputs (n1, ...), (n2, ...) to the kernel (n1, n2), or to an object that has it as
 #: an attribute `ntk` (or `nngp`).
 KernelFunction = Callable[[Any, Any], Any]
-Kernel = Shaped[np.ndarray, "rows columns"] | KernelFunction
+KernelLike = Shaped[np.ndarray, "rows columns"] | KernelFunction
 
 BLOCK = 1024
 #: Functions whose matrix has at most so many bytes are evaluated once.
@@ -115,6 +116,7 @@ class Evaluated:
             if not np.all(np.isfinite(points)):
                 raise ValueError(f"{name} has entries that are not finite")
         self.shape = (len(self.x), len(self.x2))
+        self._double = dtype is not None and np.dtype(dtype).itemsize == 8
         own = self._entries(self.x[:1], self.x2[:1]).dtype
         self.dtype = np.dtype(own if dtype is None else dtype)
 
@@ -158,8 +160,10 @@ class Evaluated:
         return self._entries(self.x[rows], self.x2[columns]).astype(self.dtype, copy=False)
 
     def _entries(self, x: np.ndarray, x2: np.ndarray) -> np.ndarray:
-        found = self.kernel(x, x2)
-        values = np.asarray(getattr(found, self.which, found))
+        # A function in JAX follows the flag, which is not touched where no dtype was asked for.
+        with jax.enable_x64(True) if self._double else nullcontext():
+            found = self.kernel(x, x2)
+            values = np.asarray(getattr(found, self.which, found))
         if values.shape != (len(x), len(x2)):
             raise ValueError(
                 f"the kernel function returned shape {values.shape} for {len(x)} and {len(x2)} "
@@ -172,7 +176,7 @@ class Evaluated:
 
 def as_matrix(
     name: str,
-    kernel: Kernel,
+    kernel: KernelLike,
     x: Any = None,
     x2: Any = None,
     *,

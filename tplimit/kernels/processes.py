@@ -16,7 +16,7 @@ from tplimit.kernels.grams import (
     MEMORY,
     Evaluated,
     Held,
-    Kernel,
+    KernelLike,
     as_matrix,
     check_kernel,
 )
@@ -50,12 +50,12 @@ class Posterior(Saved):
 
 
 def posterior(
-    kernel_tt: Kernel,
-    kernel_st: Kernel,
+    kernel_tt: KernelLike,
+    kernel_st: KernelLike,
     y: Any,
     *,
     noise: float = 0.0,
-    kernel_ss: Kernel | None = None,
+    kernel_ss: KernelLike | None = None,
     method: str = "auto",
     x: Any = None,
     x_test: Any = None,

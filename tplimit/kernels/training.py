@@ -11,7 +11,7 @@ import optax
 
 from tplimit.cache import cached
 from tplimit.errors import DivergenceError, LimitWarning
-from tplimit.kernels.grams import BLOCK, MEMORY, Held, Kernel
+from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.optimizers import check_linear, move
 from tplimit.kernels.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.runs import KernelRun
@@ -28,8 +28,8 @@ _METHODS = ("auto", "spectral", "iterate")
 
 
 def train(
-    kernel_tt: Kernel,
-    kernel_st: Kernel | None,
+    kernel_tt: KernelLike,
+    kernel_st: KernelLike | None,
     y: Any,
     loss: Loss,
     lr: float,
