@@ -25,6 +25,7 @@ from tplimit.kernels.layers import (
 from tplimit.kernels.network import Network, mlp, network
 from tplimit.kernels.processes import Posterior, ensemble, posterior
 from tplimit.kernels.runs import Ensemble, KernelRun
+from tplimit.kernels.signatures import signature
 from tplimit.kernels.training import train
 
 __all__ = [
@@ -54,5 +55,6 @@ __all__ = [
     "relu_power",
     "residual",
     "serial",
+    "signature",
     "train",
 ]

@@ -163,7 +163,8 @@ def _by_gradients(
         (n, n), lambda v: kernel.times(v.astype(kernel.dtype)) + noise * v, dtype=np.float64
     )
     weights = np.zeros(right.shape)
-    with bar(right.shape[1], "conjugate gradients", progress) as shown:
+    # A singular kernel divides by zero; its solution is checked below.
+    with bar(right.shape[1], "conjugate gradients", progress) as shown, np.errstate(all="ignore"):
         for i in range(right.shape[1]):
             weights[:, i], _ = cg(operator, right[:, i].astype(np.float64), rtol=tolerance)
             shown("training")
