@@ -31,9 +31,9 @@ def signature(
 
         Y_{i+1} = Y_i + Σ_k (A_k φ(Y_i) + b_k) Δx^k_i,        f = v·Y / √N
 
-    with entries A_k ~ N(0, σ_A²/N), b_k ~ N(0, σ_b²), Y_0 ~ N(0, σ_0²), v ~ N(0, 1). In the limit of
-    infinite width N, f is a Gaussian process. With the same weights in every layer (`shared`) its
-    covariance at s steps of x and t steps of y obeys
+    with entries A_k ~ N(0, σ_A²/N), b_k ~ N(0, σ_b²), Y_0 ~ N(0, σ_0²), v ~ N(0, 1). At infinite
+    width N, f is a Gaussian process. With the same weights in every layer (`shared`) its covariance
+    at s steps of x and t steps of y obeys
 
         K[s+1,t+1] = K[s+1,t] + K[s,t+1] - K[s,t] + (σ_A² V + σ_b²) <Δx_s, Δy_t>
         K[0,t] = K[s,0] = σ_0²,        V = E[φ(Z_1) φ(Z_2)],
