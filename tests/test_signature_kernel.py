@@ -149,7 +149,7 @@ def network(key, width, shared):
 
 @pytest.mark.slow
 def test_the_limit_of_the_program_is_the_kernel():
-    """The residual network in plain JAX at infinite width: its weights are queried at every step."""
+    """The residual network in plain JAX at infinite width; its weights are queried at all steps."""
     n = tp.Width("n")
     theta = {
         "A": [tp.normal((n, n), std=1.2 * n**-0.5) for _ in range(2)],

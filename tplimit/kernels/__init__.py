@@ -8,6 +8,7 @@
 """
 
 from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
+from tplimit.kernels import power_laws
 from tplimit.kernels.flows import flow
 from tplimit.kernels.grams import gram
 from tplimit.kernels.layers import (
@@ -52,6 +53,7 @@ __all__ = [
     "network",
     "polynomial",
     "posterior",
+    "power_laws",
     "relu_power",
     "residual",
     "serial",
