@@ -350,7 +350,7 @@ def predicted(f0, loss, optimizer=None, depth=2, rate=0.5, steps=12):
 @pytest.mark.parametrize(
     ("depth", "loss", "optimizer", "seeds"),
     [
-        (1, "mse", MOMENTUM, 100),
+        (1, "mse", MOMENTUM, 80),
         pytest.param(1, "logistic", None, 100, marks=pytest.mark.slow),
         pytest.param(2, "mse", None, 32, marks=pytest.mark.slow),
     ],
@@ -363,14 +363,14 @@ def test_wide_networks_follow_the_frozen_kernel(depth, loss, optimizer, seeds):
         expected = predicted(f[:, 0], loss, optimizer, depth, steps=8)
         squares.append(np.mean((f - expected) ** 2, axis=(1, 2)))
     assert np.abs(expected[:, -1] - expected[:, 0]).max() > 0.5
-    mean = np.mean(squares, axis=1)
-    assert mean[-1] ** 0.5 < 0.05
-    slope = np.polyfit(np.log(widths), np.log(mean) / 2, 1)[0]
-    # The weights of the four points in the slope, times the relative errors of their roots.
-    error = np.std(squares, axis=1, ddof=1) / mean / seeds**0.5 / 2
+    assert np.mean(squares[-1]) ** 0.5 < 0.05
+    # Geometric means: the distances have heavy tails.
+    logs = np.log(squares) / 2
+    slope = np.polyfit(np.log(widths), logs.mean(axis=1), 1)[0]
     weights = (np.arange(4) - 1.5) / 5 / np.log(2)
-    assert abs(slope + 0.5) < 0.03 + 4 * np.linalg.norm(weights * error)
-    assert np.linalg.norm(weights * error) < 0.05
+    error = np.linalg.norm(weights * logs.std(axis=1, ddof=1)) / seeds**0.5
+    assert error < 0.04
+    assert abs(slope + 0.5) < 0.03 + 4 * error
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ LAYERS = (
     "regimes",
     "data",
     "kernels",
+    "cli_kernels",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")

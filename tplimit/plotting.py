@@ -12,12 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-__all__ = ["comparison_figure", "save_figure", "trajectory_figure"]
+__all__ = ["comparison_figure", "kernel_figure", "save_figure", "trajectory_figure"]
 
 _INK = "#222222"
 _GRID = "#e4e4e4"
 _GUIDE = "#8a8a8a"
 _FIT = "#b2182b"
+_MOST_POINTS = 3000
 # Okabe and Ito: eight colours that colour-blind readers can tell apart.
 _CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
 
@@ -93,6 +94,25 @@ def comparison_figure(
         axes.set_title(title, loc="left", fontsize=11)
     _legend(curves, colours)
     _distance(distance, rms, rms_stderr, slope, slope_stderr, colours)
+    return figure
+
+
+def kernel_figure(kernel: np.ndarray, title: str = "") -> Figure:
+    """A kernel matrix, and its eigenvalues by size where there are at most 3000 points."""
+    figure, (picture, spectrum) = _figure(9.6, 4.2, columns=2)
+    picture.grid(False)
+    image = picture.imshow(kernel, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=picture, shrink=0.85)
+    picture.set_title(title, loc="left", fontsize=11)
+    spectrum.set_title("eigenvalues", loc="left", fontsize=11)
+    if len(kernel) > _MOST_POINTS:
+        spectrum.set_axis_off()
+        return figure
+    values = np.linalg.eigvalsh(kernel)[::-1]
+    # What is below the round-off of the largest is none.
+    values = values[values > len(values) * np.finfo(kernel.dtype).eps * values[0]]
+    spectrum.loglog(np.arange(1, len(values) + 1), values, ".", color=_CYCLE[0])
+    spectrum.set(xlabel="number", ylabel="eigenvalue")
     return figure
 
 

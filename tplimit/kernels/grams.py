@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.linalg import eigh_tridiagonal
 
+from tplimit.kernels.network import Network
 from tplimit.progress import bar
 
 __all__ = ["Evaluated", "Held", "KernelFunction", "KernelLike", "as_matrix", "gram"]
@@ -157,12 +158,17 @@ class Evaluated:
                 yield slice(i, i + self.block), slice(j, j + self.block)
 
     def _block(self, rows: slice, columns: slice) -> np.ndarray:
-        return self._entries(self.x[rows], self.x2[columns]).astype(self.dtype, copy=False)
+        x = self.x[rows]
+        x2 = x if self.symmetric and rows == columns else self.x2[columns]
+        return self._entries(x, x2).astype(self.dtype, copy=False)
 
     def _entries(self, x: np.ndarray, x2: np.ndarray) -> np.ndarray:
         # A function in JAX follows the flag, which is not touched where no dtype was asked for.
         with jax.enable_x64(True) if self._double else nullcontext():
-            found = self.kernel(x, x2)
+            if x is x2 and isinstance(self.kernel, Network):
+                found: Any = self.kernel(x)  # then points with themselves are exact
+            else:
+                found = self.kernel(x, x2)
             values = np.asarray(getattr(found, self.which, found))
         if values.shape != (len(x), len(x2)):
             raise ValueError(
