@@ -56,6 +56,8 @@ LAYERS = (
     "regimes",
     "inspection",
     "data",
+    "kernels",
+    "cli_kernels",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")

@@ -1,9 +1,10 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
-from tplimit import parameterizations as parameterizations, rules as rules
+from tplimit import kernels as kernels, parameterizations as parameterizations, rules as rules
 from tplimit.checkpoint import Checkpoint
 from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
+    ActivationError,
     CancellationError,
     DivergenceError,
     LimitError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RULES",
+    "ActivationError",
     "CancellationError",
     "Checkpoint",
     "Comparison",
@@ -51,6 +53,7 @@ __all__ = [
     "compare",
     "full",
     "inf",
+    "kernels",
     "leading",
     "limit",
     "mlp",

@@ -28,6 +28,7 @@ __all__ = [
     "inner_program",
     "is_jaxpr",
     "is_key",
+    "is_traced",
     "location",
     "open_jaxpr",
     "primitives",
@@ -125,6 +126,11 @@ def user_location(error: BaseException) -> Location | None:
         if not file.startswith(hidden) and "site-packages" not in file:
             found = Location(file, line, frame.f_code.co_name)
     return found
+
+
+def is_traced(value: Any) -> bool:
+    """Whether JAX is tracing the value, so that its numbers cannot be looked at."""
+    return isinstance(value, jax.core.Tracer)
 
 
 def is_key(value: Any) -> bool:

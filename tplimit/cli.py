@@ -12,7 +12,7 @@ import jax
 import typer
 from rich.console import Console
 
-from tplimit import parameterizations
+from tplimit import cli_kernels, parameterizations
 from tplimit.comparison import Comparison, compare as compare_widths
 from tplimit.data import Data, digits, random_points
 from tplimit.errors import LimitError
@@ -210,6 +210,9 @@ def compare(
         seed=seed,
     )
     _report(study, out)
+
+
+app.command()(cli_kernels.kernels)
 
 
 def main() -> None:

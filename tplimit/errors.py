@@ -54,7 +54,7 @@ class LimitError(Exception):
 
 
 class DivergenceError(LimitError):
-    """A number was asked for that grows with the width."""
+    """A number was asked for that grows without bound: with the width, or in training."""
 
 
 class CancellationError(LimitError):
@@ -71,6 +71,10 @@ class WidthError(LimitError):
 
 class UnsupportedOperationError(LimitError):
     """tplimit has no rule for the operation on these values."""
+
+
+class ActivationError(LimitError, ValueError):
+    """An activation has no finite second moment, or what is needed of it is no number."""
 
 
 class OpaqueAttributeError(LimitError, AttributeError):

@@ -12,30 +12,37 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-__all__ = ["comparison_figure", "save_figure", "trajectory_figure"]
+__all__ = ["comparison_figure", "kernel_figure", "save_figure", "trajectory_figure"]
 
 _INK = "#222222"
 _GRID = "#e4e4e4"
 _GUIDE = "#8a8a8a"
 _FIT = "#b2182b"
+_MOST_POINTS = 3000
 # Okabe and Ito: eight colours that colour-blind readers can tell apart.
 _CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
 
 
 def trajectory_figure(
-    mean: np.ndarray, low: np.ndarray, high: np.ndarray, title: str = ""
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    title: str = "",
+    steps: np.ndarray | None = None,
 ) -> Figure:
     """Curves over steps with bands from `low` to `high`; arrays of shape (steps, ...).
 
-    At most eight entries are shown, those that move most. NaN bands are left out.
+    At most eight entries are shown, those that move most. NaN bands are left out. `steps` are the
+    places on the axis, by default 0, 1, ...
     """
+    steps = np.arange(len(mean)) if steps is None else steps
     mean, low, high = (a.reshape(len(a), -1) for a in (mean, low, high))
     figure, (axes,) = _figure(6.4, 4.0, columns=1)
     shown = most_moving(mean, count=8)
     for colour, i in zip(_CYCLE, shown, strict=False):
-        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour)
+        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
         axes.annotate(
-            str(i), (len(mean) - 1, mean[-1, i]), (5, 0), textcoords="offset points",
+            str(i), (steps[-1], mean[-1, i]), (5, 0), textcoords="offset points",
             va="center", color=colour, fontsize=8,
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="value")
@@ -90,6 +97,25 @@ def comparison_figure(
     return figure
 
 
+def kernel_figure(kernel: np.ndarray, title: str = "") -> Figure:
+    """A kernel matrix, and its eigenvalues by size where there are at most 3000 points."""
+    figure, (picture, spectrum) = _figure(9.6, 4.2, columns=2)
+    picture.grid(False)
+    image = picture.imshow(kernel, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=picture, shrink=0.85)
+    picture.set_title(title, loc="left", fontsize=11)
+    spectrum.set_title("eigenvalues", loc="left", fontsize=11)
+    if len(kernel) > _MOST_POINTS:
+        spectrum.set_axis_off()
+        return figure
+    values = np.linalg.eigvalsh(kernel)[::-1]
+    # What is below the round-off of the largest is none.
+    values = values[values > len(values) * np.finfo(kernel.dtype).eps * values[0]]
+    spectrum.loglog(np.arange(1, len(values) + 1), values, ".", color=_CYCLE[0])
+    spectrum.set(xlabel="number", ylabel="eigenvalue")
+    return figure
+
+
 def most_moving(curves: np.ndarray, count: int) -> list[int]:
     """Indices of at most `count` of the curves (steps, entries), largest range first.
 
@@ -136,8 +162,10 @@ def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
     return dict(zip(widths, shades, strict=True))
 
 
-def _line_with_band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any) -> None:
-    steps = np.arange(len(mean))
+def _line_with_band(
+    axes: Axes, mean: Any, low: Any, high: Any, colour: Any, steps: Any = None
+) -> None:
+    steps = np.arange(len(mean)) if steps is None else steps
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
     axes.plot(steps, mean, color=colour, lw=1.5, solid_capstyle="round", zorder=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

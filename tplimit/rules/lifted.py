@@ -140,9 +140,12 @@ def _linearly(
         assert isinstance(value, Tensor)
         if value.vanishes and len(places) > 1 and place != places[-1]:
             continue
-        for piece in expansion.pieces(value):
+        pieces = expansion.pieces(value)
+        for piece in pieces:
             operands = [piece if i == place else v for i, v in enumerate(zeros)]
             outputs = _outputs(rule(ctx, *operands, **params))
+            if len(places) == len(pieces) == 1 and isinstance(outputs[0], Matrices):
+                return outputs  # zeros in the shape of a matrix
             found = found or [[] for _ in outputs]
             for parts, out in zip(found, outputs, strict=True):
                 assert isinstance(out, Tensor)

@@ -1,0 +1,55 @@
+"""The command `tplimit kernels`: files, options, errors as text."""
+
+import jax
+import numpy as np
+import pytest
+from test_cli import invoke, plain
+
+from tplimit import data, files, kernels
+
+
+def test_digits(tmp_path):
+    result = invoke("kernels", "--points", "40", "--depth", "1", "--out", str(tmp_path / "a"))
+    assert result.exit_code == 0, result.output
+    assert "40 points" in result.output
+    settings, arrays = files.read(tmp_path / "a" / "kernel.safetensors")
+    digits = data.digits(40, 0)
+    np.testing.assert_allclose(arrays["kernel"], kernels.mlp(1)(digits.x).ntk, rtol=1e-5)
+    assert arrays["kernel"].dtype == "f4"
+    np.testing.assert_array_equal(arrays["labels"], digits.y)
+    assert settings["activation"] == "relu" and settings["kernel"] == "ntk"
+    assert (tmp_path / "a" / "kernel.png").stat().st_size > 10_000
+
+
+def test_own_inputs_in_double_precision(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    np.save(tmp_path / "x.npy", x)
+    result = invoke(
+        "kernels", "--data", str(tmp_path / "x.npy"), "--depth", "2", "--activation", "erf",
+        "--w-std", "1.3", "--b-std", "0.2", "--kernel", "nngp", "--float64", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    _, arrays = files.read(tmp_path / "kernel.safetensors")
+    with jax.enable_x64(True):
+        expected = kernels.mlp(2, "erf", 1.3, 0.2)(x).nngp
+    np.testing.assert_allclose(arrays["kernel"], expected, rtol=1e-12)
+    assert set(arrays) == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--data", "mnist"], 1, "unknown data 'mnist'"),
+        (["--data", "nowhere.npy"], 1, "No such file"),
+        (["--points", "9000"], 1, "points wanted, the two classes have"),
+        (["--activation", "tan"], 1, "no activation is named 'tan'"),
+        (["--kernel", "other"], 2, "--kernel"),
+        (["--depth", "-1"], 2, "--depth"),
+    ],
+)
+def test_wrong_options(arguments, code, message, tmp_path):
+    result = invoke("kernels", *arguments, "--out", str(tmp_path / "out"))
+    assert result.exit_code == code, result.output
+    assert message in plain(result.output)
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,272 @@
+"""Dual activations: expectations of an activation over a pair of Gaussian variables.
+
+    value(cov, var1, var2) = E[φ(u) φ(v)],     derivative(cov, var1, var2) = E[φ'(u) φ'(v)]
+
+for a centred Gaussian pair with ``E[u v] = cov``, ``E[u²] = var1``, ``E[v²] = var2``. `dual` gives
+them for an activation, by its name or as a JAX function: in closed form where one is known
+(`closed_forms`), else by quadrature (`quadrature`).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from tplimit._jax import is_traced
+from tplimit.gaussian import closed_forms
+from tplimit.gaussian.closed_forms import Moments
+
+__all__ = [
+    "NAMES",
+    "Activation",
+    "Dual",
+    "dual",
+    "hermite",
+    "leaky_relu",
+    "polynomial",
+    "relu_power",
+]
+
+Activation = str | Callable[[Any], Any]
+
+#: A covariance may exceed the root of the product of the variances by this share: round-off.
+ROUND_OFF = {"float32": 1e-3, "float64": 1e-6}
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Dual:
+    """The two expectations of an activation; arrays in, arrays out, ``jit``-able, differentiable.
+
+    ``cov``, ``var1``, ``var2`` broadcast: for a Gram matrix ``cov`` of shape (m, n) they are
+    ``var1[:, None]`` and ``var2[None, :]``. float32 and float64 are respected. Concrete arguments
+    are checked; those that JAX traces are not, and a correlation beyond ±1 is then ±1.
+
+    Attributes:
+        name: of the activation.
+        function: the activation, a JAX function of one array.
+        moments: ``(cov, var1, var2)`` to both expectations, without checks.
+        diagonal: ``var`` to both expectations at ``cov = var1 = var2 = var``.
+        closed_form: whether ``moments`` is one; else quadrature, see `error`.
+
+    >>> relu = dual("relu")
+    >>> float(relu.value(0.0, 1.0, 1.0)), float(relu.derivative(1.0, 1.0, 1.0))  # 1/(2 pi), 1/2
+    (0.15915..., 0.5)
+    """
+
+    name: str
+    function: Callable[[Any], Any] = field(repr=False)
+    moments: Moments = field(repr=False)
+    diagonal: Callable[[Array], tuple[Array, Array]] = field(repr=False)
+    closed_form: bool = True
+
+    def value(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> Array:
+        """``E[φ(u) φ(v)]``.
+
+        Raises:
+            ValueError: concrete arguments hold NaN, a negative variance, or a correlation that
+                exceeds ±1 by more than round-off.
+        """
+        return self.both(cov, var1, var2)[0]
+
+    def derivative(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> Array:
+        """``E[φ'(u) φ'(v)]``, φ' almost everywhere: jumps of φ do not count. Raises as `value`."""
+        return self.both(cov, var1, var2)[1]
+
+    def both(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> tuple[Array, Array]:
+        """`value` and `derivative`, which share most of their work."""
+        return _evaluate(self, *_checked(cov, var1, var2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(dual: Dual, cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
+    shape = jnp.broadcast_shapes(cov.shape, var1.shape, var2.shape)
+    value, derivative = dual.moments(cov, var1, var2)
+    return jnp.broadcast_to(value, shape), jnp.broadcast_to(derivative, shape)
+
+
+def _checked(*arguments: ArrayLike) -> list[Array]:
+    """Arrays of one floating dtype and equal rank, with possible covariances where concrete."""
+    dtype = jnp.result_type(*arguments, float)
+    arrays = [jnp.asarray(a, dtype) for a in arguments]
+    if not any(map(is_traced, arrays)):
+        cov, var1, var2 = (np.asarray(a, np.float64) for a in arrays)
+        if not all(np.isfinite(a).all() for a in (cov, var1, var2)):
+            raise ValueError("covariances and variances must be finite numbers, without NaN")
+        if (var1 < 0).any() or (var2 < 0).any():
+            raise ValueError("variances must not be negative")
+        excess = np.abs(cov) - (1 + ROUND_OFF.get(str(dtype), 0.05)) * np.sqrt(var1 * var2)
+        if (excess > np.finfo(np.float32).tiny).any():
+            raise ValueError(
+                "no Gaussian pair has these covariances: |cov| exceeds sqrt(var1 var2). For a Gram "
+                "matrix pass var1[:, None] and var2[None, :]"
+            )
+    return arrays
+
+
+def _closed(name: str, function: Callable[[Any], Any], moments: Moments) -> Dual:
+    return Dual(name, function, moments, lambda var: moments(var, var, var))
+
+
+def leaky_relu(slope: float) -> Dual:
+    """max(x, 0) + ``slope`` min(x, 0)."""
+    function = lambda x: jnp.where(x >= 0, x, slope * x)
+    return _closed(f"leaky_relu({slope})", function, closed_forms.piecewise_linear(slope, 1.0))
+
+
+def relu_power(degree: int) -> Dual:
+    """max(x, 0)^degree, ``degree`` 0 (the step function), 1, 2, ...
+
+    >>> float(relu_power(2).value(1.0, 1.0, 1.0))  # E[u^4] / 2
+    1.5
+    """
+    if degree != int(degree) or degree < 0:
+        raise ValueError("degree must be 0, 1, 2, ...; pass other powers as a JAX function")
+    function = lambda x: jnp.where(x > 0, x, 0) ** degree if degree else jnp.heaviside(x, 0.5)
+    return _closed(f"relu_power({degree})", function, closed_forms.relu_power(int(degree)))
+
+
+def polynomial(coefficients: Sequence[float]) -> Dual:
+    """Σ_n ``coefficients[n]`` x^n."""
+    c = tuple(float(a) for a in coefficients)
+    if not c or not np.isfinite(c).all():
+        raise ValueError("coefficients must be one or more finite numbers")
+    function = lambda x: jnp.polyval(jnp.asarray(c[::-1], jnp.result_type(x)), x)
+    return _closed(f"polynomial{c}", function, closed_forms.polynomial(c))
+
+
+def hermite(coefficients: Sequence[float]) -> Dual:
+    """Σ_k ``coefficients[k]`` h_k(x), with h_k orthonormal for the standard normal law.
+
+    For unit variances the value is Σ_k ``coefficients[k]``² c^k, ``c`` the correlation.
+
+    >>> float(hermite([0, 0, 1]).value(0.5, 1.0, 1.0))
+    0.25
+    """
+    norms = [math.sqrt(math.factorial(k)) for k in range(len(coefficients))]
+    series = [a / norm for a, norm in zip(coefficients, norms, strict=True)]
+    found = polynomial(np.polynomial.hermite_e.herme2poly(series))
+    return dataclasses.replace(found, name=f"hermite{tuple(map(float, coefficients))}")
+
+
+_CLOSED: Mapping[str, Dual] = MappingProxyType(
+    {
+        "abs": _closed("abs", jnp.abs, closed_forms.piecewise_linear(-1.0, 1.0)),
+        "cos": _closed("cos", jnp.cos, closed_forms.cos),
+        "erf": _closed("erf", jax.scipy.special.erf, closed_forms.erf),
+        "exp": _closed("exp", jnp.exp, closed_forms.exp),
+        "gaussian": _closed("gaussian", lambda x: jnp.exp(-x * x), closed_forms.gaussian),
+        "gelu": _closed(
+            "gelu", functools.partial(jax.nn.gelu, approximate=False), closed_forms.gelu
+        ),
+        "identity": _closed("identity", lambda x: x, closed_forms.identity),
+        "leaky_relu": leaky_relu(0.01),
+        "relu": _closed("relu", jax.nn.relu, closed_forms.relu_power(1)),
+        "relu2": _closed("relu2", lambda x: jax.nn.relu(x) ** 2, closed_forms.relu_power(2)),
+        "sign": _closed("sign", jnp.sign, closed_forms.sign),
+        "sin": _closed("sin", jnp.sin, closed_forms.sin),
+        "square": _closed("square", jnp.square, closed_forms.polynomial([0, 0, 1])),
+        "step": _closed("step", lambda x: jnp.heaviside(x, 0.5), closed_forms.relu_power(0)),
+    }
+)
+#: Activations by quadrature that have names.
+_FUNCTIONS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {
+        "celu": jax.nn.celu,
+        "elu": jax.nn.elu,
+        "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        "hard_sigmoid": jax.nn.hard_sigmoid,
+        "hard_silu": jax.nn.hard_silu,
+        "hard_tanh": jax.nn.hard_tanh,
+        "mish": jax.nn.mish,
+        "relu6": jax.nn.relu6,
+        "selu": jax.nn.selu,
+        "sigmoid": jax.nn.sigmoid,
+        "silu": jax.nn.silu,
+        "softplus": jax.nn.softplus,
+        "softsign": jax.nn.soft_sign,
+        "tanh": jnp.tanh,
+    }
+)
+#: All names that `dual` takes.
+NAMES = tuple(sorted([*_CLOSED, *_FUNCTIONS]))
+
+#: JAX functions and the name under which they are known.
+_KNOWN: Mapping[Callable[[Any], Any], str] = MappingProxyType(
+    {
+        **{function: name for name, function in _FUNCTIONS.items() if name != "gelu_tanh"},
+        jnp.abs: "abs",
+        jnp.absolute: "abs",
+        jnp.cos: "cos",
+        jnp.exp: "exp",
+        jnp.sign: "sign",
+        jnp.sin: "sin",
+        jnp.square: "square",
+        jax.lax.abs: "abs",
+        jax.lax.cos: "cos",
+        jax.lax.erf: "erf",
+        jax.lax.exp: "exp",
+        jax.lax.logistic: "sigmoid",
+        jax.lax.sign: "sign",
+        jax.lax.sin: "sin",
+        jax.lax.square: "square",
+        jax.lax.tanh: "tanh",
+        jax.nn.gelu: "gelu_tanh",  # its default is the tanh approximation
+        jax.nn.identity: "identity",
+        jax.nn.leaky_relu: "leaky_relu",
+        jax.nn.relu: "relu",
+        jax.nn.swish: "silu",
+        jax.scipy.special.erf: "erf",
+    }
+)
+
+
+@functools.lru_cache(maxsize=256)
+def dual(activation: "Activation | Dual") -> Dual:
+    """The dual of an activation.
+
+    Args:
+        activation: a name in `NAMES`; or a JAX function of one real argument, applied elementwise.
+            A function of JAX that has a closed form (``jax.nn.relu``, ``jnp.sin``, ...) gets it;
+            ``jax.nn.gelu`` is its tanh approximation unless ``approximate=False``. A `Dual`
+            comes back as it is.
+
+    Raises:
+        ValueError: no such name.
+
+    >>> dual(jax.nn.relu) is dual("relu")
+    True
+    """
+    if isinstance(activation, Dual):
+        return activation
+    if isinstance(activation, str):
+        if activation in _CLOSED:
+            return _CLOSED[activation]
+        if activation not in _FUNCTIONS:
+            raise ValueError(
+                f"no activation is named {activation!r}: pass one of {', '.join(NAMES)}, "
+                "or a JAX function"
+            )
+        return _by_quadrature(activation, _FUNCTIONS[activation])
+    if activation in _KNOWN:
+        return dual(_KNOWN[activation])
+    if isinstance(activation, functools.partial) and not activation.args:
+        given = activation.keywords
+        if activation.func is jax.nn.gelu and set(given) == {"approximate"}:
+            return dual("gelu_tanh" if given["approximate"] else "gelu")
+        if activation.func is jax.nn.leaky_relu and set(given) == {"negative_slope"}:
+            return leaky_relu(float(given["negative_slope"]))
+    return _by_quadrature(getattr(activation, "__name__", "activation"), activation)
+
+
+def _by_quadrature(name: str, function: Callable[[Any], Any]) -> Dual:
+    raise NotImplementedError

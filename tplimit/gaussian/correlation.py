@@ -1,0 +1,115 @@
+"""Functions of the angle between two centred Gaussian variables, stable at correlation ±1.
+
+``(u, v)`` is a Gaussian pair with ``E[u v] = cov``, ``E[u²] = var1``, ``E[v²] = var2``; ``cov`` and
+the variances broadcast. With ``c = cov / sqrt(var1 var2)`` the angle is ``θ = arccos(c)``. Rounding
+may make ``|c|`` exceed 1; it is then 1. Derivatives that are infinite at ``|c| = 1`` are 0 there,
+which is right where ``c`` stays at 1, as on the diagonal of a Gram matrix.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Tangents = tuple[Array, Array, Array]
+
+
+def over(a: Array, b: Array) -> Array:
+    """``a / b``, and 0 where ``b = 0``, with its derivatives."""
+    zero = b == 0
+    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+
+
+def root(x: Array) -> Array:
+    """``sqrt(max(x, 0))`` with derivative 0 where it vanishes."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+@jax.custom_jvp
+def determinant(cov: Array, var1: Array, var2: Array) -> Array:
+    """``max(var1 var2 - cov², 0)``, exactly 0 at ``cov = var1 = var2``."""
+    scale = jnp.sqrt(var1 * var2)
+    return jnp.maximum((scale - cov) * (scale + cov), 0)
+
+
+@determinant.defjvp
+def _determinant_jvp(
+    primals: tuple[Array, Array, Array], tangents: Tangents
+) -> tuple[Array, Array]:
+    (cov, var1, var2), (dcov, dvar1, dvar2) = primals, tangents
+    return determinant(cov, var1, var2), var2 * dvar1 + var1 * dvar2 - 2 * cov * dcov
+
+
+@jax.custom_jvp
+def wedge(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
+    """``s + cov ω`` and ``ω = arcsin(c)``, with ``s = sqrt(var1 var2 - cov²)``.
+
+    ``E[|u| |v|] = (2/π) (s + cov ω)`` and ``E[sign u sign v] = (2/π) ω``.
+    """
+    s = jnp.sqrt(determinant(cov, var1, var2))
+    angle = jnp.arctan2(cov, s)
+    return s + cov * angle, angle
+
+
+@wedge.defjvp
+def _wedge_jvp(primals: tuple[Array, Array, Array], tangents: Tangents) -> Any:
+    (cov, var1, var2), (dcov, dvar1, dvar2) = primals, tangents
+    out = wedge(cov, var1, var2)
+    s = root(determinant(cov, var1, var2))
+    relative = (over(dvar1, var1) + over(dvar2, var2)) / 2
+    return out, (out[1] * dcov + s * relative, over(dcov - cov * relative, s))
+
+
+def correlation(cov: Array, var1: Array, var2: Array) -> Array:
+    """``c`` within ±1; 0 where a variance is 0."""
+    c = over(cov, root(var1 * var2))
+    return jnp.where(jnp.abs(c) > 1, jnp.sign(c), c)
+
+
+@functools.cache
+def _polynomials(degree: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Coefficients of A and B, in ascending powers of c, of ``J_p = A(c) (π - θ) + B(c) sin θ``.
+
+    From ``J_p = s^(2p+1) (d/dc)^p ((π - θ) / s)``, ``s = sin θ`` (Cho and Saul, *Kernel Methods for
+    Deep Learning*, 2009): ``A' = (1 - c²) ∂A + (2p + 1) c A``, ``B' = A + (1 - c²) ∂B + 2p c B``.
+    """
+    if degree == 0:
+        return (1,), (0,)
+    p = degree - 1
+    a, b = _polynomials(p)
+
+    def shifted(poly: tuple[int, ...], factor: int) -> list[int]:
+        """``(1 - c²) ∂poly + factor c poly``."""
+        out = [0] * (degree + 1)
+        for k, x in enumerate(poly):
+            if k:
+                out[k - 1] += k * x
+            if x:
+                out[k + 1] += (factor - k) * x
+        return out
+
+    first, second = shifted(a, 2 * p + 1), shifted(b, 2 * p)
+    return tuple(first), tuple(y + (a[k] if k < len(a) else 0) for k, y in enumerate(second))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rectified(degree: int, c: Array) -> Array:
+    """``E[relu(u)^p relu(v)^p]`` for unit variances: ``J_p(θ) / 2π``."""
+    s = jnp.sqrt((1 - c) * (1 + c))
+    reflected = jnp.arctan2(s, -c)  # π - θ
+    a, b = (
+        functools.reduce(lambda total, x: total * c + x, reversed(poly), jnp.zeros_like(c))
+        for poly in _polynomials(degree)
+    )
+    return (a * reflected + b * s) / (2 * jnp.pi)
+
+
+@rectified.defjvp
+def _rectified_jvp(degree: int, primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    (c,), (dc,) = primals, tangents
+    if degree == 0:
+        return rectified(0, c), over(dc, 2 * jnp.pi * root((1 - c) * (1 + c)))
+    return rectified(degree, c), degree**2 * rectified(degree - 1, c) * dc

@@ -1,0 +1,62 @@
+"""Kernels of infinitely wide networks by exact recursions, and training with them.
+
+>>> import jax
+>>> x = jax.random.normal(jax.random.key(0), (5, 3))
+>>> kernel = mlp(depth=2, activation="relu", w_std=2**0.5, b_std=0.1)(x)
+>>> kernel.nngp.shape, kernel.ntk.shape
+((5, 5), (5, 5))
+"""
+
+from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
+from tplimit.kernels import power_laws
+from tplimit.kernels.flows import flow
+from tplimit.kernels.grams import gram
+from tplimit.kernels.layers import (
+    Kernel,
+    Layer,
+    activation,
+    add,
+    bias,
+    dense,
+    layer_norm,
+    multiply,
+    residual,
+    serial,
+)
+from tplimit.kernels.network import Network, mlp, network
+from tplimit.kernels.processes import Posterior, ensemble, posterior
+from tplimit.kernels.runs import Ensemble, KernelRun
+from tplimit.kernels.signatures import signature
+from tplimit.kernels.training import train
+
+__all__ = [
+    "Dual",
+    "Ensemble",
+    "Kernel",
+    "KernelRun",
+    "Layer",
+    "Network",
+    "Posterior",
+    "activation",
+    "add",
+    "bias",
+    "dense",
+    "dual",
+    "ensemble",
+    "flow",
+    "gram",
+    "hermite",
+    "layer_norm",
+    "leaky_relu",
+    "mlp",
+    "multiply",
+    "network",
+    "polynomial",
+    "posterior",
+    "power_laws",
+    "relu_power",
+    "residual",
+    "serial",
+    "signature",
+    "train",
+]
