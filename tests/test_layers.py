@@ -24,6 +24,7 @@ LAYERS = (
     "bank",
     "sharding",
     "trace",
+    "structure",
     "lint",
     "plain",
     "interpret",

@@ -14,6 +14,7 @@ from tplimit.errors import (
     WidthError,
 )
 from tplimit.inspection import classify_step
+from tplimit.kernels import nngp, ntk
 from tplimit.interpret import RULES
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
@@ -57,7 +58,9 @@ __all__ = [
     "leading",
     "limit",
     "mlp",
+    "nngp",
     "normal",
+    "ntk",
     "parameterizations",
     "rademacher",
     "sample",

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit._jax import Primitive, primitives as p
+from tplimit import structure
+from tplimit._jax import primitives as p
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
 from tplimit.regimes import Regime
@@ -24,13 +25,6 @@ from tplimit.widths import HALF, NEVER, Exponent, Exponents
 
 __all__ = ["classify_step"]
 
-#: Operations that only move numbers, or change their type.
-_MOVES = {
-    p.broadcast_in_dim_p, p.concatenate_p, p.convert_element_type_p, p.copy_p, p.dynamic_slice_p,
-    p.gather_p, p.neg_p, p.pad_p, p.reshape_p, p.rev_p, p.slice_p, p.squeeze_p, p.transpose_p,
-}  # fmt: skip
-_SUMS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_PRODUCTS = {p.mul_p, p.dot_general_p}
 #: Differences below this many units of round-off are none.
 _ROUND_OFF = 300
 
@@ -199,7 +193,9 @@ class _Watcher(Evaluator):
         if id(program) not in self.extended:
             watched = _watched(program, tree, out_tree, leaves)
             slots = watched.slots
-            by_slot = {slot: aval for e in program.equations for slot, aval in _avals(e).items()}
+            by_slot = {
+                slot: aval for e in program.equations for slot, aval in structure.avals(e).items()
+            }
             more = replace(
                 program,
                 outputs=(*program.outputs, *slots),
@@ -226,17 +222,6 @@ def _placeholder(tree: Any) -> Any:
 # --- which variables are watched
 
 
-def _slots(e: Equation) -> list[Slot]:
-    """The variables that an equation reads."""
-    return [slot for slot in e.inputs if isinstance(slot, Slot)]
-
-
-def _avals(e: Equation) -> dict[Slot, Aval]:
-    """Shapes of the variables of an equation."""
-    pairs = zip((*e.inputs, *e.outputs), (*e.in_avals, *e.out_avals), strict=True)
-    return {slot: aval for slot, aval in pairs if isinstance(slot, Slot)}
-
-
 def _watched(program: Program, tree: Any, out_tree: Any, leaves: Sequence[Any]) -> _Watched:
     args, _ = jax.tree.unflatten(tree, list(program.inputs))
     outs = jax.tree.unflatten(out_tree, list(program.outputs))
@@ -249,15 +234,15 @@ def _watched(program: Program, tree: Any, out_tree: Any, leaves: Sequence[Any]) 
     data = _data(forward, jax.tree.leaves(args[1]))
     before, after, chains, products = [], [], [], []
     for e in forward:
-        ours = [s for s in _slots(e) if s in data]
+        ours = [s for s in structure.slots(e) if s in data]
         if not ours:
             continue
-        if _is_linear(e, data):
+        if structure.is_linear(e, data):
             chains += [s for s in e.outputs if _is_contraction(e)]
             products += _product(e, data)
             continue
-        before += [s for s in ours if len(_avals(e)[s].width_axes) == 1]
-        after += [s for s in e.outputs if len(_avals(e)[s].width_axes) == 1]
+        before += [s for s in ours if len(structure.avals(e)[s].width_axes) == 1]
+        after += [s for s in e.outputs if len(structure.avals(e)[s].width_axes) == 1]
     ends = _unique(_end(forward, data, slot) for slot in chains)
     vectors = _vectors(forward)
     if not after:
@@ -283,19 +268,9 @@ def _data(forward: Sequence[Equation], inputs: Sequence[Any]) -> set[Any]:
     if not found:
         return {slot for e in forward for slot in e.outputs}
     for e in forward:
-        if found.intersection(_slots(e)):
+        if found.intersection(structure.slots(e)):
             found.update(e.outputs)
     return found
-
-
-def _is_linear(e: Equation, data: set[Any]) -> bool:
-    """Whether an equation is linear in what depends on the batch."""
-    ours = [slot for slot in _slots(e) if slot in data]
-    if e.primitive in _PRODUCTS:
-        return len(ours) == 1
-    if e.primitive is p.div_p:
-        return ours == [e.inputs[0]]
-    return e.primitive in _MOVES | _SUMS | {p.reduce_sum_p}
 
 
 def _is_contraction(e: Equation) -> bool:
@@ -308,25 +283,25 @@ def _is_contraction(e: Equation) -> bool:
 def _product(e: Equation, data: set[Any]) -> list[tuple[Slot, Slot]]:
     if e.primitive is not p.dot_general_p:
         return []
-    matrix = [s for s in _slots(e) if len(_avals(e)[s].width_axes) == 2]
-    return [(matrix[0], s) for s in _slots(e) if s in data] if matrix else []
+    matrix = [s for s in structure.slots(e) if len(structure.avals(e)[s].width_axes) == 2]
+    return [(matrix[0], s) for s in structure.slots(e) if s in data] if matrix else []
 
 
 def _end(forward: Sequence[Equation], data: set[Any], slot: Slot) -> Slot:
     """The variable after shifts and factors that do not depend on the batch."""
-    users = [e for e in forward if slot in _slots(e)]
+    users = [e for e in forward if slot in structure.slots(e)]
     if len(users) != 1 or len(users[0].outputs) != 1:
         return slot
     (user,) = users
-    alone = [s for s in _slots(user) if s in data] == [slot]
-    scales: set[Primitive] = {p.mul_p, p.div_p, *_MOVES, *_SUMS}
-    if not alone or user.primitive not in scales or not _is_linear(user, data):
+    alone = [s for s in structure.slots(user) if s in data] == [slot]
+    moving = user.primitive not in (p.dot_general_p, p.reduce_sum_p)
+    if not alone or not moving or not structure.is_linear(user, data):
         return slot
     return _end(forward, data, user.outputs[0])
 
 
 def _vectors(forward: Sequence[Equation]) -> set[Slot]:
-    return {slot for e in forward for slot in e.outputs if _avals(e)[slot].width_axes}
+    return {slot for e in forward for slot in e.outputs if structure.avals(e)[slot].width_axes}
 
 
 def _feeding(forward: Sequence[Equation], data: set[Any], vectors: set[Slot]) -> set[Any]:
@@ -334,7 +309,7 @@ def _feeding(forward: Sequence[Equation], data: set[Any], vectors: set[Slot]) ->
     found: set[Any] = set(data & vectors)
     for e in reversed(forward):
         if found.intersection(e.outputs):
-            found.update(_slots(e))
+            found.update(structure.slots(e))
     return found
 
 

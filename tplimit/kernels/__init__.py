@@ -24,6 +24,7 @@ from tplimit.kernels.layers import (
     serial,
 )
 from tplimit.kernels.network import Network, mlp, network
+from tplimit.kernels.programs import KernelMatrix, nngp, ntk
 from tplimit.kernels.processes import Posterior, ensemble, posterior
 from tplimit.kernels.runs import Ensemble, KernelRun
 from tplimit.kernels.signatures import signature
@@ -33,6 +34,7 @@ __all__ = [
     "Dual",
     "Ensemble",
     "Kernel",
+    "KernelMatrix",
     "KernelRun",
     "Layer",
     "Network",

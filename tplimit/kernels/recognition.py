@@ -1,0 +1,469 @@
+"""Closed-form kernels read off a program: dense layers and pointwise functions of Gaussian vectors.
+
+The program is interpreted once on values of four kinds: numbers, declared parameters, Gaussian
+vectors with their kernels (``K``, covariance of one coordinate over the points, and ``Θ``, inner
+products of gradients), and pointwise functions of such a vector. With fresh weights of standard
+deviation ``s`` and a factor ``c`` from the program, a product with ``x`` gives
+
+    K' = c² s² n E[x xᵀ],     Θ' = c² n E[x xᵀ] + c² s² n Θ_x,
+
+``E[x xᵀ] = E[φ(u) φ(v)]`` and ``Θ_x = Θ E[φ'(u) φ'(v)]`` by the dual activation of ``x = φ(h)``.
+Powers of the width are counted along. Whatever is not of this form, a weight used twice first of
+all, is not recognised, and said so with its line.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tplimit._jax import Primitive, primitives as p
+from tplimit.errors import DivergenceError, UnsupportedOperationError
+from tplimit.evaluation import Evaluator
+from tplimit.gaussian.activations import Dual, dual
+from tplimit.leaves import aval_of
+from tplimit.parameters import Parameter, is_parameter
+from tplimit.sampling import inf, sample
+from tplimit.trace import Constant, Equation, Program, Slot
+from tplimit.widths import HALF, NEVER, Size
+
+
+class NotRecognised(Exception):
+    """The program is no composition of dense layers and pointwise functions."""
+
+    def __init__(self, reason: str, equation: Equation | None = None) -> None:
+        super().__init__(reason)
+        self.error = UnsupportedOperationError(
+            f"No closed form of the kernel was recognised: {reason}",
+            operation=None if equation is None else str(equation),
+            location=None if equation is None else equation.location,
+            advice='method="particles" takes any program that tp.limit takes.',
+        )
+
+
+@dataclass(frozen=True)
+class _Power:
+    """``n^exponent array``; zeros of any exponent give way to others."""
+
+    array: Array
+    exponent: Any = Fraction(0)
+
+    def __add__(self, other: "_Power") -> "_Power":
+        if self.exponent == other.exponent:
+            return _Power(self.array + other.array, self.exponent)
+        return max(self, other, key=lambda one: one.exponent)
+
+    def times(self, factor: Any, exponent: Any = 0) -> "_Power":
+        return _Power(self.array * factor, self.exponent + exponent)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """``n^exponent array``, known: data and constants."""
+
+    array: Any
+    exponent: Any = Fraction(0)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A declared parameter, times a number; ``axes`` are its own axes in the order they are in."""
+
+    parameter: Parameter
+    place: int
+    axes: tuple[int | None, ...]
+    factor: _Number = field(default_factory=lambda: _Number(1.0))
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """A centred Gaussian vector for each point.
+
+    Attributes:
+        K, Theta: kernels (P, P) over the points.
+        parts: weights of the products and biases that it is a sum of. Vectors with none in common
+            are independent: each product has fresh weights.
+    """
+
+    K: _Power
+    Theta: _Power
+    parts: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A pointwise function of a Gaussian vector, ``(P, .., n)`` or ``(P, ..)``.
+
+    Attributes:
+        gaussian: the vector.
+        function: the function, None for the vector itself.
+        name: of a function that is known, for its closed form.
+        axis: place of the axis of the coordinates, None for a single one.
+        shape: with points along the other axes, in order.
+    """
+
+    gaussian: _Gaussian
+    function: Callable[[Any], Any] | None
+    name: str | None
+    axis: int | None
+    shape: tuple[Any, ...]
+
+
+_Value = _Number | _Weights | _Field
+
+#: Functions with names, by primitive.
+_NAMES: dict[Primitive, str] = {
+    p.tanh_p: "tanh", p.erf_p: "erf", p.sin_p: "sin", p.cos_p: "cos", p.exp_p: "exp",
+    p.abs_p: "abs", p.sign_p: "sign", p.square_p: "square", p.logistic_p: "sigmoid",
+}  # fmt: skip
+_RESHAPES = {p.reshape_p, p.squeeze_p, p.broadcast_in_dim_p, p.convert_element_type_p, p.copy_p}
+
+
+def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: str) -> Array:
+    """The kernel ``which`` at all pairs of inputs.
+
+    Raises:
+        NotRecognised: with the reason and the line.
+        DivergenceError: the kernel grows with the width.
+    """
+    if not isinstance(x1, jax.Array) or not isinstance(x2, jax.Array) or x1.ndim < 1:
+        raise NotRecognised("the inputs are no single array.")
+    count = len(x1)
+    points = jnp.concatenate([x1, x2])
+    program = _program(apply, theta, points)
+    (out,) = _run(program, theta, points)
+    if not isinstance(out, _Field) or out.function is not None:
+        raise NotRecognised("the output is no Gaussian vector.")
+    rest = out.shape if out.axis is None else out.shape[: out.axis] + out.shape[out.axis + 1 :]
+    if rest[:1] != (len(points),) or any(dim != 1 for dim in rest[1:]):
+        raise NotRecognised("the points are not along the first axis of the output.")
+    kernel = out.gaussian.K if which == "nngp" else out.gaussian.Theta
+    if kernel.exponent > 0:
+        raise DivergenceError(
+            f"The kernel grows like n^{kernel.exponent}.",
+            advice="Give parameters a standard deviation of 1 and the network the factors n^(-1/2) "
+            "(NTK parameterization), or rescale the output.",
+        )
+    if kernel.exponent < 0:
+        return jnp.zeros((count, len(x2)), kernel.array.dtype)
+    return kernel.array[:count, count:]
+
+
+def _program(apply: Callable[..., Any], theta: Any, x: Any) -> Program:
+    # A small sample has the avals of the parameters, and nothing else of it is used.
+    sampled = sample(theta, jax.random.key(0), width=inf, samples=8, noise="random")
+    leaves, tree = jax.tree.flatten(((sampled, x), {}))
+    program, _ = Evaluator(apply).program(tree, [aval_of(leaf) for leaf in leaves], leaves)
+    return program
+
+
+def _run(program: Program, theta: Any, x: Any) -> list[_Value]:
+    declared = jax.tree.leaves(theta, is_leaf=is_parameter)
+    known: dict[Slot, _Value] = {}
+    for place, (slot, leaf) in enumerate(
+        zip(program.inputs, [*declared, *jax.tree.leaves(x)], strict=True)
+    ):
+        if isinstance(leaf, Parameter):
+            known[slot] = _Weights(leaf, place, tuple(range(len(leaf.shape))))
+        else:
+            known[slot] = _Number(jnp.asarray(leaf))
+    walk = _Walk()
+
+    def read(operand: Any) -> _Value:
+        return _constant(operand) if isinstance(operand, Constant) else known[operand]
+
+    for equation in program.equations:
+        values = [read(operand) for operand in equation.inputs]
+        for slot in equation.outputs:
+            known[slot] = walk.apply(equation, values)
+    return [read(output) for output in program.outputs]
+
+
+def _constant(constant: Constant) -> _Number:
+    fitted = constant.fitted
+    levels = [level for level in fitted.exponents.levels() if level != NEVER]
+    if constant.aval.width_axes or len(levels) > 1:
+        raise NotRecognised("a constant array depends on the width.")
+    return _Number(jnp.asarray(fitted.coefficient), levels[0] if levels else Fraction(0))
+
+
+class _Walk:
+    """Interprets equations; each parameter may be used once."""
+
+    def __init__(self) -> None:
+        self.used: set[int] = set()
+
+    def apply(self, e: Equation, values: Sequence[_Value]) -> _Value:
+        if len(e.outputs) > 1:
+            raise NotRecognised("an operation with several results.", e)
+        if all(isinstance(value, _Number) for value in values):
+            return self.numbers(e, values)
+        if e.primitive is p.dot_general_p:
+            return self.product(e, *values)
+        if e.primitive in _RESHAPES:
+            return self.reshaped(e, values[0])
+        if any(isinstance(value, _Weights) for value in values):
+            return self.with_weights(e, values)
+        return self.pointwise(e, values)
+
+    def numbers(self, e: Equation, values: Sequence[Any]) -> _Number:
+        """Data and constants: plain JAX; powers of the width only as factors."""
+        exponents = [value.exponent for value in values]
+        if any(isinstance(dim, Size) for aval in e.out_avals for dim in aval.shape) or not e.plain:
+            raise NotRecognised("a number along a width.", e)
+        out = e.primitive.bind(*[jnp.asarray(v.array) for v in values], **e.plain)
+        if not any(exponents):
+            return _Number(out)
+        if e.primitive is p.mul_p:
+            return _Number(out, sum(exponents))
+        if e.primitive is p.div_p:
+            return _Number(out, exponents[0] - exponents[1])
+        roots = {p.sqrt_p: HALF, p.rsqrt_p: -HALF}
+        if e.primitive in roots:
+            return _Number(out, exponents[0] * roots[e.primitive])
+        if e.primitive is p.convert_element_type_p or e.primitive in _RESHAPES:
+            return _Number(out, exponents[0])
+        raise NotRecognised("a function of the width.", e)
+
+    def reshaped(self, e: Equation, value: _Value) -> _Value:
+        """Axes of length one come and go; parameters are repeated along points."""
+        old, new = e.in_avals[0].shape, e.out_avals[0].shape
+        if isinstance(value, _Weights):
+            if e.primitive is p.broadcast_in_dim_p:
+                places: list[int | None] = [None] * len(new)
+                for axis, place in zip(value.axes, e.params["broadcast_dimensions"], strict=True):
+                    places[place] = axis
+                return replace(value, axes=tuple(places))
+            kept = _matched(old, new)
+            if kept is None:
+                raise NotRecognised("a parameter is reshaped.", e)
+            return replace(value, axes=tuple(None if i is None else value.axes[i] for i in kept))
+        assert isinstance(value, _Field)
+        if old == new:
+            return value
+        kept = _matched(old, new)
+        if kept is None:
+            raise NotRecognised("points are moved.", e)
+        axis = None if value.axis is None else kept.index(value.axis)
+        return replace(value, axis=axis, shape=new)
+
+    def with_weights(self, e: Equation, values: Sequence[_Value]) -> _Value:
+        """Factors and biases."""
+        (weights,) = [v for v in values if isinstance(v, _Weights)] if _one(values) else [None]
+        others = [v for v in values if not isinstance(v, _Weights)]
+        if weights is None or len(others) > 1:
+            raise NotRecognised("parameters are combined with each other.", e)
+        if e.primitive is p.neg_p:
+            return replace(weights, factor=_scaled(weights.factor, _Number(-1.0)))
+        (other,) = others
+        if isinstance(other, _Number) and np.size(other.array) == 1:
+            number = _Number(jnp.reshape(other.array, ()), other.exponent)
+            if e.primitive is p.mul_p:
+                return replace(weights, factor=_scaled(weights.factor, number))
+            if e.primitive is p.div_p and values[1] is other:
+                inverse = _Number(1 / number.array, -number.exponent)
+                return replace(weights, factor=_scaled(weights.factor, inverse))
+        if isinstance(other, _Field) and e.primitive in (p.add_p, p.sub_p):
+            return self.biased(e, other, weights)
+        raise NotRecognised("parameters are used otherwise than in products and biases.", e)
+
+    def biased(self, e: Equation, given: _Field, weights: _Weights) -> _Field:
+        """``h + b``: one fresh number for each coordinate, the same at all points."""
+        if given.function is not None:
+            raise NotRecognised("a bias is added to what is not Gaussian.", e)
+        places = [place for place, axis in enumerate(weights.axes) if axis is not None]
+        if places != ([] if given.axis is None else [given.axis]):
+            raise NotRecognised("a bias along the points.", e)
+        self.use(e, weights)
+        gaussian, (std, power), c = given.gaussian, _std(weights.parameter), weights.factor
+        one = _Power(jnp.square(c.array) * jnp.ones_like(gaussian.K.array), 2 * c.exponent)
+        K = gaussian.K + one.times(std**2, 2 * power) if std else gaussian.K
+        parts = gaussian.parts | {weights.place}
+        return replace(given, gaussian=_Gaussian(K, gaussian.Theta + one, parts))
+
+    def product(self, e: Equation, a: _Value, b: _Value) -> _Field:
+        """A dense layer: fresh weights contracted with data or with a field."""
+        (over, batch) = e.params["dimension_numbers"]
+        first = isinstance(a, _Weights)
+        weights, x = (a, b) if first else (b, a)
+        ours, theirs = (over[0], over[1]) if first else (over[1], over[0])
+        if not isinstance(weights, _Weights) or isinstance(x, _Weights):
+            raise NotRecognised("a product of two vectors.", e)
+        if batch[0] or len(ours) != 1 or None in weights.axes or len(weights.axes) > 2:
+            raise NotRecognised("a product other than that of a dense layer.", e)
+        self.use(e, weights)
+        shape_x = e.in_avals[1 if first else 0].shape
+        left = [axis for axis in range(len(weights.axes)) if axis != ours[0]]
+        out = e.out_avals[0].shape
+        axis = None if not left else (0 if first else len(out) - 1)
+        E, Theta_x, size = self.moments(e, x, theirs[0], shape_x)
+        (std, power), c = _std(weights.parameter), weights.factor
+        factor, lift = jnp.square(c.array) * size[0], 2 * c.exponent + size[1]
+        K = E.times(factor * std**2, lift + 2 * power)
+        Theta = E.times(factor, lift)
+        if Theta_x is not None:
+            Theta = Theta + Theta_x.times(factor * std**2, lift + 2 * power)
+        gaussian = _Gaussian(K, Theta, frozenset((weights.place,)))
+        return _Field(gaussian, None, None, axis, out)
+
+    def moments(
+        self, e: Equation, x: _Value, over: int, shape: tuple[Any, ...]
+    ) -> tuple[_Power, _Power | None, tuple[float, int]]:
+        """Second moments of a coordinate, their tangents, and how many coordinates, ``c n^p``."""
+        if isinstance(x, _Number):
+            rows = jnp.moveaxis(jnp.asarray(x.array), over, -1)
+            rows = rows.reshape(-1, rows.shape[-1])
+            met = jnp.matmul(rows, rows.T, precision="highest")
+            return _Power(met, 2 * x.exponent), None, (1.0, 0)
+        assert isinstance(x, _Field)
+        if x.axis != over:
+            raise NotRecognised("a product along the points.", e)
+        size = shape[over]
+        count = (float(size.ratio), 1) if isinstance(size, Size) else (float(size), 0)
+        gaussian = x.gaussian
+        if x.function is None:
+            return gaussian.K, gaussian.Theta, count
+        K = _bounded(e, gaussian.K)
+        variances = jnp.diagonal(K)
+        found: Dual = dual(x.name or x.function)
+        value, slope = found.both(K, variances[:, None], variances[None, :])
+        return _Power(value), gaussian.Theta.times(slope), count
+
+    def pointwise(self, e: Equation, values: Sequence[_Value]) -> _Field:
+        """A function of one Gaussian vector, or a sum of independent ones."""
+        fields = [value for value in values if isinstance(value, _Field)]
+        numbers = [value for value in values if isinstance(value, _Number)]
+        if any(np.size(number.array) != 1 for number in numbers):
+            raise NotRecognised("a function that differs from point to point.", e)
+        scaled = self.scaled(e, values, fields, numbers)
+        if scaled is not None:
+            return scaled
+        if len({(one.axis, one.shape) for one in fields}) > 1:
+            raise NotRecognised("vectors of different shapes are combined.", e)
+        if len({id(one.gaussian) for one in fields}) > 1:
+            return self.summed(e, fields)
+        if any(number.exponent for number in numbers):
+            raise NotRecognised("a function of the width.", e)
+        if e.plain is None or not _is_pointwise(e):
+            raise NotRecognised("no function of each coordinate by itself.", e)
+        _bounded(e, fields[0].gaussian.K)
+        return replace(fields[0], function=_composed(e, values), name=_name(e, values))
+
+    def scaled(
+        self, e: Equation, values: Sequence[_Value], fields: list[_Field], numbers: list[_Number]
+    ) -> _Field | None:
+        """A Gaussian vector times a number: Gaussian again."""
+        if len(fields) != 1 or fields[0].function is not None:
+            return None
+        (x,) = fields
+        if e.primitive is p.neg_p:
+            return x
+        if e.primitive is p.mul_p or (e.primitive is p.div_p and values[0] is x):
+            (number,) = numbers
+            sign = 1 if e.primitive is p.mul_p else -1
+            c = jnp.reshape(jnp.asarray(number.array), ()) ** (2 * sign)
+            power, g = 2 * sign * number.exponent, x.gaussian
+            return replace(
+                x, gaussian=replace(g, K=g.K.times(c, power), Theta=g.Theta.times(c, power))
+            )
+        return None
+
+    def summed(self, e: Equation, fields: list[_Field]) -> _Field:
+        """A residual sum of independent Gaussian vectors."""
+        if e.primitive not in (p.add_p, p.add_jaxvals_p, p.sub_p):
+            raise NotRecognised("a function of two Gaussian vectors.", e)
+        a, b = (one.gaussian for one in fields)
+        if any(one.function is not None for one in fields):
+            raise NotRecognised("a sum of functions of different Gaussian vectors.", e)
+        if a.parts & b.parts:
+            raise NotRecognised("a sum of vectors that share a part.", e)
+        total = _Gaussian(a.K + b.K, a.Theta + b.Theta, a.parts | b.parts)
+        return replace(fields[0], gaussian=total)
+
+    def use(self, e: Equation, weights: _Weights) -> None:
+        law = weights.parameter
+        mean, _ = law.mean.on_ray()
+        if mean:
+            raise NotRecognised("a parameter has a mean.", e)
+        if weights.place in self.used:
+            raise NotRecognised("a parameter is used twice (tied weights).", e)
+        wide = sum(not isinstance(dim, int) for dim in law.shape)
+        if law.law in ("uniform", "rademacher") and wide < 2:
+            raise NotRecognised("a parameter that is not Gaussian, where no sum makes it so.", e)
+        self.used.add(weights.place)
+
+
+def _one(values: Sequence[_Value]) -> bool:
+    return sum(isinstance(value, _Weights) for value in values) == 1
+
+
+def _scaled(a: _Number, b: _Number) -> _Number:
+    return _Number(a.array * b.array, a.exponent + b.exponent)
+
+
+def _std(parameter: Parameter) -> tuple[float, Fraction]:
+    """The standard deviation as ``c n^p``."""
+    return parameter.std.on_ray()
+
+
+def _bounded(e: Equation, K: _Power) -> Array:
+    """The covariance of preactivations, which neither grow nor vanish."""
+    if K.exponent != 0:
+        raise NotRecognised(f"a nonlinearity of a vector of order n^{K.exponent / 2}.", e)
+    return K.array
+
+
+def _matched(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[int | None] | None:
+    """For each new axis the old one, None for a new one of length 1, if only those differ."""
+    kept: list[int | None] = []
+    left = list(range(len(old)))
+    for dim in new:
+        while left and old[left[0]] == 1 and dim != 1:
+            left.pop(0)
+        if left and old[left[0]] == dim:
+            kept.append(left.pop(0))
+        elif dim == 1:
+            kept.append(None)
+        else:
+            return None
+    return kept if all(old[i] == 1 for i in left) else None
+
+
+def _is_pointwise(e: Equation) -> bool:
+    shapes = {aval.shape for aval in e.in_avals if aval.shape}
+    return shapes <= {e.out_avals[0].shape} and not e.primitive.multiple_results
+
+
+def _name(e: Equation, values: Sequence[_Value]) -> str | None:
+    """Name of a known function of a Gaussian vector."""
+    x = next(value for value in values if isinstance(value, _Field))
+    if x.function is not None:
+        return None
+    if e.primitive is p.max_p and any(
+        isinstance(value, _Number) and float(value.array) == 0 for value in values
+    ):
+        return "relu"
+    return _NAMES.get(e.primitive)
+
+
+def _composed(e: Equation, values: Sequence[_Value]) -> Callable[[Any], Any]:
+    """The operation after the functions that its operands are."""
+    plain = e.plain
+
+    def function(u: Any) -> Any:
+        operands = []
+        for value in values:
+            if isinstance(value, _Field):
+                operands.append(u if value.function is None else value.function(u))
+            else:
+                array = jnp.reshape(jnp.asarray(value.array), ())  # type: ignore[union-attr]
+                kind = array.dtype if not jnp.issubdtype(array.dtype, jnp.floating) else u.dtype
+                operands.append(jnp.broadcast_to(array.astype(kind), jnp.shape(u)))
+        return e.primitive.bind(*operands, **(plain or {}))
+
+    return function
