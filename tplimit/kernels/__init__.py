@@ -8,6 +8,7 @@
 """
 
 from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
+from tplimit.kernels._neural_tangents import from_neural_tangents, import_neural_tangents
 from tplimit.kernels.layers import (
     Kernel,
     Layer,
@@ -21,18 +22,22 @@ from tplimit.kernels.layers import (
     serial,
 )
 from tplimit.kernels.network import Network, mlp, network
+from tplimit.kernels.recurrent import Recurrent, rnn
 
 __all__ = [
     "Dual",
     "Kernel",
     "Layer",
     "Network",
+    "Recurrent",
     "activation",
     "add",
     "bias",
     "dense",
     "dual",
+    "from_neural_tangents",
     "hermite",
+    "import_neural_tangents",
     "layer_norm",
     "leaky_relu",
     "mlp",
@@ -41,5 +46,6 @@ __all__ = [
     "polynomial",
     "relu_power",
     "residual",
+    "rnn",
     "serial",
 ]
