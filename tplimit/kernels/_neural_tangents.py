@@ -1,8 +1,8 @@
 """Bridge to neural-tangents, the library of Novak et al. (arXiv 1912.02803).
 
 Its last release names parts of JAX that have moved, and imports TensorFlow through a sub-package
-that kernels do not need. `import_neural_tangents` gives it the former names while it is imported, and
-takes them away again; nothing else in tplimit knows of it.
+that kernels do not need. `import_neural_tangents` gives it the former names while it is imported,
+and takes them away again; nothing else in tplimit knows of it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _MISSING = object()
 def import_neural_tangents() -> ModuleType:
     """The module ``neural_tangents``, on current JAX and without TensorFlow.
 
-    Kernels work (``stax`` and its ``kernel_fn``); what needs the internals of JAX when it runs, such as
+    Kernels work (``stax``, ``kernel_fn``); what needs the internals of JAX when it runs, such as
     the empirical kernels of finite networks, may not.
 
     Raises:
@@ -51,8 +51,8 @@ def import_neural_tangents() -> ModuleType:
                     del sys.modules[name]
             raise ImportError(
                 "neural-tangents cannot be imported. Install it with `pip install --no-deps "
-                "neural-tangents frozendict` (with its own dependencies it brings TensorFlow, which "
-                f"tplimit does not need). The reason: {error}"
+                "neural-tangents frozendict` (its own dependencies bring TensorFlow, which tplimit "
+                f"does not need). The reason: {error}"
             ) from error
 
 
@@ -147,12 +147,7 @@ def from_neural_tangents(kernel_fn: Callable[..., Any]) -> Imported:
 
     >>> import jax
     >>> stax = import_neural_tangents().stax
-    >>> layers = (
-    ...     stax.Conv(1, (3, 3), padding="SAME"),
-    ...     stax.Relu(),
-    ...     stax.GlobalAvgPool(),
-    ...     stax.Dense(1),
-    ... )
+    >>> layers = stax.Conv(1, (3, 3)), stax.Relu(), stax.GlobalAvgPool(), stax.Dense(1)
     >>> network = from_neural_tangents(stax.serial(*layers)[2])
     >>> network(jax.random.normal(jax.random.key(0), (2, 5, 5, 3))).ntk.shape
     (2, 2)

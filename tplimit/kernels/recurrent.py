@@ -42,10 +42,11 @@ class Recurrent:
         Args:
             x1: sequences (n1, T1, d), padded at their ends to a common length.
             x2: sequences (n2, T2, d); None stands for ``x1``.
-            lengths1, lengths2: how many elements of each sequence count, (n1,) and (n2,); by default all.
-            output: read out the state after the ``"last"`` element, or the ``"mean"`` of the states over
-                the sequence, both with kernels (n1, n2); or ``"all"`` states, with kernels (n1, n2,
-                T1, T2), one entry for every pair of lengths, whatever the given lengths.
+            lengths1, lengths2: how many elements of each sequence count, (n1,) and (n2,); by
+                default all.
+            output: read out the state after the ``"last"`` element, or the ``"mean"`` of the states
+                over the sequence, both with kernels (n1, n2); or ``"all"`` states, with kernels
+                (n1, n2, T1, T2), one entry for every pair of lengths, whatever the given ones.
 
         Raises:
             ValueError: wrong shapes or lengths, or inputs that are not finite.
@@ -81,8 +82,9 @@ def rnn(
 ) -> Recurrent:
     """A simple recurrent network with tied weights, in the NTK parameterization.
 
-        h_t = w_std W s_{t-1} / sqrt(n) + u_std U x_t / sqrt(d) + b_std b,     s_t = φ(h_t),  s_0 = 0
-        f   = v_std v · s / sqrt(n),     s the last state or the mean of the states
+        h_t = w_std W s_{t-1} / sqrt(n) + u_std U x_t / sqrt(d) + b_std b
+        s_t = φ(h_t),  s_0 = 0
+        f   = v_std v · s / sqrt(n),  s the last state or the mean of the states
 
     All of W, U, b, v start as N(0, 1) and are trained. For two sequences and all pairs of times
 
@@ -90,8 +92,8 @@ def rnn(
         Θ_{t,r}   = K_{t,r} + w_std² E[φ'(h_{t-1}) φ'(h'_{r-1})] Θ_{t-1,r-1}
         output:     v_std² (E[φ(h_t) φ(h'_r)] + E[φ'(h_t) φ'(h'_r)] Θ_{t,r})
 
-    without the terms of times before 1; the covariance is the first term of the output. Sources: Yang,
-    *Tensor Programs I* (arXiv 1910.12478) and *II* (arXiv 2006.14548).
+    without the terms of times before 1; the covariance is the first term of the output. Sources:
+    Yang, *Tensor Programs I* (arXiv 1910.12478) and *II* (arXiv 2006.14548).
 
     >>> x = jnp.ones((3, 7, 2))
     >>> rnn("erf")(x, lengths1=jnp.array([7, 5, 6])).ntk.shape
@@ -126,17 +128,17 @@ def _later(x: Array) -> Array:
     return jnp.pad(x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)])
 
 
-def _variances(net: Recurrent, x: Array) -> tuple[Array, Array, Array]:
-    """``K_{t,t}`` of each sequence, and both expectations there: (n, T)."""
+def _variances(net: Recurrent, x: Array) -> tuple[Array, Array]:
+    """``K_{t,t}`` of each sequence, and ``E[φ(h_t)²]``: (n, T)."""
     drive = net.u_std**2 * jnp.sum(x * x, -1) / x.shape[2] + net.b_std**2
 
-    def step(recurrent: Array, now: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    def step(recurrent: Array, now: Array) -> Any:
         var = recurrent + now
-        value, slope = net.phi.diagonal(var)
-        return net.w_std**2 * value, (var, value, slope)
+        value = net.phi.diagonal(var)[0]
+        return net.w_std**2 * value, (var, value)
 
-    found = lax.scan(step, jnp.zeros_like(drive[:, 0]), drive.T)[1]
-    return tuple(a.T for a in found)  # type: ignore[return-value]
+    var, value = lax.scan(step, jnp.zeros_like(drive[:, 0]), drive.T)[1]
+    return var.T, value.T
 
 
 @functools.partial(jax.jit, static_argnames="output")
@@ -150,7 +152,7 @@ def _recur(
     )
     nngp, ntk = _pairs(net, "ij", x1, y, weights1, weights2, output, same=x2 is None)
     if output == "all":
-        var1, var2 = (net.v_std**2 * _variances(net, x)[1] for x in (x1, y))
+        var1, var2 = (jnp.asarray(net.v_std**2 * _variances(net, x)[1]) for x in (x1, y))
     else:
         var1 = _pairs(net, "i", x1, x1, weights1, weights1, output, same=True)[0]
         var2 = _pairs(net, "j", y, y, weights2, weights2, output, same=True)[0]
@@ -173,7 +175,7 @@ def _pairs(
         which: ``"ij"`` all pairs of sequences, or ``"i"`` or ``"j"`` each with itself.
         same: whether x1 is x2.
     """
-    (var1, *_), (var2, *_) = (_variances(net, x) for x in (x1, x2))
+    var1, var2 = (_variances(net, x)[0] for x in (x1, x2))
     first, second = which[0], which[-1]
     sequence, time = jnp.eye(len(x1), dtype=bool), jnp.arange(x2.shape[1])
     itself = sequence[..., None] if which == "ij" else jnp.ones((len(x1), 1), bool)
