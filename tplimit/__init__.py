@@ -14,8 +14,8 @@ from tplimit.errors import (
     WidthError,
 )
 from tplimit.inspection import classify_step
-from tplimit.kernels import nngp, ntk
 from tplimit.interpret import RULES
+from tplimit.kernels import nngp, ntk
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.parameters import full, normal, rademacher, uniform

@@ -19,7 +19,7 @@ from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
 from tplimit.regimes import Regime
 from tplimit.sampling import inf, sample
-from tplimit.trace import Aval, Equation, Program, Slot
+from tplimit.trace import Equation, Program, Slot
 from tplimit.values import Matrices, Tensor
 from tplimit.widths import HALF, NEVER, Exponent, Exponents
 
