@@ -30,9 +30,13 @@ def root(x: Array) -> Array:
 
 @jax.custom_jvp
 def determinant(cov: Array, var1: Array, var2: Array) -> Array:
-    """``max(var1 var2 - cov², 0)``, exactly 0 at ``cov = var1 = var2``."""
+    """``max(var1 var2 - cov², 0)``, exactly 0 where ``|c| = 1`` within rounding.
+
+    Rounding of ``c`` near 1 by ``eps`` is one of the angle by its root: equal points would differ.
+    """
     scale = jnp.sqrt(var1 * var2)
-    return jnp.maximum((scale - cov) * (scale + cov), 0)
+    found = (scale - cov) * (scale + cov)
+    return jnp.where(found > 8 * jnp.finfo(found.dtype).eps * scale * scale, found, 0)
 
 
 @determinant.defjvp

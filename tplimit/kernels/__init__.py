@@ -58,6 +58,8 @@ __all__ = [
     "mlp",
     "multiply",
     "network",
+    "nngp",
+    "ntk",
     "polynomial",
     "posterior",
     "power_laws",

@@ -103,6 +103,7 @@ class _Field:
         gaussian: the vector.
         function: the function, None for the vector itself.
         name: of a function that is known, for its closed form.
+        factor: number that the function is multiplied with.
         axis: place of the axis of the coordinates, None for a single one.
         shape: with points along the other axes, in order.
     """
@@ -112,6 +113,7 @@ class _Field:
     name: str | None
     axis: int | None
     shape: tuple[Any, ...]
+    factor: _Number = field(default_factory=lambda: _Number(1.0))
 
 
 _Value = _Number | _Weights | _Field
@@ -207,6 +209,8 @@ class _Walk:
             return self.product(e, *values)
         if e.primitive in _RESHAPES:
             return self.reshaped(e, values[0])
+        if e.primitive is p.slice_p:
+            return self.sliced(e, values[0])
         if any(isinstance(value, _Weights) for value in values):
             return self.with_weights(e, values)
         return self.pointwise(e, values)
@@ -249,8 +253,17 @@ class _Walk:
         kept = _matched(old, new)
         if kept is None:
             raise NotRecognised("points are moved.", e)
-        axis = None if value.axis is None else kept.index(value.axis)
+        # A single coordinate may lose its axis.
+        axis = kept.index(value.axis) if value.axis in kept else None
         return replace(value, axis=axis, shape=new)
+
+    def sliced(self, e: Equation, value: _Value) -> _Value:
+        """Some of the coordinates, all points."""
+        old, new = e.in_avals[0].shape, e.out_avals[0].shape
+        changed = [i for i in range(len(old)) if old[i] != new[i]]
+        if not isinstance(value, _Field) or changed not in ([], [value.axis]):
+            raise NotRecognised("a choice of points or of parameters.", e)
+        return replace(value, shape=new)
 
     def with_weights(self, e: Equation, values: Sequence[_Value]) -> _Value:
         """Factors and biases."""
@@ -260,6 +273,11 @@ class _Walk:
             raise NotRecognised("parameters are combined with each other.", e)
         if e.primitive is p.neg_p:
             return replace(weights, factor=_scaled(weights.factor, _Number(-1.0)))
+        if e.primitive is p.transpose_p:
+            axes = tuple(weights.axes[i] for i in e.params["permutation"])
+            return replace(weights, axes=axes)
+        if not others:
+            raise NotRecognised("parameters are used otherwise than in products and biases.", e)
         (other,) = others
         if isinstance(other, _Number) and np.size(other.array) == 1:
             number = _Number(jnp.reshape(other.array, ()), other.exponent)
@@ -332,7 +350,8 @@ class _Walk:
         variances = jnp.diagonal(K)
         found: Dual = dual(x.name or x.function)
         value, slope = found.both(K, variances[:, None], variances[None, :])
-        return _Power(value), gaussian.Theta.times(slope), count
+        c, power = jnp.square(x.factor.array), 2 * x.factor.exponent
+        return _Power(c * value, power), gaussian.Theta.times(c * slope, power), count
 
     def pointwise(self, e: Equation, values: Sequence[_Value]) -> _Field:
         """A function of one Gaussian vector, or a sum of independent ones."""
@@ -347,31 +366,34 @@ class _Walk:
             raise NotRecognised("vectors of different shapes are combined.", e)
         if len({id(one.gaussian) for one in fields}) > 1:
             return self.summed(e, fields)
-        if any(number.exponent for number in numbers):
+        if any(one.exponent for one in [*numbers, *(x.factor for x in fields)]):
             raise NotRecognised("a function of the width.", e)
         if e.plain is None or not _is_pointwise(e):
             raise NotRecognised("no function of each coordinate by itself.", e)
         _bounded(e, fields[0].gaussian.K)
-        return replace(fields[0], function=_composed(e, values), name=_name(e, values))
+        function, name = _composed(e, values), _name(e, values)
+        return replace(fields[0], function=function, name=name, factor=_Number(1.0))
 
     def scaled(
         self, e: Equation, values: Sequence[_Value], fields: list[_Field], numbers: list[_Number]
     ) -> _Field | None:
-        """A Gaussian vector times a number: Gaussian again."""
-        if len(fields) != 1 or fields[0].function is not None:
+        """A vector times a number, of any power of the width."""
+        if len(fields) != 1:
             return None
         (x,) = fields
         if e.primitive is p.neg_p:
-            return x
-        if e.primitive is p.mul_p or (e.primitive is p.div_p and values[0] is x):
-            (number,) = numbers
-            sign = 1 if e.primitive is p.mul_p else -1
-            c = jnp.reshape(jnp.asarray(number.array), ()) ** (2 * sign)
-            power, g = 2 * sign * number.exponent, x.gaussian
-            return replace(
-                x, gaussian=replace(g, K=g.K.times(c, power), Theta=g.Theta.times(c, power))
-            )
-        return None
+            number = _Number(-1.0)
+        elif e.primitive is p.mul_p:
+            number = numbers[0]
+        elif e.primitive is p.div_p and values[0] is x:
+            number = _Number(1 / numbers[0].array, -numbers[0].exponent)
+        else:
+            return None
+        number = _Number(jnp.reshape(jnp.asarray(number.array), ()), number.exponent)
+        if x.function is not None:
+            return replace(x, factor=_scaled(x.factor, number))
+        c, power, g = jnp.square(number.array), 2 * number.exponent, x.gaussian
+        return replace(x, gaussian=replace(g, K=g.K.times(c, power), Theta=g.Theta.times(c, power)))
 
     def summed(self, e: Equation, fields: list[_Field]) -> _Field:
         """A residual sum of independent Gaussian vectors."""
@@ -459,7 +481,8 @@ def _composed(e: Equation, values: Sequence[_Value]) -> Callable[[Any], Any]:
         operands = []
         for value in values:
             if isinstance(value, _Field):
-                operands.append(u if value.function is None else value.function(u))
+                inner = u if value.function is None else value.function(u)
+                operands.append(inner * jnp.asarray(value.factor.array, inner.dtype))
             else:
                 array = jnp.reshape(jnp.asarray(value.array), ())  # type: ignore[union-attr]
                 kind = array.dtype if not jnp.issubdtype(array.dtype, jnp.floating) else u.dtype
