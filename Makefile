@@ -56,6 +56,6 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist docs/_build tplimit-demo tplimit-compare
+	rm -rf .venv build dist docs/_build tplimit-demo tplimit-compare tplimit-reproduce
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

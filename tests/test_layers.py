@@ -54,6 +54,7 @@ LAYERS = (
     "parameterizations",
     "regimes",
     "data",
+    "reproduce",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")
