@@ -1,12 +1,12 @@
 """Only one choice of learning rates moves every layer by order one
 
-Theorems 2.3.1 and 2.3.2: if every layer's update contributes Θ(1) to an integrable network with
-L ≥ 3 in its first two steps, then the exponents of the first step are γ(p), -(1 + S)/2 for the outer
+Theorems 2.3.1 and 2.3.2: if every layer's update contributes Θ(1) to an integrable network with L ≥
+3 in its first two steps, then the exponents of the first step are γ(p), -(1 + S)/2 for the outer
 and -1 - S/2 for the inner layers with S = 1 + p + ... + p^(L-1), and those of the second step are
-(-1, -2, ..., -2, -1). So no choice that is constant in time is both stable and not trivial. Here the
-exponent of each layer is moved by -1/2, 0 or 1/2 on its own: 3^4 choices for L = 3, in the first
-step, and in the second one after a first step with γ. The theorems ask for p ≥ 2; ReLU (p = 1)
-behaves in the same way. With p = 2 and L = 3 the sizes are doubly exponential and scatter over
+(-1, -2, ..., -2, -1). So no choice that is constant in time is both stable and not trivial. Here
+the exponent of each layer is moved by -1/2, 0 or 1/2 on its own: 3^4 choices for L = 3, in the
+first step, and in the second one after a first step with γ. The theorems ask for p ≥ 2; ReLU (p =
+1) behaves in the same way. With p = 2 and L = 3 the sizes are doubly exponential and scatter over
 networks by factors of e^13, so p = 2 is counted with L = 3 but measured with L = 2.
 """
 

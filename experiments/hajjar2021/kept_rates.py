@@ -1,8 +1,8 @@
 """The large initial learning rates explode if they are kept
 
 Section 2.4: the exponents γ(p) serve the first step only. Kept at the second one they amplify the
-updates by a power of the width that compounds from layer to layer: n^1, n^3/2, n^2, n^3 for the four
-layers with L = 3 and ReLU, while the rates of IP-LLR give n^0 in both steps.
+updates by a power of the width that compounds from layer to layer: n^1, n^3/2, n^2, n^3 for the
+four layers with L = 3 and ReLU, while the rates of IP-LLR give n^0 in both steps.
 """
 
 from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
 """IP-LLR has a limit at every step, and networks approach it like n^-1/2
 
-Theorem 2.4.1: f_2 (and, by Theorem A.8.4, every later f_t) has a finite limit. The theorem is for
-p ≥ 2; tanh has the same exponents as p = 1 and a first pass that is linear, so that with L = 3
-f_1 → 0 and the network begins to learn in its second step. Known numbers are Monte Carlo integrals of
-the limit's equations with 10^6 samples, with the error of their last digit as tolerance. With
-ReLU the sign of a vanishing preactivation decides in layer L at t ≥ 1 (see `hybrid_zero.py`): where
-this version of tplimit cannot evaluate the limit, networks are compared with the known numbers.
+Theorem 2.4.1: f_2 (and, by Theorem A.8.4, every later f_t) has a finite limit. The theorem is for p
+≥ 2; tanh has the same exponents as p = 1 and a first pass that is linear, so that with L = 3 f_1 →
+0 and the network begins to learn in its second step. Known numbers are Monte Carlo integrals of the
+limit's equations with 10^6 samples, with the error of their last digit as tolerance. With ReLU the
+sign of a vanishing preactivation decides in layer L at t ≥ 1 (see `hybrid_zero.py`): where this
+version of tplimit cannot evaluate the limit, networks are compared with the known numbers.
 """
 
 import numpy as np
@@ -36,8 +36,8 @@ CASES = {
 
 def run(quick: bool) -> Result:
     p = _setting.named("ip_llr")
-    widths = {64: 8, 256: 8} if quick else {256: 64, 512: 48, 1024: 24, 2048: 12, 4096: 4}
-    samples, replicates = (2**10, 2) if quick else (2**14, 8)
+    widths = {64: 8, 256: 8} if quick else {256: 64, 512: 48, 1024: 24, 2048: 12}
+    samples, replicates = (2**10, 2) if quick else (2**14, 6)
     rows, curves, distances = [], {}, {}
     for name, (depth, activation, eta, known, error) in list(CASES.items())[: 1 if quick else 3]:
         model = _setting.network(depth, activation)
@@ -84,7 +84,7 @@ def run(quick: bool) -> Result:
                 a.plot(t, start(limit), "o-", color=colour, lw=1.6, ms=4, label=label)
             a.set(xlabel="step t", ylabel="f_t", title=name, xticks=t)
             a.legend(frameon=False, fontsize=8)
-        axes[0].plot([], [], color="#888888", lw=1.0, label="n = 256 … 4096 (mean)")
+        axes[0].plot([], [], color="#888888", lw=1.0, label="n = 256 … 2048 (mean)")
         axes[0].legend(frameon=False, fontsize=8)
         power_lines(axes[-1], distances, dict.fromkeys(distances, -0.5))
         axes[-1].set(ylabel="RMS over t = 1, 2, 3 and A, B", title="distance to the limit")

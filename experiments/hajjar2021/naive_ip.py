@@ -1,8 +1,8 @@
 """Naive integrable parameterizations are trivial with three or more hidden layers
 
 Proposition 2.3.1: with weights of size 1/n, learning rates of the mean-field order n, n², n and
-φ(0) = 0, f_t → 0 for every t as soon as L ≥ 3. With L = 1 the parameterization is muP, and with
-L = 2 it learns. Counted (`tp.classify`), evaluated at infinite width, and measured: |f_t - f_0| falls
+φ(0) = 0, f_t → 0 for every t as soon as L ≥ 3. With L = 1 the parameterization is muP, and with L =
+2 it learns. Counted (`tp.classify`), evaluated at infinite width, and measured: |f_t - f_0| falls
 as a power of the width for L ≥ 3, and the first updates contribute n^-1, n^-1/2, n^-1, n^-2 to the
 four layers of a network with L = 3 (the exponents that `tp.leading` finds).
 """
