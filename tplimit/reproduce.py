@@ -47,7 +47,7 @@ RULE = (
     "does neither. A statement holds where the measured one is the same."
 )
 # Legible, and small enough to be kept under version control.
-_DPI, _PALETTE = 110, 64
+_DPI, _PALETTE = 110, 256
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,7 @@ class Experiment:
             "backend": jax.default_backend(),
             **outcome,
         }
-        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
-        (out / f"{script}.json").write_text(text + "\n", encoding="utf-8")
+        (out / f"{script}.json").write_text(_json(record), encoding="utf-8")
         return record
 
     def page(self, out: Path) -> str:
@@ -419,6 +418,14 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     raise TypeError(f"{value!r} is no number, string, array, list or dict: it cannot go into JSON")
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """The record as text: arrays in one line at the end, the rest one entry in a line."""
+    head = {k: v for k, v in record.items() if k != "data"}
+    text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False)
+    data = json.dumps(record.get("data", {}), allow_nan=False, ensure_ascii=False)
+    return f'{text[:-2]},\n "data": {data}\n}}\n'
 
 
 def _encode_row(row: Row) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def first_losses(
     quick: bool, train: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Training losses with small batches, by method and width, "∞" among them: (seeds, steps)."""
-    steps, widths = (2, {64: 2}) if quick else (12, {256: 8, 1024: 6})
+    steps, widths = (2, {64: 2}) if quick else (10, {256: 8, 1024: 6})
     samples, replicates = (2**8, 2) if quick else (2**11, 4)
     found: dict[str, dict[str, np.ndarray]] = {}
     for method in ("muP",) if quick else ("muP", "IP-LLR"):

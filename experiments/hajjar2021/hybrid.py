@@ -49,7 +49,7 @@ def run(quick: bool) -> Result:
                 rows.append(
                     Row(f"{claim}: relative difference, {what}", at_most(1e-12), largest[0])
                 )
-                rows.append(Row(f"{claim}: the same, η as it is", at_least(1e-6), smallest[1]))
+                rows.append(Row(f"{claim}: the same, η as it is", at_least(1e-9), smallest[1]))
                 if outputs == 1 and depth == 2:
                     curves[f"{name}, corrected η"] = {
                         n: np.maximum(f[:, 0], 1e-17) for n, f in found.items()
