@@ -69,7 +69,7 @@ def test_compare_passes_its_options_on(tmp_path, studies):
     )  # fmt: skip
     assert studies == [
         cli.Study(
-            depth=3, activation="relu", parameterization=cli.Scaling.standard,
+            depth=3, activation="relu", parameterization="standard",
             data=cli.Source.random, train=6, test=2, steps=5, batch_size=3, lr=0.1, widths=(4, 8),
             seeds=3, samples=32, replicates=2, seed=7,
         )
@@ -90,7 +90,12 @@ def test_compare_passes_its_options_on(tmp_path, studies):
         (["demo", "--widths", "64,many"], 2, "give integers with commas"),
         (["demo", "--widths", "64,64"], 2, "positive and all different"),
         (["demo", "--seeds", "1"], 2, "--seeds"),
-        (["compare", "--parameterization", "other"], 2, "--parameterization"),
+        (["compare", "--parameterization", "other"], 2, "use one of golikov, hp, hpz, ic_mean_fie"),
+        (["compare", "--parameterization", "golikov"], 2, "write for instance 'golikov(-0.5, 0)'"),
+        (["compare", "--parameterization", "golikov(1)"], 2, "golikov needs q_tilde, or both q_a"),
+        (["compare", "--parameterization", "intermediate(0.7"], 2, "is no call of intermediate"),
+        (["compare", "--parameterization", "mup(2)"], 2, "is no call of mup"),
+        (["compare", "--parameterization", "ip_bias"], 1, "ip_bias scales biases: give --bias all"),
     ],
 )
 def test_wrong_options(arguments, code, message):
@@ -98,6 +103,17 @@ def test_wrong_options(arguments, code, message):
     assert result.exit_code == code, result.output
     assert message in plain(result.output)
     assert "Traceback" not in result.output
+
+
+@pytest.mark.filterwarnings("ignore:The limit is a random function:tplimit.LimitWarning")
+@pytest.mark.parametrize("name", ["ip_llr", "hp", "ip_bias", "ic_mean_field", "golikov(-1, 1)"])
+def test_compare_takes_every_parameterization(tmp_path, name):
+    """Those with a first step of their own, and those that are made from exponents."""
+    arguments = [*TINY, "--data", "random", "--bias", "all", "--out", str(tmp_path)]
+    result = invoke("compare", "--parameterization", name, *arguments)
+    assert result.exit_code == 0, result.output
+    study = json.loads((tmp_path / "result.json").read_text())["study"]
+    assert (study["parameterization"], study["bias"]) == (name, "all")
 
 
 def test_digits_without_scikit_learn(monkeypatch):

@@ -59,6 +59,7 @@ LAYERS = (
     "data",
     "kernels",
     "cli_kernels",
+    "reproduce",
     "cli",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")

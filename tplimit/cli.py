@@ -1,14 +1,16 @@
-"""The command `tplimit`: a thin layer over `tplimit.compare`."""
+"""The command `tplimit`: a thin layer over `tplimit.compare` and `tplimit.reproduce`."""
 
+import ast
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import typer
 from rich.console import Console
 
@@ -17,6 +19,8 @@ from tplimit.comparison import Comparison, compare as compare_widths
 from tplimit.data import Data, digits, random_points
 from tplimit.errors import LimitError
 from tplimit.models import mlp
+from tplimit.parameterizations import Parameterization
+from tplimit.reproduce import Experiment, experiments, rows_of, summary
 
 __all__ = ["Study", "app", "main", "run_study"]
 
@@ -29,14 +33,12 @@ app = typer.Typer(
 )
 
 
-class Scaling(StrEnum):
-    """Parameterizations that the command line offers."""
+class Bias(StrEnum):
+    """Layers that have a bias."""
 
-    mup = "mup"
-    mean_field = "mean_field"
-    naive_ip = "naive_ip"
-    ntk = "ntk"
-    standard = "standard"
+    none = "none"
+    first = "first"
+    all = "all"
 
 
 class Source(StrEnum):
@@ -46,6 +48,11 @@ class Source(StrEnum):
     random = "random"
 
 
+_BIASES: dict[Bias, bool | Literal["first"]] = {
+    Bias.none: False,
+    Bias.first: "first",
+    Bias.all: True,
+}
 _SOURCES: dict[Source, Callable[..., Data]] = {
     Source.digits: digits,
     Source.random: random_points,
@@ -58,7 +65,8 @@ class Study:
 
     depth: int = 2
     activation: str = "tanh"
-    parameterization: Scaling = Scaling.mup
+    parameterization: str = "mup"
+    bias: Bias = Bias.none
     data: Source = Source.digits
     train: int = 32
     test: int = 8
@@ -78,11 +86,20 @@ def run_study(study: Study) -> Comparison:
     Full-batch gradient descent, or minibatches in a fixed order where `batch_size` is given.
 
     Raises:
-        ValueError: sizes that do not fit; LimitError: the program has no limit.
+        ValueError: sizes that do not fit, no such parameterization; LimitError: the program has no
+            limit.
     """
     data = _SOURCES[study.data](study.train, study.test, seed=study.seed)
-    parameterization = getattr(parameterizations, study.parameterization)
-    model = mlp(study.depth, inputs=data.x.shape[1], activation=study.activation)
+    parameterization = parse_parameterization(study.parameterization)
+    if parameterization.biases is not None and study.bias is not Bias.all:
+        raise ValueError(f"{study.parameterization} scales biases: give --bias all")
+    model = mlp(
+        study.depth,
+        inputs=data.x.shape[1],
+        activation=study.activation,
+        bias=_BIASES[study.bias],
+    )
+    points = jnp.asarray(data.x_test)
     predict = parameterization.predict(model)
     return compare_widths(
         parameterization.step(model, "mse", study.lr),
@@ -93,8 +110,46 @@ def run_study(study: Study) -> Comparison:
         key=jax.random.key(study.seed),
         samples=study.samples,
         replicates=study.replicates,
-        observe=lambda state: predict(state, data.x_test),
+        observe=lambda state: predict(state, points),
     )
+
+
+def parse_parameterization(text: str) -> Parameterization:
+    """The parameterization of a name such as "ip_llr", or of a call, "golikov(-0.5, q_a=1, q_w=0)".
+
+    Raises:
+        ValueError: there is none of this name, or its arguments are missing or do not fit.
+
+    >>> parse_parameterization("intermediate(0.75)").name
+    'intermediate(0.75)'
+    """
+    name, call, _ = text.partition("(")
+    found = getattr(parameterizations, name, None) if name in _PARAMETERIZATIONS else None
+    if found is None:
+        raise ValueError(
+            f"unknown parameterization {name!r}: use one of {', '.join(_PARAMETERIZATIONS)}"
+        )
+    if isinstance(found, Parameterization) and not call:
+        return found
+    if not call:
+        raise ValueError(f"{name} needs its exponents: write for instance {_CALLS[name]!r}")
+    try:
+        expression = ast.parse(text, mode="eval").body
+        assert isinstance(expression, ast.Call)
+        numbers = [ast.literal_eval(a) for a in expression.args]
+        named = {str(k.arg): ast.literal_eval(k.value) for k in expression.keywords}
+        made: Parameterization = found(*numbers, **named)
+        return made
+    except (AssertionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{text!r} is no call of {name}: {error}") from error
+
+
+_CALLS = {"golikov": "golikov(-0.5, 0)", "intermediate": "intermediate(0.75)"}
+_PARAMETERIZATIONS = [
+    name
+    for name in parameterizations.__all__
+    if isinstance(getattr(parameterizations, name), Parameterization) or name in _CALLS
+]
 
 
 def _minibatches(data: Data, size: int | None, steps: int) -> list[Any]:
@@ -113,11 +168,7 @@ def _report(study: Study, out: Path) -> None:
         comparison = run_study(study)
         seconds = time.monotonic() - start
     except (LimitError, ValueError, ModuleNotFoundError) as error:
-        # The message is for the user; a traceback would only hide it.
-        Console(stderr=True).print(
-            f"tplimit: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+        raise _failed(error) from error
     console.print(comparison.table())
     figure = comparison.plot(out / "comparison.png", label="f at test point")
     result = out / "result.json"
@@ -126,6 +177,22 @@ def _report(study: Study, out: Path) -> None:
     console.print(
         f"{seconds:.0f} s; figure: {figure}; numbers: {result}", markup=False, soft_wrap=True
     )
+
+
+def _failed(error: Exception) -> typer.Exit:
+    # The message is for the user; a traceback would only hide it.
+    Console(stderr=True).print(
+        f"tplimit: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    return typer.Exit(1)
+
+
+def _checked_parameterization(text: str) -> str:
+    try:
+        parse_parameterization(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
 
 
 def _parse_widths(text: str) -> tuple[int, ...]:
@@ -175,8 +242,13 @@ def compare(
         _DEFAULT.activation
     ),
     parameterization: Annotated[
-        Scaling, typer.Option(help="Powers of the width.")
+        str,
+        typer.Option(
+            callback=_checked_parameterization,
+            help="Powers of the width: a name in tplimit.parameterizations, or 'golikov(-0.5, 0)'.",
+        ),
     ] = _DEFAULT.parameterization,
+    bias: Annotated[Bias, typer.Option(help="Layers with a bias.")] = _DEFAULT.bias,
     data: Annotated[Source, typer.Option(help="Where the points come from.")] = _DEFAULT.data,
     train: Annotated[int, typer.Option(min=1, help="Training points.")] = _DEFAULT.train,
     test: Annotated[int, typer.Option(min=1, help="Test points.")] = _DEFAULT.test,
@@ -197,6 +269,7 @@ def compare(
         depth=depth,
         activation=activation,
         parameterization=parameterization,
+        bias=bias,
         data=data,
         train=train,
         test=test,
@@ -213,6 +286,58 @@ def compare(
 
 
 app.command()(cli_kernels.kernels)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="An experiment; without it, what there is.")] = "",
+    only: Annotated[str, typer.Option(help="Scripts, with commas; default: all.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page, figures and numbers.")] = (
+        Path("tplimit-reproduce")
+    ),
+    folder: Annotated[Path, typer.Option(help="Where the experiments are.")] = Path("experiments"),
+) -> None:
+    """Claims of the literature: predicted, measured, verdict. Writes a page with figures."""
+    console = Console()
+    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    try:
+        known = experiments(folder)
+        if not name:
+            for experiment in known.values():
+                _list(experiment, say)
+            return
+        if name not in known:
+            raise ValueError(f"unknown experiment {name!r}: there are {', '.join(known) or 'none'}")
+        experiment = known[name]
+        scripts = experiment.choose([part.strip() for part in only.split(",") if part.strip()])
+    except (ValueError, FileNotFoundError) as error:
+        raise _failed(error) from error
+    failed = []
+    for i, script in enumerate(scripts, start=1):
+        say(f"[{i}/{len(scripts)}] {script}: {_title(experiment.scripts[script])}")
+        record = experiment.run(script, out / name, quick)
+        if "error" in record:
+            failed.append(script)
+            say(f"    failed: {record['error']}")
+        else:
+            verdicts = summary([row.verdict for row in rows_of(record)])
+            say(f"    {record['seconds']:.0f} s: {verdicts}")
+    page = out / f"{name}.md"
+    page.write_text(experiment.page(out / name), encoding="utf-8")
+    say(f"page: {page}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list(experiment: Experiment, say: Callable[[str], None]) -> None:
+    say(f"{experiment.name}: {_title(experiment.introduction)}")
+    for script, text in experiment.scripts.items():
+        say(f"    {script}: {_title(text)}")
+
+
+def _title(docstring: str) -> str:
+    return docstring.partition("\n")[0]
 
 
 def main() -> None:

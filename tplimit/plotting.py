@@ -12,7 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-__all__ = ["comparison_figure", "kernel_figure", "save_figure", "trajectory_figure"]
+__all__ = [
+    "COLOURS",
+    "comparison_figure",
+    "kernel_figure",
+    "panels",
+    "power_lines",
+    "save_figure",
+    "trajectory_figure",
+]
 
 _INK = "#222222"
 _GRID = "#e4e4e4"
@@ -20,7 +28,7 @@ _GUIDE = "#8a8a8a"
 _FIT = "#b2182b"
 _MOST_POINTS = 3000
 # Okabe and Ito: eight colours that colour-blind readers can tell apart.
-_CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
 
 
 def trajectory_figure(
@@ -39,7 +47,7 @@ def trajectory_figure(
     mean, low, high = (a.reshape(len(a), -1) for a in (mean, low, high))
     figure, (axes,) = _figure(6.4, 4.0, columns=1)
     shown = most_moving(mean, count=8)
-    for colour, i in zip(_CYCLE, shown, strict=False):
+    for colour, i in zip(COLOURS, shown, strict=False):
         _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
         axes.annotate(
             str(i), (steps[-1], mean[-1, i]), (5, 0), textcoords="offset points",
@@ -135,17 +143,59 @@ def most_moving(curves: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def power_lines(
+    axes: Axes, sizes: Mapping[str, Mapping[int, Any]], exponents: Mapping[str, float]
+) -> None:
+    """Geometric means of sizes by width on logarithmic axes, one colour per name.
+
+    Bars are two standard errors over seeds. Dashed lines have the predicted exponents of the width,
+    through the mean of the points; a name without prediction has none.
+
+    Args:
+        sizes: by name, by width, one positive size per seed.
+        exponents: by name.
+    """
+    widths = sorted({n for values in sizes.values() for n in values})
+    for colour, (name, by_width) in zip(COLOURS * len(sizes), sizes.items(), strict=False):
+        n = np.array(sorted(by_width), float)
+        logs = [np.log(np.asarray(by_width[int(k)], float)) for k in n]
+        middle = np.array([v.mean() for v in logs])
+        error = np.array([2 * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in logs])
+        y = np.exp(middle)
+        bars = [y - np.exp(middle - error), np.exp(middle + error) - y]
+        label = name
+        if name in exponents:
+            guide = middle.mean() + exponents[name] * (np.log(n) - np.log(n).mean())
+            axes.plot(n, np.exp(guide), color=colour, lw=1.1, ls=(0, (4, 3)))
+            label = f"{name}: $n^{{{exponents[name]:.3g}}}$"
+        axes.errorbar(n, y, yerr=bars, fmt="o", ms=4.5, color=colour, elinewidth=1.0, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="width n")
+    axes.set_xticks(widths, [str(k) for k in widths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, fontsize=8, ncols=1 + (len(sizes) > 3), columnspacing=1.0)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 160) -> Path:
     """Write `figure` to `path`, whose suffix chooses the format; missing folders are made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=160)
+    figure.savefig(target, dpi=dpi)
     return target
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(layout="constrained", facecolor="white")
+    return figure, panels(figure, columns, (width, height))
+
+
+def panels(figure: Figure, columns: int, size: tuple[float, float] | None = None) -> list[Axes]:
+    """Axes side by side in an empty figure, in the one style of all figures.
+
+    `size` is that of the figure in inches; by default 4.6 by 3.6 for each of the axes.
+    """
     FigureCanvasAgg(figure)
+    figure.set_size_inches(size or (4.6 * columns, 3.6))
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for a in axes:
         a.spines[["top", "right"]].set_visible(False)
@@ -153,7 +203,7 @@ def _figure(width: float, height: float, columns: int) -> tuple[Figure, Sequence
         a.tick_params(colors=_INK, labelsize=9)
         a.grid(True, color=_GRID, lw=0.7)
         a.set_axisbelow(True)
-    return figure, list(axes)
+    return list(axes)
 
 
 def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
