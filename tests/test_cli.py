@@ -139,3 +139,23 @@ def test_minibatches_cycle_through_the_data():
     assert [b[1].tolist() for b in batches] == [
         points.y[:2].tolist(), points.y[2:].tolist(), points.y[:2].tolist(),
     ]  # fmt: skip
+
+
+def test_classify_prints_the_regime():
+    shown = plain(invoke("classify", "ntk", "--depth", "3", "--activation", "relu").output)
+    assert "name ┃" not in shown
+    assert re.search(r"name kernel", shown)
+    assert "r 1/2" in shown
+    assert "df_1 n^0" in shown
+
+
+def test_classify_may_run_the_program():
+    shown = plain(invoke("classify", "naive_ip", "--depth", "1", "--run").output)
+    assert "run at infinite width" in shown
+    assert re.search(r"name MF mean-field", shown)
+
+
+def test_classify_names_what_it_does_not_know():
+    result = invoke("classify", "nothing")
+    assert result.exit_code == 1
+    assert "unknown parameterization 'nothing'" in plain(result.output)

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from tplimit import cli_kernels, parameterizations
+from tplimit import cli_kernels, parameterizations, regimes
 from tplimit.comparison import Comparison, compare as compare_widths
 from tplimit.data import Data, digits, random_points
 from tplimit.errors import LimitError
+from tplimit.inspection import classify_step
 from tplimit.models import mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.reproduce import Experiment, experiments, rows_of, summary
@@ -286,6 +288,47 @@ def compare(
 
 
 app.command()(cli_kernels.kernels)
+
+
+@app.command()
+def classify(
+    parameterization: Annotated[str, typer.Argument(help='A name, or "golikov(-0.5, 0)".')],
+    depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 2,
+    activation: Annotated[str, typer.Option(help="A name, as in tplimit.mlp.")] = "tanh",
+    bias: Annotated[Bias, typer.Option(help="Layers with a bias.")] = Bias.none,
+    run: Annotated[
+        bool, typer.Option("--run", help="Also run three steps at infinite width (a minute).")
+    ] = False,
+) -> None:
+    """The regime of a parameterization: stable, trivial, kernel or feature learning; exponents."""
+    console = Console()
+    try:
+        scaling = parse_parameterization(parameterization)
+        if scaling.biases is not None:
+            bias = Bias.all
+        model = mlp(depth, inputs=3, activation=activation, bias=_BIASES[bias])
+        found = {"exponents counted": regimes.classify(scaling, model)}
+        if run:
+            batch = jax.random.normal(jax.random.key(1), (2, 3)), jnp.array([1.0, -1.0])
+            step = scaling.step(model, "mse", 0.5)
+            with console.status("three steps at infinite width"):
+                regime = classify_step(step, scaling.theta(model), batch)
+            found["run at infinite width"] = regime
+    except (LimitError, ValueError, TypeError) as error:
+        raise _failed(error) from error
+    table = Table(title=f"{parameterization}, {depth} hidden layers, {activation}")
+    table.add_column("", style="bold")
+    for way in found:
+        table.add_column(way)
+    rows = ("name", "stable", "trivial", "feature_learning", "kernel")
+    for row in rows:
+        table.add_row(row.replace("_", " "), *(str(getattr(r, row)) for r in found.values()))
+    names = dict.fromkeys(name for regime in found.values() for name in regime.exponents)
+    for name in names:
+        powers = [regime.exponents.get(name) for regime in found.values()]
+        form = "{}" if name == "r" else "n^{}"
+        table.add_row(name, *("" if e is None else form.format(e) for e in powers))
+    console.print(table)
 
 
 @app.command()

@@ -119,7 +119,7 @@ def kernel_figure(kernel: np.ndarray, title: str = "") -> Figure:
     values = np.linalg.eigvalsh(kernel)[::-1]
     # What is below the round-off of the largest is none.
     values = values[values > len(values) * np.finfo(kernel.dtype).eps * values[0]]
-    spectrum.loglog(np.arange(1, len(values) + 1), values, ".", color=_CYCLE[0])
+    spectrum.loglog(np.arange(1, len(values) + 1), values, ".", color=COLOURS[0])
     spectrum.set(xlabel="number", ylabel="eigenvalue")
     return figure
 
