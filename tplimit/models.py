@@ -74,7 +74,7 @@ class Model:
 
     @property
     def homogeneity(self) -> Fraction:
-        """The degree p of the activation: φ(z) = Θ(|z|^p) at 0.
+        """The degree p of the activation: ``φ(z) = Θ(|z|^p)`` at 0.
 
         It is p for ReLU^p and other positively homogeneous functions, and 1 for smooth ones with
         φ(0) = 0 and φ'(0) ≠ 0. `degree` overrides what is found from the values of φ.
@@ -136,7 +136,7 @@ def mlp(
         outputs: dimension of the outputs; with 1 the network returns shape (batch,).
         activation: a name in `tplimit.models.ACTIVATIONS` or any elementwise function.
         bias: a bias in no layer, in every layer, or only in the `"first"`.
-        degree: degree p of the activation at 0, φ(z) = Θ(|z|^p), for parameterizations that depend
+        degree: degree p of the activation at 0, ``φ(z) = Θ(|z|^p)``, for parameterizations that depend
             on it; None finds it from the values of the activation, see `Model.homogeneity`.
 
     Raises:
