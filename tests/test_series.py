@@ -9,7 +9,8 @@ import pytest
 from helpers import fast_compilation
 from oracles import kernels
 from scipy import stats
-from test_errors import PARAMETERS, UNKNOWN as PROGRAMS
+from test_errors import PARAMETERS
+from test_refusals import UNKNOWN as PROGRAMS
 
 import tplimit as tp
 from tplimit.parity import EVEN, UNKNOWN, Parity

@@ -159,6 +159,18 @@ def is_key(value: Any) -> bool:
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
+def random_key(value: Any) -> Any:
+    """A random key, typed or of the old kind.
+
+    Raises:
+        TypeError: something else, such as an integer.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (is_key(value) or (dtype == np.uint32 and value.ndim == 1)):
+        raise TypeError(f"key={value!r} is no random key: pass jax.random.key(0), for instance")
+    return value
+
+
 def weakly_typed(array: jax.Array) -> jax.Array:
     """The same numbers with the dtype of a Python scalar, which gives way to other dtypes."""
     return primitives.convert_element_type_p.bind(

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
+from tplimit._jax import random_key
 from tplimit.errors import LimitWarning
 from tplimit.plotting import comparison_figure, save_figure
 from tplimit.sampling import inf
@@ -335,7 +336,7 @@ def compare(
     }
 
     def run(width: Any, count: int, label: int) -> Trajectory:
-        own = jax.random.fold_in(key, label)
+        own = jax.random.fold_in(random_key(key), label)
         return train(step, theta, batches, width=width, key=own, replicates=count, **options)
 
     # The limit first: a program without one is refused before hours of finite networks.

@@ -136,8 +136,8 @@ def mlp(
         outputs: dimension of the outputs; with 1 the network returns shape (batch,).
         activation: a name in `tplimit.models.ACTIVATIONS` or any elementwise function.
         bias: a bias in no layer, in every layer, or only in the `"first"`.
-        degree: degree p of the activation at 0, ``φ(z) = Θ(|z|^p)``, for parameterizations that depend
-            on it; None finds it from the values of the activation, see `Model.homogeneity`.
+        degree: degree p of the activation at 0, ``φ(z) = Θ(|z|^p)``, for parameterizations that
+            depend on it; None finds it from the values of the activation, see `Model.homogeneity`.
 
     Raises:
         ValueError: a size or the degree is not positive, or the activation has an unknown name.

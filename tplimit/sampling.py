@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tplimit import expansion, matrices, sharding
+from tplimit._jax import random_key
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, WidthError
 from tplimit.gaussian import deferred, noise, sobol
@@ -94,6 +95,7 @@ def sample(
             divided evenly among the devices.
         LimitError: an unknown kind of noise or initial output, a rank tolerance outside of [0, 1),
             or less than one term.
+        TypeError: ``key`` is no random key, or ``mesh`` no mesh.
 
     Warns:
         LimitWarning: Sobol' noise with ``samples`` that are no power of two. It works; the points
@@ -105,6 +107,7 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
+    key = random_key(key)
     leaves, tree = jax.tree.flatten(theta, is_leaf=is_parameter)
     widths, law = _widths(leaves), law_of(width, noise, rank_tolerance)
     if isinstance(width, Deferred) or width == inf:

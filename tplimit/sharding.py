@@ -24,7 +24,10 @@ def for_particles(mesh: Mesh, samples: int) -> Mesh:
 
     Raises:
         WidthError: ``samples`` is no multiple of the number of devices.
+        TypeError: it is no mesh.
     """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f'mesh={mesh!r} is no mesh: pass jax.make_mesh((4,), ("particles",))')
     if samples % mesh.size:
         raise WidthError(
             f"{samples} samples cannot be divided evenly among {mesh.size} devices.",

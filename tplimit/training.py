@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from tplimit._jax import random_key
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import CancellationError, LimitError
@@ -130,7 +131,7 @@ def train(
     replicates = operator.index(replicates)
     if replicates < 1:
         raise ValueError(f"replicates has to be at least 1, got {replicates}")
-    keys = jax.random.split(key, replicates)
+    keys = jax.random.split(random_key(key), replicates)
     _check_declared(theta)
     functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
