@@ -18,6 +18,7 @@ from tplimit.kernels.layers import (
     dense,
     layer_norm,
     multiply,
+    repeat,
     residual,
     serial,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "network",
     "polynomial",
     "relu_power",
+    "repeat",
     "residual",
     "rnn",
     "serial",
