@@ -1,5 +1,6 @@
 """Kernels against networks of finite width, with tied weights or not."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def perceptron(name: str, depth: int) -> tuple[Any, Any, Callable[[int], Any], A
 
     def shapes(n: int) -> Any:
         sizes = [5, *[n] * depth, 1]
-        return [((b, a), (b,)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        return [((b, a), (b,)) for a, b in itertools.pairwise(sizes)]
 
     kernel = mlp(depth, name, 1.2, 0.2)(x)
     return apply, jnp.arange(3), shapes, kernel

@@ -69,7 +69,7 @@ def on_a_grid(
     var2: float,
     nodes: int = 60,
 ) -> float:
-    """``E[f(u) f(v)]`` by Gauss-Legendre rules between the lines where ``u`` or ``v`` meets a cut."""
+    """``E[f(u) f(v)]`` by Gauss-Legendre rules between the lines where u or v meets a cut."""
     s1, s2 = np.sqrt([var1, var2])
     c = cov / (s1 * s2)
     s = np.sqrt(1 - c * c)
