@@ -25,6 +25,7 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "former_names",
     "inner_program",
     "is_jaxpr",
     "is_key",
@@ -126,6 +127,26 @@ def user_location(error: BaseException) -> Location | None:
         if not file.startswith(hidden) and "site-packages" not in file:
             found = Location(file, line, frame.f_code.co_name)
     return found
+
+
+def former_names() -> dict[str, dict[str, Any]]:
+    """What JAX 0.4 had under other names, by module, for libraries written for it."""
+    core = ("ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
+    functions = ("jaxpr_as_fun", "subjaxprs")
+    return {
+        "jax.core": {name: getattr(jex_core, name) for name in core + functions},
+        "jax.util": {"safe_map": _safe_map, "safe_zip": _safe_zip},
+        # Gone: only ever a key of a table of rules.
+        "jax.interpreters.ad": {"zeros_like_p": Primitive("zeros_like")},
+    }
+
+
+def _safe_zip(*sequences: Any) -> list[tuple[Any, ...]]:
+    return list(zip(*map(list, sequences), strict=True))
+
+
+def _safe_map(function: Any, *sequences: Any) -> list[Any]:
+    return [function(*items) for items in _safe_zip(*sequences)]
 
 
 def is_traced(value: Any) -> bool:

@@ -22,8 +22,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tplimit._jax import is_traced
+from tplimit.errors import ActivationError
 from tplimit.gaussian import closed_forms
 from tplimit.gaussian.closed_forms import Moments
+from tplimit.gaussian.quadrature import quadrature
 
 __all__ = [
     "NAMES",
@@ -56,7 +58,7 @@ class Dual:
         function: the activation, a JAX function of one array.
         moments: ``(cov, var1, var2)`` to both expectations, without checks.
         diagonal: ``var`` to both expectations at ``cov = var1 = var2 = var``.
-        closed_form: whether ``moments`` is one; else quadrature, see `error`.
+        estimate: of the errors of both, None for closed forms; see `error`.
 
     >>> relu = dual("relu")
     >>> float(relu.value(0.0, 1.0, 1.0)), float(relu.derivative(1.0, 1.0, 1.0))  # 1/(2 pi), 1/2
@@ -67,7 +69,12 @@ class Dual:
     function: Callable[[Any], Any] = field(repr=False)
     moments: Moments = field(repr=False)
     diagonal: Callable[[Array], tuple[Array, Array]] = field(repr=False)
-    closed_form: bool = True
+    estimate: Moments | None = field(default=None, repr=False)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the expectations are closed forms, else by quadrature."""
+        return self.estimate is None
 
     def value(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> Array:
         """``E[φ(u) φ(v)]``.
@@ -75,6 +82,7 @@ class Dual:
         Raises:
             ValueError: concrete arguments hold NaN, a negative variance, or a correlation that
                 exceeds ±1 by more than round-off.
+            ActivationError: a second moment is infinite.
         """
         return self.both(cov, var1, var2)[0]
 
@@ -84,13 +92,36 @@ class Dual:
 
     def both(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> tuple[Array, Array]:
         """`value` and `derivative`, which share most of their work."""
-        return _evaluate(self, *_checked(cov, var1, var2))
+        found = _evaluate(self.moments, *_checked(cov, var1, var2))
+        if not is_traced(found[0]) and not (jnp.isfinite(found[0]) & jnp.isfinite(found[1])).all():
+            raise ActivationError(
+                "the activation's second moment, or that of its derivative, is infinite or too "
+                f"large for {found[0].dtype}",
+                operation=f"dual of {self.name}",
+                advice="Lower the variances, or compute in float64.",
+            )
+        return found
+
+    def error(self, cov: ArrayLike, var1: ArrayLike, var2: ArrayLike) -> tuple[Array, Array]:
+        """Estimates of the absolute errors of `value` and `derivative`, without those of rounding.
+
+        0 for closed forms. By quadrature: what a Hermite series leaves out at most, or the change
+        from a rule with three quarters of the nodes.
+
+        >>> bool(dual("tanh").error(0.5, 1.0, 1.0)[0] < 1e-6)
+        True
+        """
+        arguments = _checked(cov, var1, var2)
+        if self.estimate is None:
+            zero = jnp.zeros_like(arguments[0] + arguments[1] + arguments[2])
+            return zero, zero
+        return _evaluate(self.estimate, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate(dual: Dual, cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
+def _evaluate(moments: Moments, cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
     shape = jnp.broadcast_shapes(cov.shape, var1.shape, var2.shape)
-    value, derivative = dual.moments(cov, var1, var2)
+    value, derivative = moments(cov, var1, var2)
     return jnp.broadcast_to(value, shape), jnp.broadcast_to(derivative, shape)
 
 
@@ -154,7 +185,7 @@ def hermite(coefficients: Sequence[float]) -> Dual:
     """
     norms = [math.sqrt(math.factorial(k)) for k in range(len(coefficients))]
     series = [a / norm for a, norm in zip(coefficients, norms, strict=True)]
-    found = polynomial(np.polynomial.hermite_e.herme2poly(series))
+    found = polynomial(np.polynomial.hermite_e.herme2poly(series).tolist())
     return dataclasses.replace(found, name=f"hermite{tuple(map(float, coefficients))}")
 
 
@@ -269,4 +300,9 @@ def dual(activation: "Activation | Dual") -> Dual:
 
 
 def _by_quadrature(name: str, function: Callable[[Any], Any]) -> Dual:
-    raise NotImplementedError
+    rule = quadrature(name, function)
+
+    def error(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
+        return rule.error(0, cov, var1, var2), rule.error(1, cov, var1, var2)
+
+    return Dual(name, function, rule, rule.diagonal, error)

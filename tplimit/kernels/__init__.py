@@ -9,6 +9,7 @@
 
 from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
 from tplimit.kernels import power_laws
+from tplimit.kernels._neural_tangents import from_neural_tangents, import_neural_tangents
 from tplimit.kernels.flows import flow
 from tplimit.kernels.grams import gram
 from tplimit.kernels.layers import (
@@ -25,6 +26,7 @@ from tplimit.kernels.layers import (
 )
 from tplimit.kernels.network import Network, mlp, network
 from tplimit.kernels.processes import Posterior, ensemble, posterior
+from tplimit.kernels.recurrent import Recurrent, rnn
 from tplimit.kernels.runs import Ensemble, KernelRun
 from tplimit.kernels.signatures import signature
 from tplimit.kernels.training import train
@@ -37,6 +39,7 @@ __all__ = [
     "Layer",
     "Network",
     "Posterior",
+    "Recurrent",
     "activation",
     "add",
     "bias",
@@ -44,8 +47,10 @@ __all__ = [
     "dual",
     "ensemble",
     "flow",
+    "from_neural_tangents",
     "gram",
     "hermite",
+    "import_neural_tangents",
     "layer_norm",
     "leaky_relu",
     "mlp",
@@ -56,6 +61,7 @@ __all__ = [
     "power_laws",
     "relu_power",
     "residual",
+    "rnn",
     "serial",
     "signature",
     "train",

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def network(*layers: LayerLike) -> Network:
     """The network of layers, one after the other, on inputs (n, d) with kernel ``x1 x2ᵀ / d``.
 
     >>> from tplimit.kernels import activation, dense, residual
-    >>> block = residual(activation("erf"), dense(0.5))
-    >>> net = network(dense(), block, block, activation("erf"), dense())
+    >>> block = residual(activation("tanh"), dense(0.5))
+    >>> net = network(dense(), block, block, activation("tanh"), dense())
     >>> net(jnp.ones((2, 3))).ntk.shape
     (2, 2)
     """
@@ -151,7 +152,7 @@ def _gram(
         if x2 is not None or i <= j
     ]
 
-    def one(state: tuple[Array, Array, Array], corner: Array) -> tuple[tuple[Array, ...], None]:
+    def one(state: Any, corner: Array) -> tuple[Any, None]:
         nngp, ntk, finite = state
         i, j = corner
         x, y = lax.dynamic_slice_in_dim(rows, i, b1), lax.dynamic_slice_in_dim(columns, j, b2)
