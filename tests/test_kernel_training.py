@@ -165,6 +165,25 @@ def test_very_many_steps_need_no_time():
     np.testing.assert_allclose(run.test[0], phi[TRAIN:] @ w, atol=1e-5)
 
 
+def test_long_runs_in_single_precision():
+    """Round-off of the kernel is not learnt: no error beyond that of the numbers given."""
+    phi = np.concatenate([PHI, 1e-5 * RNG.normal(size=PHI.shape)], axis=1)[:, : FEATURES + 4]
+    phi[:, 8:FEATURES] = 0
+    k = (phi @ phi.T).astype(np.float32)
+    exact = PHI[:, :8] @ PHI[:, :8].T
+    for optimizer, steps in ((None, 10**5), (LINEAR["momentum"], 10**4)):
+        runs = [
+            kernels.train(
+                m[:TRAIN, :TRAIN], m[TRAIN:, :TRAIN], Y, "mse", 1.0, steps, optimizer,
+                record=[steps],
+            )
+            for m in (k, exact)
+        ]  # fmt: skip
+        assert runs[0].train.dtype == "f4"
+        np.testing.assert_allclose(runs[0].train, runs[1].train, atol=2e-3)
+        np.testing.assert_allclose(runs[0].test, runs[1].test, atol=2e-3)
+
+
 def test_replicates_are_runs_of_their_own():
     f0 = RNG.normal(size=(4, TRAIN + TEST, 3))
     optimizer = LINEAR["momentum"]
@@ -209,6 +228,23 @@ def test_gram_is_symmetric_and_finds_attributes():
     half = kernels.gram(lambda a, b: a @ b.T + 1e-9 * RNG.normal(), PHI, block=4, dtype=np.float32)
     assert half.dtype == np.float32
     np.testing.assert_array_equal(half, half.T)
+
+
+def test_kernels_of_networks():
+    """Given as matrices with attributes, or as the function: the same, in symmetric blocks."""
+    network = kernels.mlp(2, "relu", 1.4, 0.1)
+    x, x_test = RNG.normal(size=(2, 9, 4))
+    y = np.sin(x[:, 0])
+    records = kernels.train(network(x), network(x_test, x), y, "mse", 0.5, 4)
+    how = {"x": x, "x_test": x_test, "block": 4}
+    blocks = kernels.train(network, None, y, "mse", 0.5, 4, **how)
+    free = kernels.train(network, None, y, "mse", 0.5, 4, memory=0, **how)
+    assert records.test.dtype == blocks.test.dtype == free.test.dtype == "f4"
+    np.testing.assert_allclose(blocks.test, records.test, atol=2e-6)
+    np.testing.assert_allclose(free.test, records.test, atol=2e-6)
+    exact = kernels.train(network, None, y, "mse", 0.5, 4, dtype=np.float64, **how)
+    assert exact.test.dtype == "f8"
+    np.testing.assert_allclose(blocks.test, exact.test, atol=2e-6)
 
 
 def test_dtype_follows_the_kernel_and_not_the_flag():

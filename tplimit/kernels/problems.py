@@ -126,7 +126,7 @@ class Problem:
 
     def outputs(self, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Functions of training and test points from coefficients (points, records, ...)."""
-        train = self.start[:, None] + self.kernel.times(beta)
+        train = self.start[:, None] + self.kernel.times(beta).astype(self.dtype)
         if self.test_kernel is None:
             return train, np.zeros((0, *train.shape[1:]), self.dtype)
         test = self.start_test[:, None] + self.test_kernel.times(beta).astype(self.dtype)
