@@ -96,11 +96,14 @@ def in_function_space(loss, y, vector, optimizer, lr, steps, **how):
     return np.concatenate([run.train, run.test], axis=1)
 
 
+LEFT_TO_SLOW = ("one output", "probabilities")
 MINI = RNG.integers(0, TRAIN, (7, 4))
 CASES = [
     *[("mse", name, None) for name in LINEAR],
-    *[(loss, "Nesterov", MINI) for loss in LOSSES],
-    ("logistic", "none", None),
+    *[
+        pytest.param(loss, "Nesterov", MINI, marks=[pytest.mark.slow] * (loss in LEFT_TO_SLOW))
+        for loss in LOSSES
+    ],
 ]
 
 
@@ -128,7 +131,7 @@ def test_optimizers_that_need_more_than_gradients_are_refused():
         kernels.train(TT, None, Y, "mse", 0.5, 3, optax.lbfgs())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     points=st.sampled_from([1, 2, 7]),
     rank=st.integers(1, 9),
@@ -190,7 +193,7 @@ def test_replicates_are_runs_of_their_own():
     together = kernels.train(
         TT, ST, CLASSES, "cross_entropy", 1.0, 9, optimizer, f0=(f0[:, :TRAIN], f0[:, TRAIN:])
     )
-    for r in (0, 3):
+    for r in (1,):
         one = kernels.train(
             TT, ST, CLASSES, "cross_entropy", 1.0, 9, optimizer, f0=(f0[r, :TRAIN], f0[r, TRAIN:])
         )
@@ -233,7 +236,7 @@ def test_gram_is_symmetric_and_finds_attributes():
 def test_kernels_of_networks():
     """Given as matrices with attributes, or as the function: the same, in symmetric blocks."""
     network = kernels.mlp(2, "relu", 1.4, 0.1)
-    x, x_test = RNG.normal(size=(2, 9, 4))
+    x, x_test = RNG.normal(size=(2, 8, 4))
     y = np.sin(x[:, 0])
     records = kernels.train(network(x), network(x_test, x), y, "mse", 0.5, 4)
     how = {"x": x, "x_test": x_test, "block": 4}
