@@ -415,7 +415,7 @@ def test_wide_networks_follow_the_frozen_kernel(depth, loss, optimizer, widths, 
 @pytest.mark.parametrize(
     ("depth", "loss", "optimizer"),
     [
-        (1, "mse", MOMENTUM),
+        pytest.param(1, "mse", MOMENTUM, marks=pytest.mark.slow),
         pytest.param(2, "mse", MOMENTUM, marks=pytest.mark.slow),
         pytest.param(2, "logistic", MOMENTUM, marks=pytest.mark.slow),
     ],
