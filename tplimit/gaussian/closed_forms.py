@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tplimit.gaussian.correlation import correlation, determinant, rectified, root, wedge
+from tplimit.gaussian.correlation import angle, correlation, determinant, rectified, root, wedge
 
 #: (cov, var1, var2) -> (E[φ φ], E[φ' φ']).
 Moments = Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -34,8 +34,8 @@ def piecewise_linear(negative: float, positive: float) -> Moments:
     linear, bent = mean**2, half**2 * 2 / math.pi
 
     def moments(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
-        both, angle = wedge(cov, var1, var2)
-        return linear * cov + bent * both, linear + bent * angle
+        both, omega = wedge(cov, var1, var2)
+        return linear * cov + bent * both, linear + bent * omega
 
     return moments
 
@@ -57,26 +57,27 @@ def relu_power(degree: int) -> Moments:
 
 def sign(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
     """φ(x) = sign(x): (2/π) arcsin(c); its derivative is 0 almost everywhere."""
-    angle = wedge(cov, var1, var2)[1]
-    return 2 / jnp.pi * angle, jnp.zeros_like(angle)
+    omega = wedge(cov, var1, var2)[1]
+    return 2 / jnp.pi * omega, jnp.zeros_like(omega)
 
 
 def erf(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
     """φ = erf: (2/π) arcsin(2 cov / sqrt((1 + 2 var1)(1 + 2 var2)))."""
     delta = jnp.sqrt(1 + 2 * (var1 + var2) + 4 * determinant(cov, var1, var2))
-    return 2 / jnp.pi * jnp.arctan2(2 * cov, delta), 4 / jnp.pi / delta
+    return 2 / jnp.pi * angle(2 * cov, delta), 4 / jnp.pi / delta
 
 
 def gelu(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
     """φ(x) = x Φ(x), with Φ the normal distribution function (not its tanh approximation)."""
     square = 1 + var1 + var2 + determinant(cov, var1, var2)
     delta = jnp.sqrt(square)
-    angle = 0.25 + jnp.arctan2(cov, delta) / (2 * jnp.pi)
+    share_of_circle = 0.25 + angle(cov, delta) / (2 * jnp.pi)
     product = var1 * var2
     share = (1 - product) / ((1 + var1) * (1 + var2))
     bent = product + cov * cov * share
     half = 2 * jnp.pi * delta
-    return cov * angle + bent / half, angle + cov * (1 + 2 * share + bent / square) / half
+    slope = share_of_circle + cov * (1 + 2 * share + bent / square) / half
+    return cov * share_of_circle + bent / half, slope
 
 
 def _exponentials(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:

@@ -7,10 +7,12 @@ which is right where ``c`` stays at 1, as on the diagonal of a Gram matrix.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Tangents = tuple[Array, Array, Array]
@@ -26,6 +28,50 @@ def root(x: Array) -> Array:
     """``sqrt(max(x, 0))`` with derivative 0 where it vanishes."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+@functools.cache
+def _arctangent(degree: int) -> tuple[float, ...]:
+    """Coefficients of ``arctan(t) / t`` in powers of t² for ``|t| <= tan(π/8)``."""
+    chebyshev = np.polynomial.Chebyshev.interpolate(
+        lambda y: np.arctan(np.sqrt(y)) / np.sqrt(y), degree, domain=[0.0, _EIGHTH**2]
+    )
+    return tuple(chebyshev.convert(kind=np.polynomial.Polynomial).coef.tolist())
+
+
+#: tan(π/8)
+_EIGHTH = math.sqrt(2) - 1
+
+
+@jax.custom_jvp
+def angle(y: Array, x: Array) -> Array:
+    """``arctan2(y, x)`` for ``x >= 0``, and 0 for ``x = y = 0``.
+
+    On processors XLA calls the C library for every element of ``arctan2``, which would be most of
+    the time of a relu or erf kernel; this is made of operations that it vectorises.
+    """
+    y, x = jnp.broadcast_arrays(y, x)
+    size = jnp.abs(y)
+    small, large = jnp.minimum(size, x), jnp.maximum(size, x)
+    # arctan(t) = π/4 + arctan((t - 1) / (t + 1))
+    reduced = small > _EIGHTH * large
+    above = jnp.where(reduced, small - large, small)
+    below = jnp.where(reduced, small + large, large)
+    t = above / jnp.where(below == 0, 1, below)
+    square = t * t
+    degree = 12 if jnp.finfo(t.dtype).bits > 32 else 6
+    total = functools.reduce(
+        lambda total, a: total * square + a, reversed(_arctangent(degree)), jnp.zeros_like(t)
+    )
+    found = t * total + jnp.where(reduced, jnp.pi / 4, 0)
+    found = jnp.where(size > x, jnp.pi / 2 - found, found)
+    return jnp.where(y < 0, -found, found)
+
+
+@angle.defjvp
+def _angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (y, x), (dy, dx) = primals, tangents
+    return angle(y, x), over(x * dy - y * dx, x * x + y * y)
 
 
 @jax.custom_jvp
@@ -50,8 +96,8 @@ def wedge(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
     ``E[|u| |v|] = (2/π) (s + cov ω)`` and ``E[sign u sign v] = (2/π) ω``.
     """
     s = jnp.sqrt(determinant(cov, var1, var2))
-    angle = jnp.arctan2(cov, s)
-    return s + cov * angle, angle
+    omega = angle(cov, s)
+    return s + cov * omega, omega
 
 
 @wedge.defjvp
@@ -99,7 +145,7 @@ def _polynomials(degree: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def rectified(degree: int, c: Array) -> Array:
     """``E[relu(u)^p relu(v)^p]`` for unit variances: ``J_p(θ) / 2π``."""
     s = jnp.sqrt((1 - c) * (1 + c))
-    reflected = jnp.arctan2(s, -c)  # π - θ
+    reflected = jnp.pi / 2 + angle(c, s)  # π - θ
     a, b = (
         functools.reduce(lambda total, x: total * c + x, reversed(poly), jnp.zeros_like(c))
         for poly in _polynomials(degree)

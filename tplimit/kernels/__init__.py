@@ -21,6 +21,7 @@ from tplimit.kernels.layers import (
     dense,
     layer_norm,
     multiply,
+    repeat,
     residual,
     serial,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "posterior",
     "power_laws",
     "relu_power",
+    "repeat",
     "residual",
     "rnn",
     "serial",

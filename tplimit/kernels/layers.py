@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from tplimit.errors import UnsupportedOperationError
@@ -130,21 +130,20 @@ def activation(phi: Activation | Dual) -> Layer:
 
 def _activation(kernel: Kernel, phi: Dual) -> Kernel:
     _needs_gaussian(kernel, f"activation({phi.name})")
-    if kernel.diagonal:
-        value, slope = phi.diagonal(kernel.nngp)
-        var1 = var2 = value
-    else:
-        value, slope = kernel.outer(lambda a, b: phi.moments(kernel.nngp, a, b))  # type: ignore
-        var1, var2 = phi.diagonal(kernel.var1)[0], phi.diagonal(kernel.var2)[0]
-    return replace(
-        kernel,
-        nngp=value,
-        ntk=slope * kernel.ntk,
-        var1=var1,
-        var2=var2,
-        gaussian=False,
-        fresh=False,
-    )
+
+    def after(k: Kernel) -> Kernel:
+        if k.diagonal:
+            value, slope = phi.diagonal(k.nngp)
+            return replace(k, nngp=value, ntk=slope * k.ntk, var1=value, var2=value)
+        value, slope = k.outer(lambda a, b: phi.moments(k.nngp, a, b))  # type: ignore
+        var1, var2 = phi.diagonal(k.var1)[0], phi.diagonal(k.var2)[0]
+        return replace(k, nngp=value, ntk=slope * k.ntk, var1=var1, var2=var2)
+
+    # The compiler would compute a layer anew for every use that the next one makes of it, ten times
+    # slower with five layers; what is behind a branch it computes once.
+    possible = (kernel.var1 >= 0).all() & (kernel.var2 >= 0).all()
+    found = lax.cond(possible, after, lambda k: jax.tree.map(lambda a: a * jnp.nan, k), kernel)
+    return replace(found, gaussian=False, fresh=False)
 
 
 def _needs_gaussian(kernel: Kernel, operation: str) -> None:
@@ -187,6 +186,39 @@ def serial(*layers: LayerLike) -> Layer:
 
 def _serial(kernel: Kernel, *layers: Layer) -> Kernel:
     return functools.reduce(lambda k, layer: layer(k), layers, kernel)
+
+
+def repeat(times: int, *layers: LayerLike) -> Layer:
+    """``times`` times the layers one after the other, each time with weights of their own.
+
+    Compiled once, however often. What comes out must have the form of what goes in: both Gaussian,
+    or both not.
+    """
+    if times != int(times) or times < 0:
+        raise ValueError("times is a number of repetitions: 0, 1, 2, ...")
+    return Layer(_repeated(int(times)), (serial(*layers),))
+
+
+@functools.cache
+def _repeated(times: int) -> Callable[..., Kernel]:
+    """The rule of `repeat`, one object for each number."""
+
+    def rule(kernel: Kernel, layer: Layer) -> Kernel:
+        if times == 0:
+            return kernel
+        first = layer(kernel)
+        if times == 1:
+            return first
+        again = jax.eval_shape(layer, first)
+        if (again.gaussian, again.fresh) != (first.gaussian, first.fresh):
+            raise UnsupportedOperationError(
+                "the repeated layers change whether coordinates are Gaussian",
+                operation="repeat",
+                advice="Begin and end them alike, for instance dense first and activation last.",
+            )
+        return lax.scan(lambda k, _: (layer(k), None), first, None, length=times - 1)[0]
+
+    return rule
 
 
 def residual(*layers: LayerLike) -> Layer:

@@ -18,6 +18,7 @@ from tplimit.kernels.layers import (
     LayerLike,
     activation as activation_layer,
     dense,
+    repeat,
     serial,
 )
 
@@ -98,8 +99,8 @@ def mlp(
     """
     if depth != int(depth) or depth < 0:
         raise ValueError("depth is the number of hidden layers: 0, 1, 2, ...")
-    hidden = serial(dense(w_std, b_std), activation_layer(activation))
-    return network(*[hidden] * int(depth), dense(w_std, b_std))
+    hidden = dense(w_std, b_std), activation_layer(activation)
+    return network(repeat(int(depth), *hidden), dense(w_std, b_std))
 
 
 def _inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Array, Array | None]:
