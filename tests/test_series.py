@@ -209,8 +209,9 @@ def test_zeros_in_the_shape_of_a_matrix():
         memory = 0.5 * jnp.zeros_like(t["W"]) + t["W"]
         return ((memory @ t["u"]) ** 2).mean(), ((t["W"] @ t["u"]) ** 2).mean()
 
-    with_zeros, without = tp.series(squares)(sampled(theta, samples=256))
-    assert with_zeros.at(0) == pytest.approx(without.at(0), rel=1e-5)
+    with fast_compilation():
+        with_zeros, without = tp.series(squares)(sampled(theta, samples=64))
+    assert float(with_zeros.at(0)) == pytest.approx(float(without.at(0)), rel=1e-5)
 
 
 # --- programs whose leading terms vanish
