@@ -1,9 +1,10 @@
-"""Expectations over a Gaussian pair by mpmath, adaptive and in 30 digits where need be."""
+"""Expectations over a Gaussian pair: by mpmath, adaptively, and quickly by NumPy on a fine grid."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mpmath as mp
+import numpy as np
 
 Function = Callable[[Any], Any]
 
@@ -58,3 +59,31 @@ def expectation(name: str, cov: float, var1: float, var2: float, order: int = 0)
 
     layers = [(t / s2 + k * s) / c for t in cuts for k in (-6, -2, 0, 2, 6)] if c else []
     return float(integral(lambda x: f(s1 * x) * inner(x), [0, *(t / s1 for t in cuts), *layers]))
+
+
+def on_a_grid(
+    f: Callable[[Any], Any],
+    cuts: Sequence[float],
+    cov: float,
+    var1: float,
+    var2: float,
+    nodes: int = 60,
+) -> float:
+    """``E[f(u) f(v)]`` by Gauss-Legendre rules between the lines where u or v meets a cut."""
+    s1, s2 = np.sqrt([var1, var2])
+    c = cov / (s1 * s2)
+    s = np.sqrt(1 - c * c)
+    x0, w0 = np.polynomial.legendre.leggauss(nodes)
+
+    def rule(points: Sequence[Any]) -> tuple[Any, Any]:
+        ends = np.sort(np.clip(np.array([-_REACH, 0, _REACH, *points]), -_REACH, _REACH))
+        half = np.diff(ends)[:, None] / 2
+        z = (ends[:-1, None] + half * (1 + x0)).ravel()
+        return z, (half * w0).ravel() * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+
+    layers = [(t / s2 + k * s) / c for t in cuts for k in (-9, -4, -1, 1, 4, 9)]
+    x, wx = rule([*(t / s1 for t in cuts), *layers])
+    rules = [rule([(t / s2 - c * a) / s for t in cuts]) for a in x]
+    y, wy = (np.array(a) for a in zip(*rules, strict=True))
+    inner = np.sum(wy * np.asarray(f(s2 * (c * x[:, None] + s * y))), axis=1)
+    return float(np.sum(wx * np.asarray(f(s1 * x)) * inner))

@@ -106,7 +106,7 @@ class Dual:
         """Estimates of the absolute errors of `value` and `derivative`, without those of rounding.
 
         0 for closed forms. By quadrature: what a Hermite series leaves out at most, or the change
-        from a rule with three quarters of the nodes.
+        from a rule with fewer nodes.
 
         >>> bool(dual("tanh").error(0.5, 1.0, 1.0)[0] < 1e-6)
         True

@@ -186,14 +186,14 @@ class Quadrature:
     def error(self, order: int, cov: Array, var1: Array, var2: Array) -> Array:
         """An estimate of the error of `expectation`, without that of rounding.
 
-        What the series leaves out at most, or the change from a rule with three quarters of nodes.
+        What the series leaves out at most, or the change from a rule with fewer nodes.
         """
         f = derivative(self.function, order)
         value, left_out, scale = self._series(order, cov, var1, var2)
         bad = left_out > _tolerance(scale) * scale
         zero = jnp.zeros_like(value)
         fine, coarse = (
-            self._by_pieces(f, f, cov, var1, var2, zero, bad, share) for share in (1.0, 0.75)
+            self._by_pieces(f, f, cov, var1, var2, zero, bad, share) for share in (1.0, 0.875)
         )
         return jnp.where(bad, jnp.abs(fine - coarse), left_out)
 
