@@ -24,6 +24,14 @@ def test_readme_code_runs_as_printed(
     assert "slope" in printed
 
 
+def test_the_example_of_training_in_function_space(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "function-space.md").read_text(), re.DOTALL
+    )
+    exec(compile(block, "function-space.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[0]) < 0.02
+
+
 def test_the_table_of_operations_is_current() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))
     assert script["PAGE"].read_text() == script["page"](), "run python docs/operations.py"

@@ -96,11 +96,14 @@ def in_function_space(loss, y, vector, optimizer, lr, steps, **how):
     return np.concatenate([run.train, run.test], axis=1)
 
 
+LEFT_TO_SLOW = ("one output", "probabilities")
 MINI = RNG.integers(0, TRAIN, (7, 4))
 CASES = [
     *[("mse", name, None) for name in LINEAR],
-    *[(loss, "Nesterov", MINI) for loss in LOSSES],
-    ("logistic", "none", None),
+    *[
+        pytest.param(loss, "Nesterov", MINI, marks=[pytest.mark.slow] * (loss in LEFT_TO_SLOW))
+        for loss in LOSSES
+    ],
 ]
 
 
@@ -128,7 +131,7 @@ def test_optimizers_that_need_more_than_gradients_are_refused():
         kernels.train(TT, None, Y, "mse", 0.5, 3, optax.lbfgs())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     points=st.sampled_from([1, 2, 7]),
     rank=st.integers(1, 9),
@@ -165,13 +168,32 @@ def test_very_many_steps_need_no_time():
     np.testing.assert_allclose(run.test[0], phi[TRAIN:] @ w, atol=1e-5)
 
 
+def test_long_runs_in_single_precision():
+    """Round-off of the kernel is not learnt: no error beyond that of the numbers given."""
+    phi = np.concatenate([PHI, 1e-5 * RNG.normal(size=PHI.shape)], axis=1)[:, : FEATURES + 4]
+    phi[:, 8:FEATURES] = 0
+    k = (phi @ phi.T).astype(np.float32)
+    exact = PHI[:, :8] @ PHI[:, :8].T
+    for optimizer, steps in ((None, 10**12), (LINEAR["momentum"], 10**4)):
+        runs = [
+            kernels.train(
+                m[:TRAIN, :TRAIN], m[TRAIN:, :TRAIN], Y, "mse", 1.0, steps, optimizer,
+                record=[steps],
+            )
+            for m in (k, exact)
+        ]  # fmt: skip
+        assert runs[0].train.dtype == "f4"
+        np.testing.assert_allclose(runs[0].train, runs[1].train, atol=2e-3)
+        np.testing.assert_allclose(runs[0].test, runs[1].test, atol=2e-3)
+
+
 def test_replicates_are_runs_of_their_own():
     f0 = RNG.normal(size=(4, TRAIN + TEST, 3))
     optimizer = LINEAR["momentum"]
     together = kernels.train(
         TT, ST, CLASSES, "cross_entropy", 1.0, 9, optimizer, f0=(f0[:, :TRAIN], f0[:, TRAIN:])
     )
-    for r in (0, 3):
+    for r in (1,):
         one = kernels.train(
             TT, ST, CLASSES, "cross_entropy", 1.0, 9, optimizer, f0=(f0[r, :TRAIN], f0[r, TRAIN:])
         )
@@ -209,6 +231,23 @@ def test_gram_is_symmetric_and_finds_attributes():
     half = kernels.gram(lambda a, b: a @ b.T + 1e-9 * RNG.normal(), PHI, block=4, dtype=np.float32)
     assert half.dtype == np.float32
     np.testing.assert_array_equal(half, half.T)
+
+
+def test_kernels_of_networks():
+    """Given as matrices with attributes, or as the function: the same, in symmetric blocks."""
+    network = kernels.mlp(2, "relu", 1.4, 0.1)
+    x, x_test = RNG.normal(size=(2, 8, 4))
+    y = np.sin(x[:, 0])
+    records = kernels.train(network(x), network(x_test, x), y, "mse", 0.5, 4)
+    how = {"x": x, "x_test": x_test, "block": 4}
+    blocks = kernels.train(network, None, y, "mse", 0.5, 4, **how)
+    free = kernels.train(network, None, y, "mse", 0.5, 4, memory=0, **how)
+    assert records.test.dtype == blocks.test.dtype == free.test.dtype == "f4"
+    np.testing.assert_allclose(blocks.test, records.test, atol=2e-6)
+    np.testing.assert_allclose(free.test, records.test, atol=2e-6)
+    exact = kernels.train(network, None, y, "mse", 0.5, 4, dtype=np.float64, **how)
+    assert exact.test.dtype == "f8"
+    np.testing.assert_allclose(blocks.test, exact.test, atol=2e-6)
 
 
 def test_dtype_follows_the_kernel_and_not_the_flag():
@@ -348,18 +387,18 @@ def predicted(f0, loss, optimizer=None, depth=2, rate=0.5, steps=12):
 
 
 @pytest.mark.parametrize(
-    ("depth", "loss", "optimizer", "seeds"),
+    ("depth", "loss", "optimizer", "widths", "seeds"),
     [
-        (1, "mse", MOMENTUM, 80),
-        pytest.param(1, "logistic", None, 100, marks=pytest.mark.slow),
-        pytest.param(2, "mse", None, 32, marks=pytest.mark.slow),
+        (1, "mse", MOMENTUM, [256, 1024, 4096], 100),
+        pytest.param(1, "logistic", None, [256, 1024, 4096], 100, marks=pytest.mark.slow),
+        pytest.param(2, "mse", None, [128, 512, 2048], 48, marks=pytest.mark.slow),
     ],
 )
-def test_wide_networks_follow_the_frozen_kernel(depth, loss, optimizer, seeds):
+def test_wide_networks_follow_the_frozen_kernel(depth, loss, optimizer, widths, seeds):
     """The same loss, rate and optimizer: the distance falls as n^-1/2."""
-    widths, squares = np.array([256, 512, 1024, 2048]), []
+    squares = []
     for width in widths:
-        f = networks(int(width), loss, seeds, optimizer, depth, steps=8)
+        f = networks(width, loss, seeds, optimizer, depth, steps=8)
         expected = predicted(f[:, 0], loss, optimizer, depth, steps=8)
         squares.append(np.mean((f - expected) ** 2, axis=(1, 2)))
     assert np.abs(expected[:, -1] - expected[:, 0]).max() > 0.5
@@ -367,16 +406,16 @@ def test_wide_networks_follow_the_frozen_kernel(depth, loss, optimizer, seeds):
     # Geometric means: the distances have heavy tails.
     logs = np.log(squares) / 2
     slope = np.polyfit(np.log(widths), logs.mean(axis=1), 1)[0]
-    weights = (np.arange(4) - 1.5) / 5 / np.log(2)
-    error = np.linalg.norm(weights * logs.std(axis=1, ddof=1)) / seeds**0.5
-    assert error < 0.04
+    spread = logs.std(axis=1, ddof=1)
+    error = np.hypot(spread[0], spread[-1]) / seeds**0.5 / np.log(widths[-1] / widths[0])
+    assert error < 0.05
     assert abs(slope + 0.5) < 0.03 + 4 * error
 
 
 @pytest.mark.parametrize(
     ("depth", "loss", "optimizer"),
     [
-        (1, "mse", MOMENTUM),
+        pytest.param(1, "mse", MOMENTUM, marks=pytest.mark.slow),
         pytest.param(2, "mse", MOMENTUM, marks=pytest.mark.slow),
         pytest.param(2, "logistic", MOMENTUM, marks=pytest.mark.slow),
     ],

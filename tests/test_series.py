@@ -232,6 +232,19 @@ def test_queries_agree_to_second_order():
             np.testing.assert_allclose(values, values[0], atol=2e-3)
 
 
+def test_zeros_in_the_shape_of_a_matrix():
+    """As the memory of an optimizer begins: it adds nothing."""
+    theta = {"W": tp.normal((N, N), std=N**-0.5), "u": tp.normal((N,))}
+
+    def squares(t):
+        memory = 0.5 * jnp.zeros_like(t["W"]) + t["W"]
+        return ((memory @ t["u"]) ** 2).mean(), ((t["W"] @ t["u"]) ** 2).mean()
+
+    with fast_compilation():
+        with_zeros, without = tp.series(squares)(sampled(theta, samples=64))
+    assert float(with_zeros.at(0)) == pytest.approx(float(without.at(0)), rel=1e-5)
+
+
 # --- programs whose leading terms vanish
 
 #: What even two terms do not decide.

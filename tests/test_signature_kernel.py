@@ -64,7 +64,9 @@ def test_refinement_interpolates():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize(
+    "activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("erf", "tanh"))]
+)
 def test_batches_symmetry_and_grids(activation, shared):
     how = {"activation": activation, "shared": shared, **SIGMAS}
     paths = np.stack([X, Y, X - Y])
@@ -97,7 +99,7 @@ def test_moments_are_those_of_the_sources():
 # --- networks
 
 
-CASES = [(True, [64, 128, 256, 512], 40), (False, [256, 512, 1024, 2048], 150)]
+CASES = [(True, [64, 128, 256, 512], 24), (False, [256, 512, 1024, 2048], 100)]
 
 
 @pytest.mark.parametrize(("shared", "widths", "seeds"), CASES, ids=["shared", "fresh"])

@@ -72,10 +72,9 @@ def flow(
         raise ValueError("times have to be increasing numbers, 0 or larger")
     if problem.squared and isinstance(problem.kernel, Held):
         values, vectors = modes(problem.kernel)
-        rates = values.astype(np.float64) / problem.points
-        safe = np.where(rates > 0, rates, 1.0)
-        decay = np.where(rates > 0, -np.expm1(-rates * t[:, None]) / safe, t[:, None])
-        beta = by_gains(problem, decay / problem.points, vectors, t)
+        safe = np.where(values > 0, values, 1.0)
+        gains = np.where(values > 0, -np.expm1(-values / problem.points * t[:, None]) / safe, 0.0)
+        beta = by_gains(problem, gains, vectors, t)
     else:
         beta = _integrated(problem, t, tolerance, solver, progress)
     return finish(problem, t, beta)

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.linalg import eigh_tridiagonal
 
+from tplimit.kernels._neural_tangents import Imported
 from tplimit.kernels.network import Network
+from tplimit.kernels.recurrent import Recurrent
 from tplimit.progress import bar
 
 __all__ = ["Evaluated", "Held", "KernelFunction", "KernelLike", "as_matrix", "gram"]
@@ -21,6 +23,8 @@ KernelFunction = Callable[[Any, Any], Any]
 KernelLike = Shaped[np.ndarray, "rows columns"] | KernelFunction
 
 BLOCK = 1024
+# Kernels that know a Gram matrix when they have one set of points.
+_ONE_ARGUMENT = (Network, Recurrent, Imported)
 #: Functions whose matrix has at most so many bytes are evaluated once.
 MEMORY = 8 * 10**9
 # Round-off of an entry relative to the largest one, and of an eigenvalue to the largest one.
@@ -165,7 +169,7 @@ class Evaluated:
     def _entries(self, x: np.ndarray, x2: np.ndarray) -> np.ndarray:
         # A function in JAX follows the flag, which is not touched where no dtype was asked for.
         with jax.enable_x64(True) if self._double else nullcontext():
-            if x is x2 and isinstance(self.kernel, Network):
+            if x is x2 and isinstance(self.kernel, _ONE_ARGUMENT):
                 found: Any = self.kernel(x)  # then points with themselves are exact
             else:
                 found = self.kernel(x, x2)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tplimit.cache import cached
 from tplimit.errors import UnsupportedOperationError
 
 __all__ = ["check_linear", "move"]
@@ -38,6 +39,7 @@ def move(
     return beta + lr * updates, memory
 
 
+@cached
 def check_linear(
     optimizer: optax.GradientTransformation, lr: float, steps: int, dtype: Any
 ) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import losses
+from tplimit.cache import cached
 from tplimit.kernels.grams import Evaluated, Held, as_matrix, check_kernel
 from tplimit.losses import Loss
 
@@ -126,7 +127,7 @@ class Problem:
 
     def outputs(self, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Functions of training and test points from coefficients (points, records, ...)."""
-        train = self.start[:, None] + self.kernel.times(beta)
+        train = self.start[:, None] + self.kernel.times(beta).astype(self.dtype)
         if self.test_kernel is None:
             return train, np.zeros((0, *train.shape[1:]), self.dtype)
         test = self.start_test[:, None] + self.test_kernel.times(beta).astype(self.dtype)
@@ -135,10 +136,10 @@ class Problem:
     def losses(self, f: np.ndarray) -> np.ndarray:
         """The loss of all training points from outputs (points, records, replicates, outputs)."""
         with precision(self.dtype):
-            values = jax.jit(self.slopes)(
+            found = _values(self.objective, self.vector)(
                 jnp.asarray(f.reshape(len(f), -1, f.shape[-1])), jnp.asarray(self.targets)
-            )[0]
-        values = np.asarray(values).reshape(f.shape[1:3])
+            )
+        values = np.asarray(found).reshape(f.shape[1:3])
         return values if self.replicated else values[:, 0]
 
 
@@ -151,6 +152,12 @@ def slopes(
         return objective(f[:, 0] if vector else f, y)
 
     return jax.vmap(jax.value_and_grad(value), in_axes=(1, None), out_axes=(0, 1))
+
+
+@cached
+def _values(objective: Any, vector: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss of every replicate."""
+    return jax.jit(jax.vmap(lambda f, y: objective(f[:, 0] if vector else f, y), in_axes=(1, None)))
 
 
 def precision(dtype: Any) -> Any:

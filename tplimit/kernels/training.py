@@ -24,6 +24,9 @@ __all__ = ["train"]
 _SPECTRAL = 4096
 #: Multiplications of one compiled call, about a second.
 _SEGMENT = 2 * 10**10
+# Eigenvalues below so many units of round-off of the largest one are those of the round-off of the
+# matrix. Divided by them, errors would be of the size of the outputs.
+_FLOOR = 4
 _METHODS = ("auto", "spectral", "iterate")
 
 
@@ -66,10 +69,13 @@ def train(
     before, and refused if it is not.
 
     Methods: "spectral" is for the squared error with full batches. It needs the eigendecomposition
-    of Θ, O(n³) and three matrices in memory, and then steps cost O(n): without an optimizer f_t is
+    of Θ, O(n³) and four matrices in float64, and then steps cost O(n): without an optimizer f_t is
     a closed formula,
 
         f_t - f_0 = Θ Θ⁻¹ (1 - (1 - lr Θ/n)^t) (y - f_0).
+
+    Eigenvalues within round-off of the largest one (4 units of the kernel's dtype) are taken for 0:
+    what they would teach in very long runs is lost, and float64 resolves more of them.
 
     "iterate" is for everything, O(n²) a step (O(n·batch) with minibatches), and "auto" takes the
     first up to 4096 points. A kernel function is evaluated once, in symmetric blocks, if its matrix
@@ -137,7 +143,8 @@ def train(
 
 def finish(problem: Problem, times: np.ndarray, beta: np.ndarray) -> KernelRun:
     """The run with coefficients (points, records, replicates, outputs)."""
-    train, test = problem.outputs(beta)
+    with np.errstate(over="ignore", invalid="ignore"):
+        train, test = problem.outputs(beta)
     for f in (train, test):
         finite = np.all(np.isfinite(f), axis=(0, 2, 3))
         if not np.all(finite):
@@ -172,9 +179,10 @@ def _spectral(method: str, problem: Problem, rows: np.ndarray | None) -> bool:
 
 
 def modes(kernel: Held) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, without negative round-off, and eigenvectors (in columns)."""
-    values, vectors = np.linalg.eigh(kernel.matrix)
-    return np.maximum(values, 0.0), vectors
+    """Eigenvalues and eigenvectors (in columns), float64; eigenvalues within round-off are 0."""
+    values, vectors = np.linalg.eigh(kernel.matrix.astype(np.float64, copy=False))
+    floor = _FLOOR * np.finfo(kernel.dtype).eps * values[-1]
+    return np.where(values > floor, values, 0.0), vectors
 
 
 def _by_modes(
@@ -199,7 +207,7 @@ def by_gains(
     residual = problem.targets.reshape(problem.points, 1, -1) - problem.start
     turned = np.tensordot(vectors, residual, (0, 0))
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = (gains.T[:, :, None, None] * turned[:, None]).astype(problem.dtype)
+        scaled = gains.T[:, :, None, None] * turned[:, None]
     finite = np.all(np.isfinite(scaled), axis=(0, 2, 3))
     if not np.all(finite):
         raise _diverged(times[np.argmin(finite)])
@@ -216,30 +224,32 @@ def mode_gains(
     """The coefficient of a mode with residual 1 at each record: (records, modes).
 
     For gradient descent this is (1 - (1 - lr λ/n)^t) / λ. An optimizer runs on the modes, whose
-    loss is (λ b - 1)² / 2 n: it commutes with the rotation to them.
+    loss is (λ b - 1)² / 2 n: it commutes with the rotation to them. Modes with λ = 0 have no effect
+    on outputs, and no coefficient.
     """
     if optimizer is None:
-        rates = lr * values.astype(np.float64) / len(values)
+        rates = lr * values / len(values)
         with np.errstate(over="ignore", invalid="ignore"):
-            return lr / len(values) * geometric_sums(rates, wanted[:, None])
+            return lr / len(values) * _geometric_sums(rates, wanted[:, None])
     ones = np.ones((len(values), 1, 1), values.dtype)
     advance = _advancer(_mode_loss, optimizer, False, False)
-    data = (jnp.asarray(values), jnp.zeros_like(ones), jnp.asarray(ones), jnp.zeros((1, 1), int))
-    found = _held(advance, data, optimizer, lr, wanted, len(values), progress)
-    return _collect(found, wanted)[:, :, 0, 0].T
+    data = (values, np.zeros_like(ones), ones, np.zeros((1, 1), int))
+    with precision(np.float64):
+        found = _held(advance, data, optimizer, lr, wanted, len(values), progress)
+        return _collect(found, wanted)[:, :, 0, 0].T * (values > 0)
 
 
 def _mode_loss(f: jax.Array, y: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum((f - y[:, 0]) ** 2) / len(f)
 
 
-def geometric_sums(rates: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Σ_{s<t} (1 - r)^s = (1 - (1 - r)^t) / r, and t where r = 0; float64, without cancellation."""
+def _geometric_sums(rates: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Σ_{s<t} (1 - r)^s = (1 - (1 - r)^t) / r without cancellation, and 0 where r = 0."""
     small = np.minimum(rates, 0.5)
     safe = np.where(rates > 0, rates, 1.0)
     direct = (1 - (1 - rates) ** t) / safe
     stable = -np.expm1(t * np.log1p(-small)) / safe
-    return np.where(rates > 0, np.where(rates > 0.5, direct, stable), t)
+    return np.where(rates > 0, np.where(rates > 0.5, direct, stable), 0.0)
 
 
 def _warn_of_divergence(problem: Problem, lr: float, largest: float) -> None:
