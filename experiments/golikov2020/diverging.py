@@ -1,0 +1,194 @@
+"""Diverging logits: limits of the seven regions with e_K > 0, and how slowly networks get there.
+
+Where $e_K > 0$ the logits grow, and from the second step on the loss derivative becomes that of a
+step function, $-y\\, 1\\{y F < 0\\}$ with $F = \\lim f / \\rho^{e_K}$. It does so only where
+$|F| \\rho^{e_K} \\gg 1$: in the triangle $\\rho^{e_K} = \\rho^{1/6}$ is 3 at width 65536. Networks
+that one can train are then far from their limit, which they are compared with by way of a recursion
+in function space: with the true logistic loss at the networks' width it has to agree with networks,
+and at widths such as $2^{160}$ with the interpreter. The interpreter sees the training program
+alone. The points are chosen (among 400 random sets) so that some point is on the wrong side at each
+step, and no limit logit is near 0, where its sign and all that follows would be undecided. Source:
+G-DS, definition of its limit models; the recursions follow from it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tplimit as tp
+from matplotlib.figure import Figure
+from tplimit.data import Data, random_points
+from tplimit.parameterizations import golikov
+from tplimit.plotting import COLOURS, panels
+from tplimit.reproduce import Result, Row, at_most
+
+from . import _function_space, _regions, _training
+from ._regions import REFERENCE, REGIONS
+
+NAMES = [name for name, q in REGIONS.items() if _function_space.exponents(*q).eK > 0]
+RATE, STEPS = 0.06, 4
+HUGE = (2**40, 2**80, 2**160)
+NETWORKS = {2**8: 32, 2**10: 32, 2**12: 32, 2**14: 16, 2**16: 16, 2**18: 8}
+QUICK = {2**8: 4, 2**10: 4}
+CURVE = [2.0**b for b in (7, 8, 10, 12, 14, 16, 18, 22, 26, 30, 35, 40, 50, 60, 70, 80, 120, 160)]
+REPLICATES, SAMPLES, QUICK_SAMPLES = 4, 2**16, 2**14
+
+
+def run(quick: bool) -> Result:
+    names = ["triangle"] if quick else NAMES
+    widths = QUICK if quick else NETWORKS
+    replicates, samples = (2, QUICK_SAMPLES) if quick else (REPLICATES, SAMPLES)
+    particles = 2**10 if quick else 2**17
+    data = random_points(6, 4, inputs=6, seed=393)
+    rows, curves, gaps = [], {}, {}
+    for name in names:
+        limit = _Limit(name, data, particles)
+        found = [limit.interpreted(seed, samples) for seed in range(replicates)]
+        curves[name] = _curve(limit, found[0][0])
+        gaps[name], predicted, apart = _networks(limit, widths)
+        rows += _rows(name, limit, found)
+        rows += _rows_of_networks(name, gaps[name], predicted, apart)
+    setting = {
+        "points": "6 in dimension 6 with labels ±1, and 4 to test (random_points, seed 393)",
+        "η": RATE,
+        "steps": STEPS,
+        "particles": [samples, f"{particles} of the recursion"],
+        "replicates": replicates,
+        "networks": {str(n): count for n, count in widths.items()},
+    }
+    return Result(
+        rows, {"recursion": curves, "networks": gaps}, setting, lambda f: draw(f, curves, gaps)
+    )
+
+
+class _Limit:
+    """One region: its training program, and its recursion."""
+
+    def __init__(self, name: str, data: Data, particles: int) -> None:
+        self.p = golikov(*REGIONS[name])
+        self.exponents = _function_space.exponents(*REGIONS[name])
+        self.points = np.concatenate([data.x, data.x_test]).astype(float)
+        self.y, self.particles = data.y.astype(float), particles
+        model = _regions.network(self.points.shape[1])
+        self.problem = _training.Problem(
+            model, jnp.asarray(self.points, jnp.float32), jnp.asarray(data.y), RATE
+        )
+
+    def interpreted(self, seed: int, samples: int) -> np.ndarray:
+        """f_0 / ρ^e0 and f_k / ρ^eK found by the interpreter: (steps + 1, points)."""
+        model, points, y, lr = self.problem
+        step, predict = self.p.step(model, "logistic", lr), self.p.predict(model)
+        state: Any = tp.sample(
+            self.p.theta(model), jax.random.key(seed), width=tp.inf, samples=samples, terms=2
+        )
+        found = []
+        for k in range(STEPS + 1):
+            exponent, coefficient = tp.series(predict)(state, points).terms[0]
+            expected = self.exponents.eK if k else self.exponents.e0
+            if abs(float(exponent) - expected) > 1e-9:
+                raise ValueError(f"step {k} grows like n^{exponent}, not n^{expected}")
+            # The interpreter has powers of the width n, the recursion of ρ.
+            found.append(np.asarray(coefficient, float) * REFERENCE ** float(exponent))
+            if k < STEPS:
+                state, _ = tp.series(step)(state, (self.problem.x, y))
+        return np.array(found)
+
+    def recursion(self, start: np.ndarray, n: float) -> np.ndarray:
+        """The same by the recursion, at a finite width or at infinity."""
+        return _function_space.descend(
+            self.exponents, self.points, self.y, start, RATE, STEPS, n / REFERENCE, self.particles
+        )
+
+
+def _distance(f: np.ndarray, other: np.ndarray) -> float:
+    """Relative distance of the logits after the last step."""
+    return float(np.linalg.norm(f[-1] - other[-1]) / np.linalg.norm(other[-1]))
+
+
+def _worst(f: np.ndarray, other: np.ndarray) -> float:
+    """Relative distance at the step where it is largest."""
+    differences = np.linalg.norm(f[1:] - other[1:], axis=1)
+    return float((differences / np.linalg.norm(other[1:], axis=1)).max())
+
+
+def _rows(name: str, limit: _Limit, found: list[np.ndarray]) -> list[Row]:
+    huge = [_worst(f, limit.recursion(f[0], HUGE[-1])) for f in found]
+    error = np.std(huge, ddof=1) / len(huge) ** 0.5
+    claim = f"{name}: interpreter against the recursion at width 2^160, worst of {STEPS} steps"
+    return [Row(claim, at_most(0.03), float(np.mean(huge)), float(error))]
+
+
+def _curve(limit: _Limit, start: np.ndarray) -> dict[str, float]:
+    """Distance of the recursion at every width from that at infinity, after the last step."""
+    end = limit.recursion(start, math.inf)
+    return {f"{n:.6g}": _distance(limit.recursion(start, n), end) for n in CURVE}
+
+
+def _networks(
+    limit: _Limit, widths: Mapping[int, int]
+) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
+    """Distances of networks from their limits by width, one for each seed.
+
+    And at the largest width: what the recursion predicts for them, and how far they are from it.
+    """
+    gaps, e = {}, limit.exponents
+    for n, count in widths.items():
+        keys = jax.random.split(jax.random.key(n), count)
+        rho = n / REFERENCE
+        f = _training.networks(limit.p, limit.problem, n, keys, STEPS)
+        f = f / np.array([rho**e.e0, *[rho**e.eK] * STEPS])[:, None]
+        ends = [limit.recursion(one[0], math.inf) for one in f]
+        gaps[n] = np.array([_distance(*both) for both in zip(f, ends, strict=True)])
+    finite = [limit.recursion(one[0], n) for one in f]
+    predicted = np.array([_distance(*both) for both in zip(finite, ends, strict=True)])
+    return gaps, predicted, np.array([_distance(*both) for both in zip(f, finite, strict=True)])
+
+
+def _rows_of_networks(
+    name: str, gaps: Mapping[int, np.ndarray], predicted: np.ndarray, apart: np.ndarray
+) -> list[Row]:
+    n = max(gaps)
+    error = lambda values: float(values.std(ddof=1) / len(values) ** 0.5)
+    expected = float(predicted.mean())
+    return [
+        Row(
+            f"{name}: networks of width {n} against the recursion at that width",
+            at_most(0.1), float(apart.mean()), error(apart),
+        ),
+        Row(
+            f"{name}: networks of width {n} against their limit",
+            expected, float(gaps[n].mean()), error(gaps[n] - predicted), 0.02 + 0.1 * expected,
+            note="predicted by the recursion",
+        ),
+    ]  # fmt: skip
+
+
+def draw(figure: Figure, curves: Mapping[str, Any], gaps: Mapping[str, Any]) -> None:
+    frozen, evolving = panels(figure, 2, (9.6, 3.9))
+    for name, curve in curves.items():
+        moves = _function_space.exponents(*REGIONS[name]).s == 0
+        axes = evolving if moves else frozen
+        colour = COLOURS[len(axes.containers)]
+        n, gap = np.array([float(k) for k in curve]), np.array(list(curve.values()))
+        axes.plot(n, np.maximum(gap, 1e-5), color=colour, lw=1.4)
+        widths = np.array(list(gaps[name]), float)
+        means = np.array([g.mean() for g in gaps[name].values()])
+        errors = np.array([2 * g.std(ddof=1) / len(g) ** 0.5 for g in gaps[name].values()])
+        axes.errorbar(widths, means, yerr=errors, fmt="o", ms=4, color=colour, label=name)
+    frozen.set(title="frozen kernel, s < 0")
+    evolving.set(title="evolving kernel, s = 0")
+    for axes in (frozen, evolving):
+        axes.set(
+            xscale="log", yscale="log", xlabel="width", ylim=(8e-6, None),
+            ylabel=f"relative distance to the limit, step {STEPS}",
+        )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.title.set_fontsize(9)
+        if axes.containers:
+            axes.legend(
+                frameon=False, fontsize=7.5, title="circles: networks; lines: recursion",
+                title_fontsize=7.5,
+            )  # fmt: skip
