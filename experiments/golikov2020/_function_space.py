@@ -6,8 +6,8 @@ With ρ = d / d*, the exponents e0, eK, s of a region, and the Gaussian initial 
 
 where the corrections are as small as ρ^s or ρ^-1/2. For s < 0 the kernel stays what it is at
 initialisation and D is a recursion for the values at the points. For s = 0 the law of the weights
-moves: D = d* E[A φ(w·x)] over particles that come in pairs ±A, so that D_0 = 0. Either is driven by
-the loss derivatives at f_k, at a finite ρ, or at ρ = inf by -y/2, the derivatives at f_k itself or
+moves: D = d* E[A φ(w·x)] over particles that come in pairs ±A, so that D_0 = 0. The former is for
+the leaky ReLU, the latter for tanh. Either is driven by the loss derivatives at f_k, at a finite ρ, or at ρ = inf by -y/2, the derivatives at f_k itself or
 those of a step function, as f_k vanishes, stays or grows.
 """
 
@@ -110,6 +110,7 @@ def _frozen(x: Array, train: int, lr: float) -> Callable[[Array], Array]:
 
 
 def _evolving(x: Array, train: int, lr: float, particles: int) -> Callable[[Array], Array]:
+    """With φ = tanh."""
     draw, (_, inputs) = np.random.default_rng(0), x.shape
     half = particles // 2
     A = draw.standard_normal(half) / REFERENCE**0.5
@@ -118,10 +119,8 @@ def _evolving(x: Array, train: int, lr: float, particles: int) -> Callable[[Arra
 
     def update(chi: Array) -> Array:
         nonlocal A, w
-        h = w @ x[:train].T
-        slope, phi = np.where(h > 0, 1.0, LEAK), np.where(h > 0, h, LEAK * h)
-        A, w = A - lr * phi @ chi, w - lr * A[:, None] * ((slope * chi) @ x[:train])
-        h = w @ x.T
-        return REFERENCE * (A @ np.where(h > 0, h, LEAK * h)) / len(A)
+        phi = np.tanh(w @ x[:train].T)
+        A, w = A - lr * phi @ chi, w - lr * A[:, None] * (((1 - phi**2) * chi) @ x[:train])
+        return REFERENCE * (A @ np.tanh(w @ x.T)) / len(A)
 
     return update

@@ -87,8 +87,11 @@ def increments(
 def kernel(
     p: Parameterization, model: Model, theta: Mapping[str, Any], z: jax.Array
 ) -> jax.Array:
-    """The tangent kernel K_a + K_w of the points z, learning rates included, η = 1: (z, z)."""
-    predict = lambda t: p.predict(model)(t, z)
+    """The tangent kernel K_a + K_w of the points z, learning rates included, η = 1: (z, z).
+
+    A corrected initial function has no part in it, for its correction is a constant of training.
+    """
+    predict = lambda t: p(initial_a=None).predict(model)(t, z)
     rows = []
     for i in range(z.shape[0]):
         along = increments(p, model, theta, lambda t, i=i: predict(t)[i])
@@ -109,7 +112,10 @@ def first_step(
     def seen(theta: Mapping[str, Any]) -> dict[str, jax.Array]:
         f_0 = predict(theta, z)
         after, _ = step(dict(theta), (x, y))
-        moved = increments(p, model, theta, lambda t: lr * logistic(predict(t, x), y))["W2"]
+        # What a corrected initial function is taken from, named as in the states of `step`.
+        origin = {} if p.initial_a is None else {"origin": theta}
+        loss = lambda t: lr * logistic(predict({**t, **origin}, x), y)
+        moved = increments(p, model, theta, loss)["W2"]
         return {
             "f_0": f_0,
             "df_1": predict(after, z) - f_0,

@@ -6,9 +6,11 @@ $|F| \\rho^{e_K} \\gg 1$: in the triangle $\\rho^{e_K} = \\rho^{1/6}$ is 3 at wi
 that one can train are then far from their limit, which they are compared with by way of a recursion
 in function space: with the true logistic loss at the networks' width it has to agree with networks,
 and at widths such as $2^{160}$ with the interpreter. The interpreter sees the training program
-alone. The points are chosen (among 400 random sets) so that some point is on the wrong side at each
-step, and no limit logit is near 0, where its sign and all that follows would be undecided. Source:
-G-DS, definition of its limit models; the recursions follow from it.
+alone. It refuses to go on (`CancellationError`) where the sign of a training logit is not certain;
+the points are chosen, among 2000 random sets, so that this is rare although some point is on the
+wrong side at each step. Regions whose kernel evolves are run with tanh: with the leaky ReLU the
+interpreter refuses sym-def–MF in the third step, where its two terms leave the order of the logits
+open. Source: G-DS, definition of its limit models; the recursions follow from it.
 """
 
 import math
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tplimit as tp
 from matplotlib.figure import Figure
-from tplimit.data import Data, random_points
+from tplimit.data import random_points
 from tplimit.parameterizations import golikov
 from tplimit.plotting import COLOURS, panels
 from tplimit.reproduce import Result, Row, at_most
@@ -29,8 +31,11 @@ from . import _function_space, _regions, _training
 from ._regions import REFERENCE, REGIONS
 
 NAMES = [name for name, q in REGIONS.items() if _function_space.exponents(*q).eK > 0]
-RATE, STEPS = 0.06, 4
-HUGE = (2**40, 2**80, 2**160)
+#: Training points, of which kind, with which activation, where the kernel evolves and where not.
+EVOLVING = {"train": 5, "seed": 347}, "tanh"
+FROZEN = {"train": 6, "seed": 393}, _regions.leaky_relu
+RATE, STEPS = 0.25, 4
+HUGE = 2.0**160
 NETWORKS = {2**8: 32, 2**10: 32, 2**12: 32, 2**14: 16, 2**16: 16, 2**18: 8}
 QUICK = {2**8: 4, 2**10: 4}
 CURVE = [2.0**b for b in (7, 8, 10, 12, 14, 16, 18, 22, 26, 30, 35, 40, 50, 60, 70, 80, 120, 160)]
@@ -42,17 +47,17 @@ def run(quick: bool) -> Result:
     widths = QUICK if quick else NETWORKS
     replicates, samples = (2, QUICK_SAMPLES) if quick else (REPLICATES, SAMPLES)
     particles = 2**10 if quick else 2**17
-    data = random_points(6, 4, inputs=6, seed=393)
     rows, curves, gaps = [], {}, {}
     for name in names:
-        limit = _Limit(name, data, particles)
-        found = [limit.interpreted(seed, samples) for seed in range(replicates)]
+        limit = _Limit(name, particles)
+        found, refused = _several(limit, replicates, samples)
         curves[name] = _curve(limit, found[0][0])
         gaps[name], predicted, apart = _networks(limit, widths)
-        rows += _rows(name, limit, found)
+        rows.append(_row(name, limit, found, refused))
         rows += _rows_of_networks(name, gaps[name], predicted, apart)
     setting = {
-        "points": "6 in dimension 6 with labels ±1, and 4 to test (random_points, seed 393)",
+        "points": "in dimension 6, 4 to test; to train 6 where the kernel is frozen, else 5",
+        "activation": f"leaky ReLU {_regions.LEAK} where the kernel is frozen, else tanh",
         "η": RATE,
         "steps": STEPS,
         "particles": [samples, f"{particles} of the recursion"],
@@ -67,12 +72,14 @@ def run(quick: bool) -> Result:
 class _Limit:
     """One region: its training program, and its recursion."""
 
-    def __init__(self, name: str, data: Data, particles: int) -> None:
+    def __init__(self, name: str, particles: int) -> None:
         self.p = golikov(*REGIONS[name])
         self.exponents = _function_space.exponents(*REGIONS[name])
+        which, activation = EVOLVING if self.exponents.s == 0 else FROZEN
+        data = random_points(test=4, inputs=6, **which)
         self.points = np.concatenate([data.x, data.x_test]).astype(float)
         self.y, self.particles = data.y.astype(float), particles
-        model = _regions.network(self.points.shape[1])
+        model = tp.mlp(1, inputs=6, activation=activation)
         self.problem = _training.Problem(
             model, jnp.asarray(self.points, jnp.float32), jnp.asarray(data.y), RATE
         )
@@ -114,11 +121,28 @@ def _worst(f: np.ndarray, other: np.ndarray) -> float:
     return float((differences / np.linalg.norm(other[1:], axis=1)).max())
 
 
-def _rows(name: str, limit: _Limit, found: list[np.ndarray]) -> list[Row]:
-    huge = [_worst(f, limit.recursion(f[0], HUGE[-1])) for f in found]
-    error = np.std(huge, ddof=1) / len(huge) ** 0.5
+def _several(limit: _Limit, replicates: int, samples: int) -> tuple[list[np.ndarray], int]:
+    """Replicates of the interpreter, and how many it refused since a sign was not certain."""
+    found: list[np.ndarray] = []
+    refused = 0
+    while len(found) < replicates:
+        try:
+            found.append(limit.interpreted(len(found) + refused, samples))
+        except tp.CancellationError:
+            refused += 1
+            if refused > 2 * replicates:
+                raise
+    return found, refused
+
+
+def _row(name: str, limit: _Limit, found: list[np.ndarray], refused: int) -> Row:
+    distances = [_worst(f, limit.recursion(f[0], HUGE)) for f in found]
+    error = float(np.std(distances, ddof=1) / len(distances) ** 0.5)
     claim = f"{name}: interpreter against the recursion at width 2^160, worst of {STEPS} steps"
-    return [Row(claim, at_most(0.03), float(np.mean(huge)), float(error))]
+    note = f"{refused} of {refused + len(found)} replicates refused: a sign is not certain"
+    return Row(
+        claim, at_most(0.03), float(np.mean(distances)), error, note=note if refused else ""
+    )
 
 
 def _curve(limit: _Limit, start: np.ndarray) -> dict[str, float]:

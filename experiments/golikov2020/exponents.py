@@ -37,6 +37,16 @@ QUANTITIES = {
     "K_0": ("initial kernel", "eK", 1, 0.05),
     "dK": ("relative change of the kernel", "s", 2, 0.15),
 }
+GUIDE = "#8a8a8a"
+#: Where the names of crowded points go in the picture: offset and alignment.
+LABELS = {
+    "post-NTK": ((-5, -3), "right"),
+    "post-MF–NTK": ((-5, -3), "right"),
+    "MF–NTK": ((-4, 5), "right"),
+    "triangle": ((1, -10), "left"),
+    "NTK–sym-def": ((-4, -9), "right"),
+    "NTK": ((-5, -9), "right"),
+}
 OUTSIDE = {"diverging": (1, 1), "stagnating": (-1, -1)}
 
 
@@ -102,44 +112,40 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def draw(figure: Figure, fits: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
-    plane, exponents = panels(figure, 2, (9.6, 4.4))
+    plane, exponents = panels(figure, 2, (8.6, 3.9))
     draw_plane(plane)
     names = list(counted)[::-1]
+    exponents.plot([], [], "|", color=GUIDE, ms=8, mew=1.6, label="predicted")
     for i, (k, (what, *_)) in enumerate(QUANTITIES.items()):
         height = np.arange(len(names)) + 0.27 - 0.18 * i
         slopes, errors = np.array([fits[name][k] for name in names]).T
         predicted = [float(counted[name][k]) for name in names]
-        exponents.plot(predicted, height, "|", color="#8a8a8a", ms=9, mew=1.6)
+        exponents.plot(predicted, height, "|", color=GUIDE, ms=8, mew=1.6)
         exponents.errorbar(
-            slopes, height, xerr=2 * errors, fmt="o", ms=3.4, color=COLOURS[i], elinewidth=1.0,
+            slopes, height, xerr=2 * errors, fmt="o", ms=3, color=COLOURS[i], elinewidth=1.0,
             label=what,
         )  # fmt: skip
-    exponents.plot([], [], "|", color="#8a8a8a", ms=9, mew=1.6, label="predicted")
-    exponents.set_yticks(range(len(names)), names)
-    exponents.set(xlabel="exponent of the width (bars: 2 standard errors)", ylim=(-0.6, None))
-    exponents.legend(frameon=False, fontsize=7.5, loc="lower right")
+    exponents.set_yticks(range(len(names)), names, fontsize=8)
+    exponents.set(xlabel="exponent of the width (bars: 2 standard errors)")
+    exponents.legend(
+        frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=2
+    )
 
 
 def draw_plane(axes: Axes) -> None:
     """The regions in the plane (q_σ, q̃), and the test points."""
-    q = np.array([-1.7, 0.25])
+    q = np.array([-1.75, 0.8])
     axes.fill_between(q, -q - 0.5, -q, color="#f0f0f0", zorder=0)
     lines = {"s = 0": -q, "s = −1/2": -q - 0.5, "$e_K$ = 0": -2 * q - 1}
     for (label, values), style in zip(lines.items(), ("-", "--", ":"), strict=True):
         axes.plot(q, values, style, color="#555555", lw=1.1, label=label)
     axes.axvline(-0.5, color="#555555", lw=1.1, ls="-.", label="$e_0$ = 0")
-    for i, (name, (q_sigma, q_tilde)) in enumerate(REGIONS.items()):
-        named = name in ("MF", "NTK", "sym-default")
-        axes.plot(float(q_sigma), float(q_tilde), "o", ms=5, color=COLOURS[1 if named else 0])
-        offset = (5, 4) if i < 5 else (-5, -10)
-        side = "left" if i < 5 else "right"
-        axes.annotate(
-            name, (float(q_sigma), float(q_tilde)), offset, textcoords="offset points",
-            ha=side, fontsize=7,
-        )  # fmt: skip
-    axes.set(
-        xlim=q, ylim=(-0.8, 1.75), xlabel="$q_\\sigma$", ylabel="$\\tilde q$",
-        title="band: dynamically stable",
-    )  # fmt: skip
-    axes.title.set_fontsize(9)
-    axes.legend(frameon=False, fontsize=7.5, loc="upper right")
+    for name, (q_sigma, q_tilde) in REGIONS.items():
+        point = float(q_sigma), float(q_tilde)
+        axes.plot(*point, "o", ms=4.5, color=COLOURS[name in ("MF", "NTK", "sym-default")])
+        offset, side = LABELS.get(name, ((5, 4), "left"))
+        axes.annotate(name, point, offset, textcoords="offset points", ha=side, fontsize=7)
+    axes.set(xlim=q, ylim=(-0.9, 1.75), xlabel="$q_\\sigma$", ylabel="$\\tilde q$")
+    axes.set_xticks([-1.5, -1, -0.5, 0])
+    axes.set_title("shaded: dynamically stable", fontsize=8)
+    axes.legend(frameon=False, fontsize=7, loc="upper right")

@@ -52,8 +52,9 @@ def run(quick: bool) -> Result:
         "η": RATE,
         "steps": steps,
     }
-    values = {"distances": distances}
-    return Result(rows, values, setting, lambda figure: draw(figure, distances, pairs))
+    curves = _curves(pairs, len(problem.y))
+    values = {"distances": distances, "curves": curves}
+    return Result(rows, values, setting, lambda figure: draw(figure, distances, curves))
 
 
 def _pairs(
@@ -145,23 +146,34 @@ def _reference(problem: Any, distances: Mapping[str, np.ndarray]) -> list[Row]:
     return rows
 
 
-def draw(figure: Figure, distances: Mapping[str, Any], pairs: Mapping[str, Any]) -> None:
-    one, wide, by_width = panels(figure, 3, (12.0, 3.7))
-    first, last = min(next(iter(pairs.values()))), max(next(iter(pairs.values())))
-    shown = -1  # a test point
-    reference = pairs["MF"][first][0]
-    one.plot(reference[0, :, shown], "ko", ms=3.2, label=f"network, d* = {first}")
-    for colour, (name, both) in zip(COLOURS, pairs.items(), strict=False):
-        one.plot(both[first][1][0, :, shown], color=colour, lw=1.5, label=f"{name} limit")
-        network, limit = (a[0, :, shown] for a in both[last])
-        wide.plot(limit, color=colour, lw=1.5, label=name)
-        wide.plot(network, "o", color=colour, ms=3.2, mfc="none")
+def _curves(pairs: Mapping[str, Any], train: int) -> dict[str, Any]:
+    """For the picture, logits at the test point where those of the first network start largest."""
+    point = train + int(np.argmax(np.abs(pairs["IC-MF"][REFERENCE][0][0, 0, train:])))
+    return {
+        name: {
+            f"{what}, {n}": values[0, :, point]
+            for n in (min(both), max(both))
+            for what, values in zip(("network", "limit"), both[n], strict=True)
+        }
+        for name, both in pairs.items()
+    }
+
+
+def draw(figure: Figure, distances: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
+    one, wide, by_width = panels(figure, 3, (10.2, 3.3))
+    first, last = (f(next(iter(distances.values()))) for f in (min, max))
+    network = curves["IC-MF"][f"network, {first}"]
+    one.plot(network, "ko", ms=3, label=f"network, d* = {first}")
+    for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+        one.plot(curve[f"limit, {first}"], color=colour, lw=1.4, label=f"limit: {name}")
+        wide.plot(curve[f"limit, {last}"], color=colour, lw=1.4, label=name)
+        wide.plot(curve[f"network, {last}"], "o", color=colour, ms=3, mfc="none")
     one.set(xlabel="step", ylabel="logit at a test point", title="reference network, one seed")
-    wide.set(xlabel="step", ylabel="logit", title=f"networks of width {last} (circles) and limits")
+    wide.set(xlabel="step", title=f"networks of width {last} (circles), limits")
     power_lines(
         by_width, distances, {n: -0.25 if n == "intermediate" else -0.5 for n in distances}
     )
     by_width.set(ylabel="relative distance to the limit", title="bars: 2 standard errors")
     for axes in (one, wide, by_width):
         axes.title.set_fontsize(9)
-        axes.legend(frameon=False, fontsize=7.5)
+        axes.legend(frameon=False, fontsize=7)
