@@ -5,7 +5,7 @@ STAMP := .venv/.stamp
 DOCS_STAMP := .venv/.stamp-docs
 OUT ?= tplimit-demo
 
-.PHONY: help venv test test-slow lint format types demo demo-small bench docs clean
+.PHONY: help venv test test-slow lint format types demo demo-small reproduce bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,11 @@ demo: $(STAMP)  ## the main job: handwritten digits at finite and infinite width
 demo-small: $(STAMP)  ## the same in seconds, into a temporary folder
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	$(BIN)/tplimit demo --out "$$out" --widths 32,64,128 --seeds 4 --replicates 2 --steps 3 --samples 512
+
+reproduce: $(STAMP)  ## the claims of experiments/ measured again, about an hour: docs/<name>.md
+	$(BIN)/python -m pip install --quiet --editable ".[experiments]"
+	@set -e; for folder in $$(dirname experiments/*/__init__.py); do \
+	    $(BIN)/tplimit reproduce $$(basename $$folder) --out docs; done
 
 bench: $(STAMP)  ## every script in benchmarks/ in its small form; without --small they measure
 	@set -e; for script in $$(ls benchmarks/*.py | grep -v -e /common.py -e /_); do \

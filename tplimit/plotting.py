@@ -145,7 +145,8 @@ def power_lines(
     axes.set(xscale="log", yscale="log", xlabel="width n")
     axes.set_xticks(widths, [str(k) for k in widths])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, fontsize=8, ncols=1 + (len(sizes) > 3), columnspacing=1.0)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 160) -> Path:

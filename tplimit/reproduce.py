@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from tplimit.plotting import save_figure
 
@@ -45,8 +46,8 @@ RULE = (
     "predicted (± tolerance), *does not hold* where it lies outside, and is *undecided* where it "
     "does neither. A statement holds where the measured one is the same."
 )
-# One pixel size for all pages: legible, and small enough to be kept under version control.
-_DPI = 90
+# Legible, and small enough to be kept under version control.
+_DPI, _PALETTE = 110, 256
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Experiment:
             if result.draw is not None:
                 figure = Figure(layout="constrained", facecolor="white", dpi=_DPI)
                 result.draw(figure)
-                save_figure(figure, picture, dpi=_DPI)
+                _shrink(save_figure(figure, picture, dpi=_DPI))
             outcome = {
                 "rows": [_encode_row(row) for row in result.rows],
                 "setting": _plain(result.setting),
@@ -259,8 +260,7 @@ class Experiment:
             "backend": jax.default_backend(),
             **outcome,
         }
-        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
-        (out / f"{script}.json").write_text(text + "\n", encoding="utf-8")
+        (out / f"{script}.json").write_text(_json(record), encoding="utf-8")
         return record
 
     def page(self, out: Path) -> str:
@@ -346,6 +346,13 @@ def _docstring(file: Path) -> str:
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or file.stem
 
 
+def _shrink(picture: Path) -> None:
+    """A third of the bytes: line drawings have few colours."""
+    with Image.open(picture) as image:
+        small = image.convert("RGB").quantize(_PALETTE)
+    small.save(picture, optimize=True)
+
+
 def _explain(error: Exception, folder: Path) -> str:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError):
@@ -411,6 +418,14 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     raise TypeError(f"{value!r} is no number, string, array, list or dict: it cannot go into JSON")
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """The record as text: arrays in one line at the end, the rest one entry in a line."""
+    head = {k: v for k, v in record.items() if k != "data"}
+    text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False)
+    data = json.dumps(record.get("data", {}), allow_nan=False, ensure_ascii=False)
+    return f'{text[:-2]},\n "data": {data}\n}}\n'
 
 
 def _encode_row(row: Row) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""The large initial learning rates explode if they are kept
+
+Section 2.4: the exponents γ(p) serve the first step only. Kept at the second one they amplify the
+updates by a power of the width that compounds from layer to layer: n^1, n^3/2, n^2, n^3 for the
+four layers with L = 3 and ReLU, while the rates of IP-LLR give n^0 in both steps.
+"""
+
+from matplotlib.figure import Figure
+
+import tplimit as tp
+from tplimit.parameterizations import large_first_rates
+from tplimit.plotting import panels, power_lines
+from tplimit.reproduce import Result, Row, power_law
+
+from . import _setting
+
+DEPTH, ETA = 3, 2.0
+KEPT = (1, 1.5, 2, 3)
+
+
+def run(quick: bool) -> Result:
+    # Products of averages have heavy tails at small widths: small widths bend the slopes.
+    widths = {64: 4, 128: 4} if quick else {512: 192, 1024: 96, 2048: 48, 4096: 12}
+    model = _setting.network(DEPTH, _setting.root_2_relu)
+    llr = _setting.named("ip_llr")
+    cases = {"kept": llr(c=large_first_rates, first=None), "IP-LLR": llr}
+    expected = {"kept": KEPT, "IP-LLR": (0, 0, 0, 0)}
+    rows, sizes = [], {}
+    for name, p in cases.items():
+        regime = tp.classify(p, model)
+        known = "unstable" if name == "kept" else "stable"
+        rows.append(
+            Row(f"{name}: regime by counting", known, "stable" if regime.stable else "unstable")
+        )
+        first, second = _setting.contributions(p, model, ETA, 2, widths)
+        sizes[name] = second
+        for l, exponent in enumerate(expected[name], start=1):
+            claim = f"{name}: exponent of the second contribution, layer {l}"
+            rows.append(Row(f"{claim}, counted", exponent, float(regime.exponents[f"update_{l}"])))
+            fitted, error = power_law(second[f"layer {l}"])
+            rows.append(Row(claim, exponent, fitted, error, tolerance=0.2))
+            if name == "IP-LLR":
+                fitted, error = power_law(first[f"layer {l}"])
+                claim = f"{name}: exponent of the first contribution, layer {l}"
+                rows.append(Row(claim, 0, fitted, error, tolerance=0.2))
+    rows.append(Row("kept: the limit after two steps", "DivergenceError", refusal(cases["kept"])))
+
+    def draw(figure: Figure) -> None:
+        for axes, (name, by_layer) in zip(panels(figure, 2), sizes.items(), strict=True):
+            power_lines(axes, by_layer, dict(zip(by_layer, expected[name], strict=True)))
+            title = "γ kept" if name == "kept" else name
+            axes.set(ylabel="RMS of ΔW x, second step", title=title)
+
+    return Result(
+        rows,
+        {"second contributions": sizes},
+        {"L": DEPTH, "activation": "√2 ReLU", "η": ETA, "widths and seeds": widths},
+        draw,
+    )
+
+
+def refusal(p: tp.Parameterization) -> str:
+    """The error that the infinite width ends in. A smooth activation: ReLU is refused otherwise."""
+    model = _setting.network(2, "tanh")
+    try:
+        _setting.functions(p, model, ETA, 2, tp.inf, 1, samples=2**9)
+    except tp.LimitError as error:
+        return type(error).__name__
+    return "evaluated"
