@@ -5,9 +5,9 @@ kernel, (3) a kernel that is not stationary, (4) initial logits comparable with 
 with the later logits. In a limit these are (1) exponent 0 of $f_0$, (2) of $K_0$, (3) of the
 relative change of the kernel, and (4) equal exponents of $f_0$ and $K_0$. Claims: MF, NTK and
 sym-default keep more of them than the other ten regions, none keeps all, the corrected mean-field
-limit does (G-DS, abstract). The exponents are fitted to networks; one counts as 0 where its 95 %
-interval lies within ±0.1 (the smallest of the table that is not 0 is 1/6), and as not 0 where that
-lies outside of ±0.1. Whether sym-default keeps (4) is not stated in the source; it does not.
+limit does (G-DS, abstract). The exponents are fitted to networks; one counts as 0, or as not 0,
+where its 95 % interval lies within, or outside of, half of the smallest predicted one of its kind
+that is not 0. Whether sym-default keeps (4) is not stated in the source; it does not.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ from ._regions import REGIONS
 RATE = 0.5
 SEEDS = {2**12: 512, 2**16: 128}
 QUICK = {2**8: 256, 2**11: 64}
-ZERO = 0.1
+#: Half of the smallest exponents that are not 0: of f_0, K_0, the change of K, and f_0 / K_0.
+HALF_STEPS = {"f_0": 1 / 12, "K_0": 1 / 12, "dK": 1 / 6, "ratio": 1 / 8}
 STATED = {  # the source's
     "MF": "no, yes, yes, no",
     "NTK": "yes, yes, no, yes",
@@ -67,26 +68,26 @@ def run(quick: bool) -> Result:
     return Result(rows, values, setting, lambda figure: draw(figure, fits, kept))
 
 
-def is_zero(slope: float, error: float) -> str:
+def is_zero(kind: str, slope: float, error: float) -> str:
     """Whether an exponent is 0: "yes", "no", or "?" where its error does not tell."""
-    if abs(slope) + 2 * error < ZERO:
+    if abs(slope) + 2 * error < HALF_STEPS[kind]:
         return "yes"
-    return "no" if abs(slope) - 2 * error > ZERO else "?"
+    return "no" if abs(slope) - 2 * error > HALF_STEPS[kind] else "?"
 
 
 def properties(fit: Mapping[str, Fit]) -> list[str]:
     """The four answers."""
     (f, f_error), (k, k_error) = fit["f_0"], fit["K_0"]
-    comparable = is_zero(f - k, float(np.hypot(f_error, k_error)))
-    return [is_zero(*fit["f_0"]), is_zero(*fit["K_0"]), is_zero(*fit["dK"]), comparable]
+    single = [is_zero(kind, *fit[kind]) for kind in ("f_0", "K_0", "dK")]
+    return [*single, is_zero("ratio", f - k, float(np.hypot(f_error, k_error)))]
 
 
 def signature(fit: Mapping[str, Fit]) -> tuple[str, ...]:
     """Signs of the exponents of f_0 and K_0, and whether 2s is 0, -1 or between."""
     signs = []
     for k in ("f_0", "K_0"):
-        zero = is_zero(*fit[k])
-        signs.append(zero if zero == "?" else "0" if zero == "yes" else f"{np.sign(fit[k][0]):+.0f}")
+        zero = is_zero(k, *fit[k])
+        signs.append("0" if zero == "yes" else zero if zero == "?" else f"{np.sign(fit[k][0]):+.0f}")
     slope, _ = fit["dK"]
     nearest = min((0.0, -0.4, -1.0), key=lambda value: abs(slope - value))
     return (*signs, f"{nearest:g}")
