@@ -7,8 +7,9 @@ With ρ = d / d*, the exponents e0, eK, s of a region, and the Gaussian initial 
 where the corrections are as small as ρ^s or ρ^-1/2. For s < 0 the kernel stays what it is at
 initialisation and D is a recursion for the values at the points. For s = 0 the law of the weights
 moves: D = d* E[A φ(w·x)] over particles that come in pairs ±A, so that D_0 = 0. The former is for
-the leaky ReLU, the latter for tanh. Either is driven by the loss derivatives at f_k, at a finite ρ, or at ρ = inf by -y/2, the derivatives at f_k itself or
-those of a step function, as f_k vanishes, stays or grows.
+the leaky ReLU, the latter for tanh. Either is driven by the loss derivatives at f_k, at a finite ρ,
+or at ρ = inf by -y/2, the derivatives at f_k itself or those of a step function, as f_k vanishes,
+stays or grows.
 """
 
 import math
@@ -72,7 +73,7 @@ def derivative(terms: list[tuple[float, Array]], y: Array, rho: float) -> Array:
 
 def descend(
     e: Exponents, x: Array, y: Array, start: Array, lr: float, steps: int, rho: float,
-    particles: int = 2**17,
+    particles: int = 2**15,
 ) -> Array:  # fmt: skip
     """Logits at all points, the first of which are trained, in units of their largest power of ρ.
 

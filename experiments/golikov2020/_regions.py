@@ -84,9 +84,7 @@ def increments(
     return {name: rate[name] * gradient[name] for name in rate}
 
 
-def kernel(
-    p: Parameterization, model: Model, theta: Mapping[str, Any], z: jax.Array
-) -> jax.Array:
+def kernel(p: Parameterization, model: Model, theta: Mapping[str, Any], z: jax.Array) -> jax.Array:
     """The tangent kernel K_a + K_w of the points z, learning rates included, η = 1: (z, z).
 
     A corrected initial function has no part in it, for its correction is a constant of training.
@@ -135,9 +133,7 @@ def exponents_at_infinity(
     p: Parameterization, model: Model, data: tuple[Any, ...], lr: float, samples: int
 ) -> dict[str, Fraction]:
     """Largest exponents that the interpreter finds for what `first_step` returns."""
-    theta = tp.sample(
-        p.theta(model), jax.random.key(0), width=tp.inf, samples=samples, terms=2
-    )
+    theta = tp.sample(p.theta(model), jax.random.key(0), width=tp.inf, samples=samples, terms=2)
     found = tp.leading(first_step(p, model, *data, lr))(theta)
     return {name: np.max(np.asarray(v.exponent, object)) for name, v in found.items()}
 
@@ -154,7 +150,7 @@ def sizes_by_width(
     Besides what `first_step` returns, dK: ‖K_1 - K_0‖ / ‖K_0‖, the relative change of the kernel.
     """
     (x, y, z), step = data, p.step(model, "logistic", lr)
-    see, few = first_step(p, model, *data, lr), data[2][:2]
+    see, few = first_step(p, model, x, y, z, lr), z[:2]
 
     def run(key: jax.Array, n: int) -> dict[str, jax.Array]:
         theta = tp.sample(p.theta(model), key, width=n)

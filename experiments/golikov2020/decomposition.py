@@ -1,14 +1,14 @@
-"""Logits in four parts: initial weights, increments of one layer, of the other, of both.
+r"""Logits in four parts: initial weights, increments of one layer, of the other, of both.
 
-With $a = a_0 + \\delta a$, $w = w_0 + \\delta w$ and slopes $\\varphi'$ of the trained network, a
+With $a = a_0 + \delta a$, $w = w_0 + \delta w$ and slopes $\varphi'$ of the trained network, a
 network with the leaky ReLU is $f = f_0 + f_a + f_w + f_{aw}$, where for instance
-$f_{aw} = \\sum_r \\delta a_r\\, \\varphi'_r\\, \\delta w_r \\cdot x$. Claims (G-GT): in the mean-field
-scaling all four have a limit; in the kernel scalings $f_{aw}$, which is not linear in the increments,
-vanishes like $\\rho^{-2 q_\\sigma - 2}$; in the intermediate one $f_0$ vanishes too. Networks are
-fitted after twenty steps. `tp.series` finds the orders of the other three after one step: their leading
-exponents, or that of the remainder where nothing is left above it; for $f_0$, which changes by the
-units whose sign flips, its remainder says no more than O(1). (The source fits -0.97 for $f_{aw}$ of
-NTK, -0.47 for that of the intermediate scaling, and -0.35 for its $f_0$.)
+$f_{aw} = \sum_r \delta a_r\, \varphi'_r\, \delta w_r \cdot x$. Claims (G-GT): in the mean-field
+scaling all four have a limit; in the kernel scalings $f_{aw}$, which is quadratic in the increments,
+vanishes like $\rho^{-2 q_\sigma - 2}$; in the intermediate one $f_0$ vanishes too. Networks are
+fitted after twenty steps. `tp.series` finds the orders of the other three after one step: their
+leading exponents, or that of the remainder where nothing is left above it; for $f_0$, which changes
+by the units whose sign flips, the remainder says no more than O(1). (The source fits -0.97 for
+$f_{aw}$ of NTK, -0.47 for that of the intermediate scaling, and -0.35 for its $f_0$.)
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tplimit as tp
 from matplotlib.figure import Figure
+
+import tplimit as tp
 from tplimit.data import random_points
 from tplimit.parameterizations import Parameterization, logistic
 from tplimit.plotting import panels, power_lines
@@ -89,9 +90,7 @@ def _at_infinity(p: Parameterization, model: Any, data: tuple[Any, ...]) -> list
     predict = p.predict(model)
 
     def seen(theta: Mapping[str, Any]) -> dict[str, jax.Array]:
-        moved = _regions.increments(
-            p, model, theta, lambda t: -RATE * logistic(predict(t, x), y)
-        )
+        moved = _regions.increments(p, model, theta, lambda t: -RATE * logistic(predict(t, x), y))
         return parts(p, theta, moved, z)
 
     theta = tp.sample(p.theta(model), jax.random.key(0), width=tp.inf, samples=2**14, terms=2)

@@ -11,11 +11,11 @@ that is not 0. Whether sym-default keeps (4) is not stated in the source; it doe
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+
 from tplimit.data import random_points
 from tplimit.parameterizations import golikov, ic_mean_field
 from tplimit.plotting import panels
@@ -84,10 +84,8 @@ def properties(fit: Mapping[str, Fit]) -> list[str]:
 
 def signature(fit: Mapping[str, Fit]) -> tuple[str, ...]:
     """Signs of the exponents of f_0 and K_0, and whether 2s is 0, -1 or between."""
-    signs = []
-    for k in ("f_0", "K_0"):
-        zero = is_zero(k, *fit[k])
-        signs.append("0" if zero == "yes" else zero if zero == "?" else f"{np.sign(fit[k][0]):+.0f}")
+    name = {"yes": "0", "?": "?"}
+    signs = [name.get(is_zero(k, *fit[k]), f"{np.sign(fit[k][0]):+.0f}") for k in ("f_0", "K_0")]
     slope, _ = fit["dK"]
     nearest = min((0.0, -0.4, -1.0), key=lambda value: abs(slope - value))
     return (*signs, f"{nearest:g}")

@@ -1,8 +1,8 @@
-"""Trajectories of the limits against networks of growing width and the reference network.
+r"""Trajectories of the limits against networks of growing width and the reference network.
 
 For every network the limit is evaluated from that network's own initial function (from 0 where the
 initial function vanishes as the width grows), so that both are trajectories and not only laws. The
-distance of seed r is $\\lVert f - f^{\\infty} \\rVert / \\lVert f^{\\infty} \\rVert$ over all points
+distance of seed r is $\lVert f - f^{\infty} \rVert / \lVert f^{\infty} \rVert$ over all points
 and all steps after the first. It falls like $d^{-1/2}$; for the intermediate scaling like
 $d^{-1/4}$, the order of the initial function that its limit lacks. At width $d^* = 128$ all
 scalings are the same network, the reference, and the distance says how well each limit describes
@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tplimit as tp
 from matplotlib.figure import Figure
 from scipy import stats
+
+import tplimit as tp
 from tplimit.plotting import COLOURS, panels, power_lines
 from tplimit.reproduce import Result, Row, at_most, power_law
 
@@ -170,9 +171,7 @@ def draw(figure: Figure, distances: Mapping[str, Any], curves: Mapping[str, Any]
         wide.plot(curve[f"network, {last}"], "o", color=colour, ms=3, mfc="none")
     one.set(xlabel="step", ylabel="logit at a test point", title="reference network, one seed")
     wide.set(xlabel="step", title=f"networks of width {last} (circles), limits")
-    power_lines(
-        by_width, distances, {n: -0.25 if n == "intermediate" else -0.5 for n in distances}
-    )
+    power_lines(by_width, distances, {n: -0.25 if n == "intermediate" else -0.5 for n in distances})
     by_width.set(ylabel="relative distance to the limit", title="bars: 2 standard errors")
     for axes in (one, wide, by_width):
         axes.title.set_fontsize(9)
