@@ -167,7 +167,7 @@ def _limit_row(
         at_least(0.0),
         square,
         error,
-        note=f"root {abs(square) ** 0.5:.2g}; the initial function is larger up to width {width:.0e}",
+        note=f"root {abs(square) ** 0.5:.2g}; the initial function is larger up to {width:.0e}",
     )
 
 
