@@ -11,14 +11,14 @@ from tplimit.reproduce import Experiment, experiments
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = experiments(ROOT / "experiments")
 # These compile nothing at infinite width that takes long; the others are left to the slow tests.
-FAST = {"hajjar2021": {"first_function", "first_step_exponents", "hybrid", "kept_rates"}}
+FAST = {"hajjar2021": {"first_function", "first_step_exponents", "hybrid"}}
 # What quick settings decide without a doubt: these rows hold, whatever the rest does.
 CERTAIN = {
     ("golikov2020", "decomposition"): "by the interpreter",
     ("golikov2020", "exponents"): "(δa/a)²",
     ("golikov2020", "trajectories"): "one network at width 128",
     ("hajjar2021", "hybrid"): "",
-    ("hajjar2021", "first_step_exponents"): "counted",
+    ("hajjar2021", "first_step_exponents"): "counted:",
     ("hajjar2021", "kept_rates"): "counted",
     ("hajjar2021", "naive_ip"): "tp.leading",
     ("hajjar2021", "hybrid_zero"): "α ReLU²",

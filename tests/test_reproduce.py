@@ -231,6 +231,15 @@ def test_experiments_of_the_same_name_elsewhere(tmp_path):
         assert record["rows"][0]["measured"] == two % 2
 
 
+def test_a_picture_that_cannot_be_drawn_is_a_failure(folder, tmp_path):
+    script = folder / "euclid" / "even.py"
+    script.write_text(GOOD.replace("axes.plot([0, 1])", "axes.set_title('$}$')"), encoding="utf-8")
+    (tmp_path / "even.png").write_text("an older picture")
+    record = experiments(folder)["euclid"].run("even", tmp_path, quick=True)
+    assert "ValueError" in record["error"]
+    assert not (tmp_path / "even.png").exists()
+
+
 def test_what_json_cannot_hold_is_refused(folder, tmp_path):
     (folder / "euclid" / "even.py").write_text(GOOD.replace("np.int32(1)", "object()"))
     record = experiments(folder)["euclid"].run("even", tmp_path, quick=True)

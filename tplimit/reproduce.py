@@ -224,7 +224,7 @@ class Experiment:
         return list(only) or list(self.scripts)
 
     def load(self, script: str) -> ModuleType:
-        """Import a script anew, as a part of the package that its folder is."""
+        """Import a script as a part of the package that its folder is."""
         with _importable(self.folder):
             return importlib.import_module(f"{self.name}.{script}")
 
@@ -235,22 +235,22 @@ class Experiment:
         """
         out.mkdir(parents=True, exist_ok=True)
         picture = out / f"{script}.png"
-        picture.unlink(missing_ok=True)
         start = time.monotonic()
         try:
-            with _importable(self.folder):
-                result = self.load(script).run(quick)
-            if result.draw is not None:
-                figure = Figure(layout="constrained", facecolor="white", dpi=_DPI)
-                result.draw(figure)
-                _shrink(save_figure(figure, picture, dpi=_DPI))
+            result = self.load(script).run(quick)
             outcome = {
                 "rows": [_encode_row(row) for row in result.rows],
                 "setting": _plain(result.setting),
                 "data": _plain(result.data),
             }
+            picture.unlink(missing_ok=True)
+            if result.draw is not None:
+                figure = Figure(layout="constrained", facecolor="white", dpi=_DPI)
+                result.draw(figure)
+                _shrink(save_figure(figure, picture, dpi=_DPI))
         except Exception as error:
             # Whatever goes wrong in one script, the others run.
+            picture.unlink(missing_ok=True)
             outcome = {"error": _explain(error, self.folder)}
         record = {
             "script": script,

@@ -36,8 +36,8 @@ def run(quick: bool) -> Result:
             error = float(np.abs(difference[:, t]).std(ddof=1) / replicates**0.5)
             claim = f"L = {depth}: |f_{t}(A) - f_{t}(B)|, n = ∞"
             note = "the source: 0" if t >= depth - 1 else ""
-            predicted = at_least(1e-4) if t >= depth - 1 else 0
-            rows.append(Row(claim, predicted, value, error, 0 if note else 1e-6, note))
+            predicted = at_least(1e-6) if t >= depth - 1 else 0
+            rows.append(Row(claim, predicted, value, error, 0 if note else 1e-7, note))
         rows.append(
             Row(f"L = {depth}: |f_1|, n = ∞", at_least(0.01), float(np.abs(f[:, 1]).mean()))
         )
