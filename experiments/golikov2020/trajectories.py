@@ -6,9 +6,9 @@ distance of seed r is $\lVert f - f^{\infty} \rVert / \lVert f^{\infty} \rVert$ 
 and all steps after the first. It falls like $d^{-1/2}$; for the intermediate scaling like
 $d^{-1/4}$, the order of the initial function that its limit lacks. At width $d^* = 128$ all
 scalings are the same network, the reference, and the distance says how well each limit describes
-it. Sources: limit dynamics, G-DS, Sections 3 to 5, G-GT, Section 3; that the corrected mean-field
-limit (IC-MF) describes the reference best, G-DS, Section 6. The limit of sym-default, whose logits
-diverge, is under *Diverging logits*.
+it. Sources: the limits and their dynamics, G-DS and G-GT; that the corrected mean-field limit
+(IC-MF) describes the reference best, G-DS, abstract and experiments. The limit of sym-default,
+whose logits diverge, is under *Diverging logits*.
 """
 
 from collections.abc import Mapping
