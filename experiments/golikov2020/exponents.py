@@ -6,7 +6,8 @@ one point of each region. `tp.classify` counts them; `tp.leading` of the first t
 them in the program, where $2s$ is that of the squared relative increments of the output weights;
 finite networks are fitted. The rows of $f_0$ are not independent: all regions have the same
 draws of the weights, in units of the reference network. Source: G-DS, its conditions of dynamical
-stability; the test points are those of its public implementation, but for the triangle, which is at $q_\sigma = -2/3$ in place of $-0.66$.
+stability; the test points are those of its public implementation, but for the triangle, which is
+at $q_\sigma = -2/3$ in place of $-0.66$.
 """
 
 from collections.abc import Mapping
