@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 import tplimit as tp
 from tplimit.data import random_points
@@ -61,7 +62,7 @@ def run(quick: bool) -> Result:
         "activation": f"leaky ReLU {_regions.LEAK} where the kernel is frozen, else tanh",
         "η": RATE,
         "steps": STEPS,
-        "particles": [samples, f"{particles} of the recursion"],
+        "particles": [samples, f"{particles} of the recursion, {16 * particles} at width 2^160"],
         "replicates": replicates,
         "networks": {str(n): count for n, count in widths.items()},
     }
@@ -104,11 +105,12 @@ class _Limit:
                 state, _ = tp.series(step)(state, (self.problem.x, y))
         return np.array(found)
 
-    def recursion(self, start: np.ndarray, n: float) -> np.ndarray:
-        """The same by the recursion, at a finite width or at infinity."""
+    def recursion(self, start: np.ndarray, n: float, more: int = 1) -> np.ndarray:
+        """The same by the recursion, at any width or inf; with `more` times the particles."""
         return _function_space.descend(
-            self.exponents, self.points, self.y, start, RATE, STEPS, n / REFERENCE, self.particles
-        )
+            self.exponents, self.points, self.y, start, RATE, STEPS, n / REFERENCE,
+            more * self.particles,
+        )  # fmt: skip
 
 
 def _distance(f: np.ndarray, other: np.ndarray) -> float:
@@ -147,7 +149,7 @@ def _several(limit: _Limit, replicates: int, samples: int) -> tuple[list[np.ndar
 
 
 def _row(name: str, limit: _Limit, found: list[np.ndarray], refused: int) -> Row:
-    distances = [_worst(f, limit.recursion(f[0], HUGE)) for f in found]
+    distances = [_worst(f, limit.recursion(f[0], HUGE, more=16)) for f in found]
     error = float(np.std(distances, ddof=1) / len(distances) ** 0.5)
     claim = f"{name}: interpreter against the recursion at width 2^160, worst of {STEPS} steps"
     note = f"{refused} of {refused + len(found)} replicates refused: a sign is not certain"
@@ -205,11 +207,13 @@ def draw(figure: Figure, curves: Mapping[str, Any], gaps: Mapping[str, Any]) -> 
         axes = evolving if moves else frozen
         colour = COLOURS[len(axes.containers)]
         n, gap = np.array([float(k) for k in curve]), np.array(list(curve.values()))
-        axes.plot(n, np.maximum(gap, 1e-5), color=colour, lw=1.4)
+        seen = gap > 1e-5
+        axes.plot(n[seen], gap[seen], ".-", color=colour, lw=1.3, ms=3)
         widths = np.array(list(gaps[name]), float)
         means = np.array([g.mean() for g in gaps[name].values()])
         errors = np.array([2 * g.std(ddof=1) / len(g) ** 0.5 for g in gaps[name].values()])
-        axes.errorbar(widths, means, yerr=errors, fmt="o", ms=4, color=colour, label=name)
+        bars = np.minimum(errors, 0.9 * means), errors
+        axes.errorbar(widths, means, yerr=bars, fmt="o", ms=4, color=colour, label=name)
     frozen.set(title="frozen kernel, s < 0")
     evolving.set(title="evolving kernel, s = 0")
     for axes in (frozen, evolving):
@@ -217,7 +221,9 @@ def draw(figure: Figure, curves: Mapping[str, Any], gaps: Mapping[str, Any]) -> 
             xscale="log", yscale="log", xlabel="width", ylim=(8e-6, None),
             ylabel=f"relative distance to the limit, step {STEPS}",
         )  # fmt: skip
-        axes.set_xscale("log", base=2)
+        axes.set_xticks([2.0**b for b in (8, 18, 40, 60, 80, 120)],
+                        [f"$2^{{{b}}}$" for b in (8, 18, 40, 60, 80, 120)])  # fmt: skip
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.title.set_fontsize(9)
         if axes.containers:
             axes.legend(
