@@ -14,6 +14,9 @@ EXPERIMENTS = experiments(ROOT / "experiments")
 FAST = {"hajjar2021": {"first_function", "first_step_exponents", "hybrid"}}
 # What quick settings decide without a doubt: these rows hold, whatever the rest does.
 CERTAIN = {
+    ("golikov2020", "decomposition"): "by the interpreter",
+    ("golikov2020", "exponents"): "(δa/a)²",
+    ("golikov2020", "trajectories"): "one network at width 128",
     ("hajjar2021", "hybrid"): "",
     ("hajjar2021", "first_step_exponents"): "counted:",
     ("hajjar2021", "kept_rates"): "counted",
