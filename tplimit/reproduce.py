@@ -236,6 +236,8 @@ class Experiment:
         out.mkdir(parents=True, exist_ok=True)
         picture = out / f"{script}.png"
         start = time.monotonic()
+        # What earlier scripts compiled takes memory, and holds constants of their precision.
+        jax.clear_caches()
         try:
             result = self.load(script).run(quick)
             outcome = {
