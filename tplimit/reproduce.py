@@ -287,7 +287,7 @@ class Experiment:
     def _section(self, record: Mapping[str, Any], picture: Path) -> str:
         script = record["script"]
         title, _, rest = self.scripts[script].partition("\n")
-        how = f"`{script}.py`, {record['seconds']:.0f} s"
+        how = f"`{script}.py`"
         if record["quick"]:
             how += ", in the **quick** setting: a test of the script, not a measurement"
         parts = [f"## {title}", rest.strip()]
