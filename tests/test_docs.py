@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -14,7 +15,7 @@ def test_readme_code_runs_as_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -22,6 +23,8 @@ def test_readme_code_runs_as_printed(
     finite, infinite = map(float, printed.splitlines()[0].split())
     assert abs(finite - infinite) < 0.05
     assert "slope" in printed
+    assert names["kernel"].method == "closed_form"  # type: ignore[attr-defined]
+    np.testing.assert_allclose(names["kernel"], names["exact"].ntk, rtol=1e-5)  # type: ignore[attr-defined]
 
 
 def test_the_example_of_training_in_function_space(capsys: pytest.CaptureFixture[str]) -> None:
