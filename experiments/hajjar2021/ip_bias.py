@@ -68,7 +68,7 @@ def run(quick: bool) -> Result:
         left.set(ylabel="relative difference", title="first pass and step: two inputs")
         n = max(finite)
         changes = np.abs(np.diff(limit.mean(axis=0)[:, 0]))
-        middle.plot(np.arange(1, steps + 1), changes, "k-s", ms=4, label="|f_t − f_{t−1}|, n = ∞")
+        middle.plot(np.arange(1, steps + 1), changes, "k-s", ms=4, label="|f_t − f_(t−1)|, n = ∞")
         for colour, (label, f) in zip(
             COLOURS, {"n = ∞": limit, f"n = {n}": finite[n]}.items(), strict=False
         ):
