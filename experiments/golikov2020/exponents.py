@@ -52,7 +52,7 @@ OUTSIDE = {"diverging": (1, 1), "stagnating": (-1, -1)}
 
 def run(quick: bool) -> Result:
     seeds = QUICK if quick else SEEDS
-    names = ("MF", "NTK", "triangle") if quick else tuple(REGIONS)
+    names = ("NTK", "triangle") if quick else tuple(REGIONS)
     data = random_points(24, 16, inputs=10)
     x, y, z = (jnp.asarray(a) for a in (data.x, data.y, data.x_test))
     model = _regions.network(10)
