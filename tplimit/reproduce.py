@@ -47,7 +47,7 @@ RULE = (
     "does neither. A statement holds where the measured one is the same."
 )
 # Legible, and small enough to be kept under version control.
-_DPI, _PALETTE = 110, 256
+_DPI, _PALETTE = 110, 128
 
 
 @dataclass(frozen=True)
