@@ -113,8 +113,8 @@ def test_diagonal_of_relu(stax: ModuleType) -> None:
     """K and Θ of a point with itself are known: w²/2 each layer. Rounding takes a correlation of 1
     to 1 - ε, where the angle is √(2 ε): they lose half of the digits, we do not."""
     depth, w, b = 5, 1.3, 0.2
-    points = rng.normal(size=(100, 4))
-    k = np.sum(points * points, 1) / 4
+    points = rng.normal(size=(100, 50))
+    k = np.sum(points * points, 1) / 50
     theta = k = w**2 * k + b**2
     for _ in range(depth):
         k, theta = w**2 * k / 2 + b**2, w**2 * (k / 2 + theta / 2) + b**2
