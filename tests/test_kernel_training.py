@@ -96,10 +96,13 @@ def in_function_space(loss, y, vector, optimizer, lr, steps, **how):
     return np.concatenate([run.train, run.test], axis=1)
 
 
-LEFT_TO_SLOW = ("one output", "probabilities")
+LEFT_TO_SLOW = ("one output", "probabilities", "sgd", "accumulated", "averaged")
 MINI = RNG.integers(0, TRAIN, (7, 4))
 CASES = [
-    *[("mse", name, None) for name in LINEAR],
+    *[
+        pytest.param("mse", name, None, marks=[pytest.mark.slow] * (name in LEFT_TO_SLOW))
+        for name in LINEAR
+    ],
     *[
         pytest.param(loss, "Nesterov", MINI, marks=[pytest.mark.slow] * (loss in LEFT_TO_SLOW))
         for loss in LOSSES

@@ -106,7 +106,7 @@ def test_tangent_kernels_converge(case: str) -> None:
     apply, index, shapes, kernel = CASES[case]()
     widths, distance = 2 ** np.arange(6, 13, 2), []
     for n in widths.tolist():
-        found = tangents(apply, index, shapes, n, max(16, 16384 // n))
+        found = tangents(apply, index, shapes, n, max(8, 8192 // n))
         distance.append(np.sqrt(np.mean((found - np.asarray(kernel.ntk)) ** 2)))
     slope = np.polyfit(np.log(widths), np.log(distance), 1)[0]
     assert abs(slope + 0.5) < 0.1, distance

@@ -189,11 +189,11 @@ def test_random_network_as_target():
 
 
 def test_trained_points_follow_the_law():
-    """The flow on 1024 points of the circle, by the kernel's matrix."""
-    angles = 2 * np.pi * np.arange(1024) / 1024
+    """The flow on 512 points of the circle, by the kernel's matrix."""
+    angles = 2 * np.pi * np.arange(512) / 512
     x = 2**0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     y = np.where(np.abs(angles - np.pi) < 1, 1.0, 0.0)
-    t = np.geomspace(1e2, 1e4, 5)
+    t = np.geomspace(30, 3e3, 5)
     run = kernels.flow(NETWORK, None, y, "mse", t, x=x, dtype=np.float64, progress=False)
     assert fitted(t, run.loss) == pytest.approx(power_laws.loss_exponent(1), rel=0.1)
 
