@@ -88,6 +88,7 @@ def test_agrees_with_neural_tangents(
         off_diagonal(mlp(depth, ours, w_std, b_std)(X, Y), expected, 1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:Numerical Activation Layer")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigmoid", "silu", "softplus", "tanh"])
 @pytest.mark.parametrize("b_std", [0.0, 0.3])
@@ -140,6 +141,7 @@ def test_powers_of_relu_on_the_diagonal(stax: ModuleType) -> None:
     assert_allclose(np.diag(mlp(1, "relu2")(X).nngp), 1.5 * k**2, 1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:Numerical Activation Layer")
 @pytest.mark.slow
 def test_their_quadrature_ignores_kinks(stax: ModuleType) -> None:
     x = np.array([[1.0, 0.2]]), np.array([[0.8, 0.9]])
