@@ -98,6 +98,7 @@ def test_quadrature_against_mpmath(name: str) -> None:
             assert_allclose(found[k], expected, tolerance(name), err_msg=f"{pair}")
 
 
+@pytest.mark.slow
 def test_errors_are_stated() -> None:
     """The estimate exceeds the error, and both are far below what is promised."""
     assert dual("relu").error(0.5, 1.0, 1.0) == (0, 0)
@@ -266,7 +267,7 @@ variances = st.floats(1e-3, 30)
 correlations = st.floats(-1, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(CLOSED), correlations, variances, variances)
 def test_symmetric_and_bounded(name: str, c: float, var1: float, var2: float) -> None:
     phi = dual(name)

@@ -81,14 +81,14 @@ def test_agrees_with_neural_tangents(
     """In float64, between different points (see below for their diagonal)."""
     w_std = 0.7 if ours == "square" else 1.3
     # In deeper networks their powers of relu are NaN.
-    for depth in (1,) if their == "RectifiedMonomial" else (1, 2, 5, 10):
+    for depth in (1,) if their == "RectifiedMonomial" else (1, 3, 10):
         if ours == "sign" and depth > 5:
             continue  # its correlations shrink to round-off, where relative errors mean nothing
         expected = theirs(stax, getattr(stax, their)(*arguments), depth, w_std, b_std)(X, Y)
         off_diagonal(mlp(depth, ours, w_std, b_std)(X, Y), expected, 1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:Numerical Activation Layer")
+@pytest.mark.filterwarnings("ignore:Numerical Activation", "ignore:Using JAX autodiff")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigmoid", "silu", "softplus", "tanh"])
 @pytest.mark.parametrize("b_std", [0.0, 0.3])
@@ -141,7 +141,7 @@ def test_powers_of_relu_on_the_diagonal(stax: ModuleType) -> None:
     assert_allclose(np.diag(mlp(1, "relu2")(X).nngp), 1.5 * k**2, 1e-14)
 
 
-@pytest.mark.filterwarnings("ignore:Numerical Activation Layer")
+@pytest.mark.filterwarnings("ignore:Numerical Activation", "ignore:Using JAX autodiff")
 @pytest.mark.slow
 def test_their_quadrature_ignores_kinks(stax: ModuleType) -> None:
     x = np.array([[1.0, 0.2]]), np.array([[0.8, 0.9]])
