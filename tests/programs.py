@@ -248,14 +248,14 @@ def scan_over_steps(t: Theta) -> Any:
     return outputs, predict(t, X)
 
 
-@program(MLP, deferred=True)
+@program(MLP, deferred=True, slow=True)
 def long_scan_over_steps(t: Theta) -> Any:
     batches = jnp.tile(X, (5, 1))[:, None], jnp.tile(Y, 5)[:, None]
     t, outputs = lax.scan(_sgd, t, batches)
     return outputs[::5], predict(t, X)
 
 
-@program(MLP)
+@program(MLP, slow=True)
 def long_fori_loop_over_minibatches(t: Theta) -> Any:
     def body(i: jax.Array, t: Theta) -> Theta:
         index = (2 * i + jnp.arange(2)) % 4
@@ -334,7 +334,9 @@ def gated_recurrent_unit(t: Theta) -> Any:
     return f(descend(squared(f), t), X)
 
 
-@program(RECURRENT | {"U": tp.normal((1, 4 * n)), "W": tp.normal((n, 4 * n), std=n**-0.5)})
+@program(
+    RECURRENT | {"U": tp.normal((1, 4 * n)), "W": tp.normal((n, 4 * n), std=n**-0.5)}, slow=True
+)
 def gates_by_slices(t: Theta) -> Any:
     width = t["v"].shape[0]
 
@@ -449,7 +451,10 @@ def laws_that_are_not_centred(t: Theta) -> Any:
     return f, column.mean(), (column**2).mean(), (t["W"].sum(1) * t["v"]).mean()
 
 
-@program({"U": MLP["U"], "W": tp.normal((n, 4, n / 4), std=n**-0.5), "v": tp.normal((4, n / 4))})
+@program(
+    {"U": MLP["U"], "W": tp.normal((n, 4, n / 4), std=n**-0.5), "v": tp.normal((4, n / 4))},
+    slow=True,
+)
 def one_matrix_per_head(t: Theta) -> Any:
     def f(t: Theta, x: jax.Array) -> jax.Array:
         z = jnp.tanh(jnp.einsum("bi,ihd->bhd", jnp.tanh(x @ t["U"]), t["W"]))
@@ -461,7 +466,10 @@ def one_matrix_per_head(t: Theta) -> Any:
     return f(t, X)
 
 
-@program({"E": tp.normal((5, n)), "W": tp.normal((3, n, n), std=n**-0.5), "v": tp.normal((n,))})
+@program(
+    {"E": tp.normal((5, n)), "W": tp.normal((3, n, n), std=n**-0.5), "v": tp.normal((n,))},
+    slow=True,
+)
 def convolution_by_shifts(t: Theta) -> Any:
     tokens = jnp.asarray([[0, 1, 2, 3], [4, 3, 0, 0]])
 

@@ -139,6 +139,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_killed_again_and_again(name, tmp_path, mortal, monkeypatch):
     monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
@@ -318,6 +319,7 @@ def test_a_newer_version_is_refused(two_files):
         run(8, checkpoint=two_files[0].parent)
 
 
+@pytest.mark.slow
 def test_other_fields_are_refused(tmp_path, monkeypatch):
     run(tp.inf, checkpoint=tmp_path)
     monkeypatch.setitem(encoding._CLASSES, "Law", namedtuple("Law", "exact other"))

@@ -105,8 +105,13 @@ def test_wrong_options(arguments, code, message):
     assert "Traceback" not in result.output
 
 
+SLOW_NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("hp", "ip_bias", "ic_mean_field")
+]
+
+
 @pytest.mark.filterwarnings("ignore:The limit is a random function:tplimit.LimitWarning")
-@pytest.mark.parametrize("name", ["ip_llr", "hp", "ip_bias", "ic_mean_field", "golikov(-1, 1)"])
+@pytest.mark.parametrize("name", ["ip_llr", "golikov(-1, 1)", *SLOW_NAMES])
 def test_compare_takes_every_parameterization(tmp_path, name):
     """Those with a first step of their own, and those that are made from exponents."""
     arguments = [*TINY, "--data", "random", "--bias", "all", "--out", str(tmp_path)]

@@ -47,6 +47,7 @@ def coverage(runs: Callable[[int], Any], truth: np.ndarray, repetitions: int) ->
     return np.mean(hits, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["sobol", pytest.param("random", marks=pytest.mark.slow)])
 def test_intervals_cover_trained_predictions(noise: str) -> None:
     """muP, tanh, two hidden layers, f_1 .. f_4 at two points: 90 to 99 % of 200 intervals each.
@@ -91,6 +92,7 @@ def test_intervals_cover_a_closed_form() -> None:
     assert 0.90 < shares.mean() < 0.99
 
 
+@pytest.mark.slow
 def test_too_few_samples_are_found_out() -> None:
     """At M = 16 with 64 replicates the O(1/M) bias exceeds the error bar: found, and warned of."""
     with pytest.warns(tp.LimitWarning, match="bias from the finite number of samples"):
@@ -141,6 +143,7 @@ def single() -> Any:
     return long_run("float32")
 
 
+@pytest.mark.slow
 def test_float32_stays_within_the_error_of_float64(single: Any) -> None:
     """100 steps: the same Sobol' points in both precisions, so that the runs can be paired.
 

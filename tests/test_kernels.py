@@ -180,6 +180,7 @@ def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "jax.util" not in sys.modules
 
 
+@pytest.mark.slow
 def test_convolutions_come_through_the_bridge(stax: ModuleType) -> None:
     image = rng.normal(size=(3, 4, 4, 2))
     layers = stax.Conv(1, (3, 3), padding="SAME"), stax.Relu(), stax.GlobalAvgPool()

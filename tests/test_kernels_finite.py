@@ -132,6 +132,7 @@ def test_covariance_and_mean_tangent(case: str) -> None:
         assert (np.abs(samples.mean(0) - expected) < 5 * error + bias).all()
 
 
+@pytest.mark.slow
 def test_every_pair_of_lengths() -> None:
     """Kernels of all prefixes at once, of given lengths, and of sequences that are cut off."""
     x, y = rng.normal(size=(2, 5, 3)), rng.normal(size=(3, 4, 3))

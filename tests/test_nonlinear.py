@@ -67,6 +67,7 @@ def classifier() -> Network:
     return mup("gelu", 2, outputs=3, biases=(0.0, 0.5), ratios=(1, 2), loss=cross_entropy, eta=1.0)
 
 
+@pytest.mark.slow
 def test_classifier_with_biases_and_two_widths() -> None:
     """gelu, layers of width n and 2n, softmax cross-entropy, minibatches, trained biases.
 

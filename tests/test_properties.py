@@ -128,7 +128,7 @@ def _deferred_or_not(*slow: bool) -> Any:
     )
 
 
-@_deferred_or_not(False, True)
+@_deferred_or_not(True, True)
 def test_scan_over_steps_equals_calls(width: Any) -> None:
     """Steps in one compiled scan and in calls give the same states."""
     batches = _batches(8)
@@ -217,6 +217,7 @@ def test_order_of_parameters_changes_no_law() -> None:
 # Batches ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_merged_batches_equal_batches_apart() -> None:
     """Queries for all inputs at once, and for each by itself, agree within their own error."""
 

@@ -421,6 +421,7 @@ def predicted_covariance(steps, samples=200_000):
     return inverse @ free @ inverse.T
 
 
+@pytest.mark.slow
 def test_fluctuations_of_one_hidden_layer():
     """Standard deviations against the formula, D.2 of the sources (arXiv 2110.15954)."""
     steps, replicates = 6, 400

@@ -73,6 +73,7 @@ def two_processes(script: Path, folder: Path) -> list[list[str]]:
     return printed
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     printed = two_processes(HERE / "several_processes.py", tmp_path)
     found = [json.loads(lines[-1]) for lines in printed]

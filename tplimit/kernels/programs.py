@@ -96,7 +96,8 @@ def nngp(
     >>> theta = {"U": tp.normal((2, n)), "v": tp.normal((n,), std=n**-0.5)}
     >>> f = lambda t, x: jax.nn.relu(x @ t["U"]) @ t["v"]
     >>> x = jnp.array([[3.0, 4.0]])
-    >>> nngp(f, theta, x).value, tp.ntk(f, theta, x, method="closed_form").method
+    >>> kernel = nngp(f, theta, x)
+    >>> kernel.value, kernel.method
     (Array([[12.5]], dtype=float32), 'closed_form')
     """
     return _kernel("nngp", apply, theta, x1, x2, method, samples, replicates, key)
