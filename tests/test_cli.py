@@ -106,12 +106,13 @@ def test_wrong_options(arguments, code, message):
 
 
 SLOW_NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("hp", "ip_bias", "ic_mean_field")
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("hp", "ip_bias", "ic_mean_field", "golikov(-1, 1)")
 ]
 
 
 @pytest.mark.filterwarnings("ignore:The limit is a random function:tplimit.LimitWarning")
-@pytest.mark.parametrize("name", ["ip_llr", "golikov(-1, 1)", *SLOW_NAMES])
+@pytest.mark.parametrize("name", ["ip_llr", *SLOW_NAMES])
 def test_compare_takes_every_parameterization(tmp_path, name):
     """Those with a first step of their own, and those that are made from exponents."""
     arguments = [*TINY, "--data", "random", "--bias", "all", "--out", str(tmp_path)]
@@ -154,6 +155,7 @@ def test_classify_prints_the_regime():
     assert "df_1 n^0" in shown
 
 
+@pytest.mark.slow
 def test_classify_may_run_the_program():
     shown = plain(invoke("classify", "naive_ip", "--depth", "1", "--run").output)
     assert "run at infinite width" in shown

@@ -72,7 +72,7 @@ def assert_same_law(one: Array, two: Array) -> None:
 @pytest.mark.parametrize(
     ("kind", "n", "seeds"),
     [
-        ("tied", 16, 400),
+        pytest.param("tied", 16, 400, marks=pytest.mark.slow),
         *(
             pytest.param(kind, n, seeds, marks=pytest.mark.slow)
             for kind in NETWORKS

@@ -166,6 +166,7 @@ def ip_runs() -> list[list[tp.Leading]]:
     return observed(IP, IP_THETA, replicates=8, samples=2**13, steps=3, transform=tp.leading)
 
 
+@pytest.mark.slow
 def test_integrable_network_decays_like_one_over_n(ip_runs: list[list[tp.Leading]]) -> None:
     """`f_t = c_t / n`: exponent -1 and the exact coefficients for t = 1, 2, 3; 6 comparisons."""
     assert {seen.exponent for run in ip_runs for seen in run} == {Fraction(-1)}

@@ -34,7 +34,8 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("speed", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("speed", ["not slow", "slow"])
 def test_eight_devices_in_one_process(speed: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", speed]
     command.append("eight_devices.py")
