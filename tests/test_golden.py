@@ -180,6 +180,7 @@ def test_integrable_network_decays_like_one_over_n(ip_runs: list[list[tp.Leading
     assert np.all(stated < 60 * spread)
 
 
+@pytest.mark.slow
 def test_integrable_network_at_initialisation_is_not_a_number_times_1_over_n() -> None:
     """The mean of `n f_0` vanishes: refused with one term, and of order n^-3/2 with two."""
     state = tp.sample(IP_THETA, jax.random.key(0), width=tp.inf, samples=2**13)

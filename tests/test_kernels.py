@@ -256,6 +256,7 @@ def test_what_second_moments_do_not_determine_is_refused() -> None:
 # Evaluation -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_blocks_do_not_matter() -> None:
     net = mlp(2, "relu", 1.2, 0.1)
     whole = net(X)

@@ -134,7 +134,7 @@ def assert_exact(run: Run, expected: linear.LinearRun) -> None:
     ("hidden", "outputs"),
     [
         (1, None),
-        (3, None),
+        pytest.param(3, None, marks=pytest.mark.slow),
         pytest.param(2, None, marks=pytest.mark.slow),
         pytest.param(4, None, marks=pytest.mark.slow),
         pytest.param(2, 2, marks=pytest.mark.slow),

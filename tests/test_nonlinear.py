@@ -89,6 +89,7 @@ def mean_field(activation: str, eta: float) -> Network:
     return Network(scaling.theta(model), scaling.predict(model), scaling.step(model, "mse", eta))
 
 
+@pytest.mark.slow
 def test_mean_field_is_mup_with_one_hidden_layer() -> None:
     """Same particles, same numbers; and both agree with networks of width 1024, 24 comparisons."""
     data = regression()

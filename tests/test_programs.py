@@ -56,12 +56,14 @@ def test_limit_is_the_mean_of_finite_networks(p: Program) -> None:
     _against_dense(p, tp.inf, p.bias / WIDTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [p for p in PROGRAMS if p.deferred], ids=lambda p: p.name)
 def test_deferred_has_the_mean_of_finite_networks(p: Program) -> None:
     """A deferred network has the mean outputs of a dense one of the same width, without bias."""
     _against_dense(p, tp.Deferred(WIDTH), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", _PAIRS, ids="-".join)
 def test_step_with_any_activation(pair: tuple[str, str]) -> None:
     """A gradient step is right for every activation, in the first and in the second layer."""

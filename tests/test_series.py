@@ -444,6 +444,7 @@ def test_fluctuations_of_one_hidden_layer():
     assert np.diag(expected)[-4:].sum() < np.diag(expected)[:4].sum()
 
 
+@pytest.mark.slow
 def test_fluctuations_are_saved(tmp_path):
     theta = {"w": tp.normal((3, N)), "a": tp.normal((N,))}
     x = jnp.asarray(X[:4], jnp.float32)
@@ -477,6 +478,7 @@ def test_options_that_have_no_meaning(options, message):
         trained(1, "tanh", "mse", **options)
 
 
+@pytest.mark.slow
 def test_a_random_limit_says_so(tmp_path):
     run = trained(1, "tanh", "mse", steps=1, samples=64)
     assert run.random and "random limit" in repr(run)

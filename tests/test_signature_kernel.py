@@ -63,6 +63,7 @@ def test_refinement_interpolates():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(
     "activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("erf", "tanh"))]

@@ -177,6 +177,7 @@ def test_samples_that_are_no_power_of_two_work_and_say_what_they_cost() -> None:
     tp.sample(theta, jax.random.key(0), width=tp.inf, samples=1000, noise="random")
 
 
+@pytest.mark.slow
 def test_sobol_noise_is_more_precise_than_random() -> None:
     """E tanh(W tanh(v))² over 24 keys: the spread is at least a third smaller, means agree."""
     n = tp.Width("n")

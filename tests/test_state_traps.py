@@ -181,6 +181,7 @@ def _advance(t: Theta, x: float) -> Theta:
     return t | {"v": t["v"] + jnp.tanh(t["w"] * x) @ t["W"]}
 
 
+@pytest.mark.slow
 def test_old_and_new_values_share_their_matrices(theta: Theta) -> None:
     """A value and its ancestors can meet: the newest state of the matrices is taken."""
     advance = tp.limit(_advance)
