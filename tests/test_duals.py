@@ -300,3 +300,11 @@ def test_positive_semidefinite(name: str, seed: int) -> None:
     for gram in dual(name).both(cov, var[:, None], var[None]):
         eigenvalues = np.linalg.eigvalsh(np.asarray(gram))
         assert eigenvalues[0] >= -1e-7 * max(abs(eigenvalues[-1]), 1)
+
+
+@pytest.mark.parametrize(
+    "function", [jax.nn.softmax, lambda x: x - jnp.mean(x), lambda x: x / jnp.linalg.norm(x)]
+)
+def test_functions_of_a_whole_array_are_refused(function: object) -> None:
+    with pytest.raises(tp.ActivationError, match="does not act elementwise"):
+        dual(function)  # type: ignore[arg-type]

@@ -188,3 +188,23 @@ def test_errors_of_the_program_are_its_own():
 
     with pytest.raises(tp.NoLimitError, match="sort"):
         tp.classify_step(step, {"U": tp.normal((3, N))}, BATCH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [True, False])
+def test_factors_may_stand_before_or_after_the_product(after):
+    """muP with unit weights and ``n^(-1/2)`` in the program."""
+
+    def predict(t, x):
+        root = jnp.sqrt(t["v"].shape[0])
+        h = jnp.tanh(x @ t["U"])
+        h = h @ t["W"] / root if after else h @ (t["W"] / root)
+        return jnp.tanh(h) @ t["v"] / t["v"].shape[0]
+
+    def step(t, batch):
+        loss = lambda t: 0.5 * jnp.mean((predict(t, batch[0]) - batch[1]) ** 2)
+        value, g = jax.value_and_grad(loss)(t)
+        return jax.tree.map(lambda p, g: p - 0.3 * t["v"].shape[0] * g, t, g), value
+
+    theta = {"U": tp.normal((3, N)), "W": tp.normal((N, N)), "v": tp.normal((N,))}
+    assert tp.classify_step(step, theta, BATCH, samples=512).name == "muP-like"

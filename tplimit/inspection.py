@@ -114,18 +114,19 @@ class _Watched:
     Attributes:
         before, after: arguments and results of nonlinearities, vectors along a width.
         outputs: finite values.
-        products: matrices of the program and the vectors that they are multiplied with.
+        products: matrices of the program, the vectors that they are multiplied with, the results,
+            and these after all factors.
     """
 
     before: list[Slot]
     after: list[Slot]
     outputs: list[Slot]
-    products: list[tuple[Slot, Slot]]
+    products: list[tuple[Slot, Slot, Slot, Slot]]
 
     @property
     def slots(self) -> list[Slot]:
-        pairs = [slot for pair in self.products for slot in pair]
-        return [*self.before, *self.after, *self.outputs, *pairs]
+        others = [slot for product in self.products for slot in product]
+        return [*self.before, *self.after, *self.outputs, *others]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class _Pass:
     before: list[Tensor]
     after: list[Tensor]
     outputs: list[Tensor]
-    products: list[tuple[Matrices, Tensor]]
+    products: list[tuple[Matrices, Tensor, Tensor, Tensor]]
 
     @property
     def hidden(self) -> Exponent:
@@ -150,10 +151,15 @@ class _Pass:
     def random_weights(self) -> list[Exponent]:
         """Exponents of what the initial hidden matrices contribute to preactivations."""
         return [
-            part.scale.exponents.max() + HALF + x.exponents.max()
-            for matrices, x in self.products
+            part.scale.exponents.max()
+            + HALF
+            + x.exponents.max()
+            # Factors after the product, such as n^(-1/2).
+            + (end.exponents.max() - out.exponents.max())
+            for matrices, x, out, end in self.products
             for matrix in matrices.items.flat
             for part in matrix.gaussians
+            if out.exponents.max() != NEVER
         ]
 
 
@@ -176,7 +182,7 @@ class _Watcher(Evaluator):
         out, found = super().__call__((state, batch), {})
         watched = next(iter(self.watched.values()))
         values = dict(zip(watched.slots, [leaf._value for leaf in found], strict=True))
-        products = [(values[matrix], values[x]) for matrix, x in watched.products]
+        products = [tuple(values[slot] for slot in product) for product in watched.products]
         before, after, outputs = (
             [values[slot] for slot in slots]
             for slots in (watched.before, watched.after, watched.outputs)
@@ -239,7 +245,7 @@ def _watched(program: Program, tree: Any, out_tree: Any, leaves: Sequence[Any]) 
             continue
         if structure.is_linear(e, data):
             chains += [s for s in e.outputs if _is_contraction(e)]
-            products += _product(e, data)
+            products += _products(forward, e, data)
             continue
         before += [s for s in ours if len(structure.avals(e)[s].width_axes) == 1]
         after += [s for s in e.outputs if len(structure.avals(e)[s].width_axes) == 1]
@@ -280,11 +286,15 @@ def _is_contraction(e: Equation) -> bool:
     )
 
 
-def _product(e: Equation, data: set[Any]) -> list[tuple[Slot, Slot]]:
+def _products(
+    forward: Sequence[Equation], e: Equation, data: set[Any]
+) -> list[tuple[Slot, Slot, Slot, Slot]]:
     if e.primitive is not p.dot_general_p:
         return []
-    matrix = [s for s in structure.slots(e) if len(structure.avals(e)[s].width_axes) == 2]
-    return [(matrix[0], s) for s in structure.slots(e) if s in data] if matrix else []
+    read, shapes, (out,) = structure.slots(e), structure.avals(e), e.outputs
+    matrices = [slot for slot in read if len(shapes[slot].width_axes) == 2]
+    end = _end(forward, data, out)
+    return [(matrix, x, out, end) for matrix in matrices[:1] for x in read if x in data]
 
 
 def _end(forward: Sequence[Equation], data: set[Any], slot: Slot) -> Slot:

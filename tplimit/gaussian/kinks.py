@@ -69,8 +69,10 @@ def find(name: str, function: Function) -> Kinks:
     with jax.enable_x64(True):
         compiled = jax.jit(lambda x: [derivative(function, k)(x) for k in range(_DERIVATIVES + 1)])
         values = _values(name, compiled, ends)
-        backwards = _values(name, compiled, ends[::-1])[0][::-1]
-        if not np.allclose(backwards, values[0], equal_nan=True):
+        # Order and company of an element do not matter.
+        third = len(ends) // 3
+        some = _values(name, compiled, ends[:third][::-1])[0][::-1]
+        if not np.allclose(some, values[0][:third], equal_nan=True):
             raise _not_elementwise(name)
         _check_growth(name, values[0], ends)
         found: list[tuple[float, int]] = []
