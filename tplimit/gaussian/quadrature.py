@@ -28,7 +28,7 @@ _REACH, _NODES = 14.0, 320
 #: Half range of double integrals. Beyond it the normal law has a mass of 2e-12.
 _REACH_2D = 7.0
 #: Nodes of double integrals between two cuts of a function with kinks, and of a smooth one.
-_NODES_2D, _NODES_SMOOTH = 24, 64
+_NODES_2D, _NODES_SMOOTH = 24, 96
 #: Pairs whose double integrals are held at once.
 _BATCH = 32
 
