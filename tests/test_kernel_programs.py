@@ -119,6 +119,19 @@ def test_residual_sums_of_fresh_products_are_recognised():
     np.testing.assert_allclose(found, net(x).ntk, rtol=1e-5)
 
 
+def test_a_rectifier_written_by_hand_is_a_function_of_one_vector():
+    """``0.1 h`` is a multiple of ``h``, not another Gaussian vector."""
+
+    def apply(t, x):
+        h = x @ t["U"] / x.shape[-1] ** 0.5
+        return jnp.where(h > 0, h, 0.1 * h) @ t["v"] / t["v"].shape[0] ** 0.5
+
+    x = jnp.asarray(X, jnp.float32)
+    expected = kernels.mlp(1, kernels.leaky_relu(0.1))(x)
+    found = tp.ntk(apply, RESIDUAL, x, method="closed_form")
+    np.testing.assert_allclose(found, expected.ntk, rtol=1e-5)
+
+
 def test_sums_that_share_a_part_are_not():
     """``(h + A) + (h + B)``: the two are not independent, and no formula is made up for them."""
 
@@ -171,6 +184,8 @@ def test_bad_input():
     x = jnp.asarray(X, jnp.float32)
     with pytest.raises(ValueError, match="NaN"):
         tp.ntk(apply, theta, x.at[0, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match="float32 or float64, not bfloat16"):
+        tp.ntk(apply, theta, x.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match="method is"):
         tp.ntk(apply, theta, x, method="exact")
     with pytest.raises(tp.LimitError, match="No parameter is declared"):

@@ -168,6 +168,8 @@ def _check(theta: Any, a: Any, b: Any) -> None:
             "No parameter is declared.", advice="Declare them: theta = {'W': tp.normal((d, n))}."
         )
     for x in jax.tree.leaves((a, b)):
+        if jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(f"inputs are float32 or float64, not {x.dtype}")
         if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
             raise ValueError("inputs must be finite, without NaN")
 

@@ -13,7 +13,7 @@ all, is not recognised, and said so with its line.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +26,17 @@ from tplimit._jax import Primitive, primitives as p
 from tplimit.errors import DivergenceError, UnsupportedOperationError
 from tplimit.evaluation import Evaluator
 from tplimit.gaussian.activations import Dual, dual
+from tplimit.kernels.fields import (
+    ONE,
+    Field,
+    Gaussian,
+    Number,
+    Power,
+    Value,
+    Weights,
+    folded,
+    scaled,
+)
 from tplimit.leaves import aval_of
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.sampling import inf, sample
@@ -45,78 +56,6 @@ class NotRecognised(Exception):
             advice='method="particles" takes any program that tp.limit takes.',
         )
 
-
-@dataclass(frozen=True)
-class _Power:
-    """``n^exponent array``; zeros of any exponent give way to others."""
-
-    array: Array
-    exponent: Any = Fraction(0)
-
-    def __add__(self, other: "_Power") -> "_Power":
-        if self.exponent == other.exponent:
-            return _Power(self.array + other.array, self.exponent)
-        return max(self, other, key=lambda one: one.exponent)
-
-    def times(self, factor: Any, exponent: Any = 0) -> "_Power":
-        return _Power(self.array * factor, self.exponent + exponent)
-
-
-@dataclass(frozen=True)
-class _Number:
-    """``n^exponent array``, known: data and constants."""
-
-    array: Any
-    exponent: Any = Fraction(0)
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """A declared parameter, times a number; ``axes`` are its own axes in the order they are in."""
-
-    parameter: Parameter
-    place: int
-    axes: tuple[int | None, ...]
-    factor: _Number = field(default_factory=lambda: _Number(1.0))
-
-
-@dataclass(frozen=True)
-class _Gaussian:
-    """A centred Gaussian vector for each point.
-
-    Attributes:
-        K, Theta: kernels (P, P) over the points.
-        parts: weights of the products and biases that it is a sum of. Vectors with none in common
-            are independent: each product has fresh weights.
-    """
-
-    K: _Power
-    Theta: _Power
-    parts: frozenset[int]
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A pointwise function of a Gaussian vector, ``(P, .., n)`` or ``(P, ..)``.
-
-    Attributes:
-        gaussian: the vector.
-        function: the function, None for the vector itself.
-        name: of a function that is known, for its closed form.
-        factor: number that the function is multiplied with.
-        axis: place of the axis of the coordinates, None for a single one.
-        shape: with points along the other axes, in order.
-    """
-
-    gaussian: _Gaussian
-    function: Callable[[Any], Any] | None
-    name: str | None
-    axis: int | None
-    shape: tuple[Any, ...]
-    factor: _Number = field(default_factory=lambda: _Number(1.0))
-
-
-_Value = _Number | _Weights | _Field
 
 #: Functions with names, by primitive.
 _NAMES: dict[Primitive, str] = {
@@ -139,8 +78,9 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
     points = jnp.concatenate([x1, x2])
     program = _program(apply, theta, points)
     (out,) = _run(program, theta, points)
-    if not isinstance(out, _Field) or out.function is not None:
+    if not isinstance(out, Field) or out.function is not None:
         raise NotRecognised("the output is no Gaussian vector.")
+    out = folded(out)
     rest = out.shape if out.axis is None else out.shape[: out.axis] + out.shape[out.axis + 1 :]
     if rest[:1] != (len(points),) or any(dim != 1 for dim in rest[1:]):
         raise NotRecognised("the points are not along the first axis of the output.")
@@ -164,19 +104,19 @@ def _program(apply: Callable[..., Any], theta: Any, x: Any) -> Program:
     return program
 
 
-def _run(program: Program, theta: Any, x: Any) -> list[_Value]:
+def _run(program: Program, theta: Any, x: Any) -> list[Value]:
     declared = jax.tree.leaves(theta, is_leaf=is_parameter)
-    known: dict[Slot, _Value] = {}
+    known: dict[Slot, Value] = {}
     for place, (slot, leaf) in enumerate(
         zip(program.inputs, [*declared, *jax.tree.leaves(x)], strict=True)
     ):
         if isinstance(leaf, Parameter):
-            known[slot] = _Weights(leaf, place, tuple(range(len(leaf.shape))))
+            known[slot] = Weights(leaf, place, tuple(range(len(leaf.shape))))
         else:
-            known[slot] = _Number(jnp.asarray(leaf))
+            known[slot] = Number(jnp.asarray(leaf))
     walk = _Walk()
 
-    def read(operand: Any) -> _Value:
+    def read(operand: Any) -> Value:
         return _constant(operand) if isinstance(operand, Constant) else known[operand]
 
     for equation in program.equations:
@@ -186,12 +126,12 @@ def _run(program: Program, theta: Any, x: Any) -> list[_Value]:
     return [read(output) for output in program.outputs]
 
 
-def _constant(constant: Constant) -> _Number:
+def _constant(constant: Constant) -> Number:
     fitted = constant.fitted
     levels = [level for level in fitted.exponents.levels() if level != NEVER]
     if constant.aval.width_axes or len(levels) > 1:
         raise NotRecognised("a constant array depends on the width.")
-    return _Number(jnp.asarray(fitted.coefficient), levels[0] if levels else Fraction(0))
+    return Number(jnp.asarray(fitted.coefficient), levels[0] if levels else Fraction(0))
 
 
 class _Walk:
@@ -200,10 +140,10 @@ class _Walk:
     def __init__(self) -> None:
         self.used: set[int] = set()
 
-    def apply(self, e: Equation, values: Sequence[_Value]) -> _Value:
+    def apply(self, e: Equation, values: Sequence[Value]) -> Value:
         if len(e.outputs) > 1:
             raise NotRecognised("an operation with several results.", e)
-        if all(isinstance(value, _Number) for value in values):
+        if all(isinstance(value, Number) for value in values):
             return self.numbers(e, values)
         if e.primitive is p.dot_general_p:
             return self.product(e, *values)
@@ -211,33 +151,33 @@ class _Walk:
             return self.reshaped(e, values[0])
         if e.primitive is p.slice_p:
             return self.sliced(e, values[0])
-        if any(isinstance(value, _Weights) for value in values):
+        if any(isinstance(value, Weights) for value in values):
             return self.with_weights(e, values)
         return self.pointwise(e, values)
 
-    def numbers(self, e: Equation, values: Sequence[Any]) -> _Number:
+    def numbers(self, e: Equation, values: Sequence[Any]) -> Number:
         """Data and constants: plain JAX; powers of the width only as factors."""
         exponents = [value.exponent for value in values]
         if any(isinstance(dim, Size) for aval in e.out_avals for dim in aval.shape) or not e.plain:
             raise NotRecognised("a number along a width.", e)
         out = e.primitive.bind(*[jnp.asarray(v.array) for v in values], **e.plain)
         if not any(exponents):
-            return _Number(out)
+            return Number(out)
         if e.primitive is p.mul_p:
-            return _Number(out, sum(exponents))
+            return Number(out, sum(exponents))
         if e.primitive is p.div_p:
-            return _Number(out, exponents[0] - exponents[1])
+            return Number(out, exponents[0] - exponents[1])
         roots = {p.sqrt_p: HALF, p.rsqrt_p: -HALF}
         if e.primitive in roots:
-            return _Number(out, exponents[0] * roots[e.primitive])
+            return Number(out, exponents[0] * roots[e.primitive])
         if e.primitive is p.convert_element_type_p or e.primitive in _RESHAPES:
-            return _Number(out, exponents[0])
+            return Number(out, exponents[0])
         raise NotRecognised("a function of the width.", e)
 
-    def reshaped(self, e: Equation, value: _Value) -> _Value:
+    def reshaped(self, e: Equation, value: Value) -> Value:
         """Axes of length one come and go; parameters are repeated along points."""
         old, new = e.in_avals[0].shape, e.out_avals[0].shape
-        if isinstance(value, _Weights):
+        if isinstance(value, Weights):
             if e.primitive is p.broadcast_in_dim_p:
                 places: list[int | None] = [None] * len(new)
                 for axis, place in zip(value.axes, e.params["broadcast_dimensions"], strict=True):
@@ -247,7 +187,7 @@ class _Walk:
             if kept is None:
                 raise NotRecognised("a parameter is reshaped.", e)
             return replace(value, axes=tuple(None if i is None else value.axes[i] for i in kept))
-        assert isinstance(value, _Field)
+        assert isinstance(value, Field)
         if old == new:
             return value
         kept = _matched(old, new)
@@ -257,40 +197,40 @@ class _Walk:
         axis = kept.index(value.axis) if value.axis in kept else None
         return replace(value, axis=axis, shape=new)
 
-    def sliced(self, e: Equation, value: _Value) -> _Value:
+    def sliced(self, e: Equation, value: Value) -> Value:
         """Some of the coordinates, all points."""
         old, new = e.in_avals[0].shape, e.out_avals[0].shape
         changed = [i for i in range(len(old)) if old[i] != new[i]]
-        if not isinstance(value, _Field) or changed not in ([], [value.axis]):
+        if not isinstance(value, Field) or changed not in ([], [value.axis]):
             raise NotRecognised("a choice of points or of parameters.", e)
         return replace(value, shape=new)
 
-    def with_weights(self, e: Equation, values: Sequence[_Value]) -> _Value:
+    def with_weights(self, e: Equation, values: Sequence[Value]) -> Value:
         """Factors and biases."""
-        (weights,) = [v for v in values if isinstance(v, _Weights)] if _one(values) else [None]
-        others = [v for v in values if not isinstance(v, _Weights)]
+        (weights,) = [v for v in values if isinstance(v, Weights)] if _one(values) else [None]
+        others = [v for v in values if not isinstance(v, Weights)]
         if weights is None or len(others) > 1:
             raise NotRecognised("parameters are combined with each other.", e)
         if e.primitive is p.neg_p:
-            return replace(weights, factor=_scaled(weights.factor, _Number(-1.0)))
+            return replace(weights, factor=scaled(weights.factor, Number(-1.0)))
         if e.primitive is p.transpose_p:
             axes = tuple(weights.axes[i] for i in e.params["permutation"])
             return replace(weights, axes=axes)
         if not others:
             raise NotRecognised("parameters are used otherwise than in products and biases.", e)
         (other,) = others
-        if isinstance(other, _Number) and np.size(other.array) == 1:
-            number = _Number(jnp.reshape(other.array, ()), other.exponent)
+        if isinstance(other, Number) and np.size(other.array) == 1:
+            number = Number(jnp.reshape(other.array, ()), other.exponent)
             if e.primitive is p.mul_p:
-                return replace(weights, factor=_scaled(weights.factor, number))
+                return replace(weights, factor=scaled(weights.factor, number))
             if e.primitive is p.div_p and values[1] is other:
-                inverse = _Number(1 / number.array, -number.exponent)
-                return replace(weights, factor=_scaled(weights.factor, inverse))
-        if isinstance(other, _Field) and e.primitive in (p.add_p, p.sub_p):
+                inverse = Number(1 / number.array, -number.exponent)
+                return replace(weights, factor=scaled(weights.factor, inverse))
+        if isinstance(other, Field) and e.primitive in (p.add_p, p.sub_p):
             return self.biased(e, other, weights)
         raise NotRecognised("parameters are used otherwise than in products and biases.", e)
 
-    def biased(self, e: Equation, given: _Field, weights: _Weights) -> _Field:
+    def biased(self, e: Equation, given: Field, weights: Weights) -> Field:
         """``h + b``: one fresh number for each coordinate, the same at all points."""
         if given.function is not None:
             raise NotRecognised("a bias is added to what is not Gaussian.", e)
@@ -298,19 +238,20 @@ class _Walk:
         if places != ([] if given.axis is None else [given.axis]):
             raise NotRecognised("a bias along the points.", e)
         self.use(e, weights)
+        given = folded(given)
         gaussian, (std, power), c = given.gaussian, _std(weights.parameter), weights.factor
-        one = _Power(jnp.square(c.array) * jnp.ones_like(gaussian.K.array), 2 * c.exponent)
+        one = Power(jnp.square(c.array) * jnp.ones_like(gaussian.K.array), 2 * c.exponent)
         K = gaussian.K + one.times(std**2, 2 * power) if std else gaussian.K
         parts = gaussian.parts | {weights.place}
-        return replace(given, gaussian=_Gaussian(K, gaussian.Theta + one, parts))
+        return replace(given, gaussian=Gaussian(K, gaussian.Theta + one, parts))
 
-    def product(self, e: Equation, a: _Value, b: _Value) -> _Field:
+    def product(self, e: Equation, a: Value, b: Value) -> Field:
         """A dense layer: fresh weights contracted with data or with a field."""
         (over, batch) = e.params["dimension_numbers"]
-        first = isinstance(a, _Weights)
+        first = isinstance(a, Weights)
         weights, x = (a, b) if first else (b, a)
         ours, theirs = (over[0], over[1]) if first else (over[1], over[0])
-        if not isinstance(weights, _Weights) or isinstance(x, _Weights):
+        if not isinstance(weights, Weights) or isinstance(x, Weights):
             raise NotRecognised("a product of two vectors.", e)
         if batch[0] or len(ours) != 1 or None in weights.axes or len(weights.axes) > 2:
             raise NotRecognised("a product other than that of a dense layer.", e)
@@ -326,22 +267,22 @@ class _Walk:
         Theta = E.times(factor, lift)
         if Theta_x is not None:
             Theta = Theta + Theta_x.times(factor * std**2, lift + 2 * power)
-        gaussian = _Gaussian(K, Theta, frozenset((weights.place,)))
-        return _Field(gaussian, None, None, axis, out)
+        gaussian = Gaussian(K, Theta, frozenset((weights.place,)))
+        return Field(gaussian, None, None, axis, out)
 
     def moments(
-        self, e: Equation, x: _Value, over: int, shape: tuple[Any, ...]
-    ) -> tuple[_Power, _Power | None, tuple[float, int]]:
+        self, e: Equation, x: Value, over: int, shape: tuple[Any, ...]
+    ) -> tuple[Power, Power | None, tuple[float, int]]:
         """Second moments of a coordinate, their tangents, and how many coordinates, ``c n^p``."""
-        if isinstance(x, _Number):
+        if isinstance(x, Number):
             rows = jnp.moveaxis(jnp.asarray(x.array), over, -1)
             rows = rows.reshape(-1, rows.shape[-1])
             met = jnp.matmul(rows, rows.T, precision="highest")
-            return _Power(met, 2 * x.exponent), None, (1.0, 0)
-        assert isinstance(x, _Field)
+            return Power(met, 2 * x.exponent), None, (1.0, 0)
+        assert isinstance(x, Field)
         if x.axis != over:
             raise NotRecognised("a product along the points.", e)
-        size = shape[over]
+        x, size = folded(x), shape[over]
         count = (float(size.ratio), 1) if isinstance(size, Size) else (float(size), 0)
         gaussian = x.gaussian
         if x.function is None:
@@ -351,17 +292,21 @@ class _Walk:
         found: Dual = dual(x.name or x.function)
         value, slope = found.both(K, variances[:, None], variances[None, :])
         c, power = jnp.square(x.factor.array), 2 * x.factor.exponent
-        return _Power(c * value, power), gaussian.Theta.times(c * slope, power), count
+        return Power(c * value, power), gaussian.Theta.times(c * slope, power), count
 
-    def pointwise(self, e: Equation, values: Sequence[_Value]) -> _Field:
+    def pointwise(self, e: Equation, values: Sequence[Value]) -> Field:
         """A function of one Gaussian vector, or a sum of independent ones."""
-        fields = [value for value in values if isinstance(value, _Field)]
-        numbers = [value for value in values if isinstance(value, _Number)]
+        fields = [value for value in values if isinstance(value, Field)]
+        numbers = [value for value in values if isinstance(value, Number)]
         if any(np.size(number.array) != 1 for number in numbers):
             raise NotRecognised("a function that differs from point to point.", e)
-        scaled = self.scaled(e, values, fields, numbers)
-        if scaled is not None:
-            return scaled
+        multiple = self.scaled(e, values, fields, numbers)
+        if multiple is not None:
+            return multiple
+        if len(fields) == 1:
+            one = folded(fields[0])
+            values = [one if value is fields[0] else value for value in values]
+            fields = [one]
         if len({(one.axis, one.shape) for one in fields}) > 1:
             raise NotRecognised("vectors of different shapes are combined.", e)
         if len({id(one.gaussian) for one in fields}) > 1:
@@ -372,42 +317,41 @@ class _Walk:
             raise NotRecognised("no function of each coordinate by itself.", e)
         _bounded(e, fields[0].gaussian.K)
         function, name = _composed(e, values), _name(e, values)
-        return replace(fields[0], function=function, name=name, factor=_Number(1.0))
+        return replace(fields[0], function=function, name=name, factor=ONE)
 
     def scaled(
-        self, e: Equation, values: Sequence[_Value], fields: list[_Field], numbers: list[_Number]
-    ) -> _Field | None:
+        self, e: Equation, values: Sequence[Value], fields: list[Field], numbers: list[Number]
+    ) -> Field | None:
         """A vector times a number, of any power of the width."""
         if len(fields) != 1:
             return None
         (x,) = fields
         if e.primitive is p.neg_p:
-            number = _Number(-1.0)
+            number = Number(-1.0)
         elif e.primitive is p.mul_p:
             number = numbers[0]
         elif e.primitive is p.div_p and values[0] is x:
-            number = _Number(1 / numbers[0].array, -numbers[0].exponent)
+            number = Number(1 / numbers[0].array, -numbers[0].exponent)
         else:
             return None
-        number = _Number(jnp.reshape(jnp.asarray(number.array), ()), number.exponent)
-        if x.function is not None:
-            return replace(x, factor=_scaled(x.factor, number))
-        c, power, g = jnp.square(number.array), 2 * number.exponent, x.gaussian
-        return replace(x, gaussian=replace(g, K=g.K.times(c, power), Theta=g.Theta.times(c, power)))
+        number = Number(jnp.reshape(jnp.asarray(number.array), ()), number.exponent)
+        multiple = replace(x, factor=scaled(x.factor, number))
+        # A number alone leaves it a function of the same vector, as in where(h > 0, h, 0.1 * h).
+        return folded(multiple) if number.exponent else multiple
 
-    def summed(self, e: Equation, fields: list[_Field]) -> _Field:
+    def summed(self, e: Equation, fields: list[Field]) -> Field:
         """A residual sum of independent Gaussian vectors."""
         if e.primitive not in (p.add_p, p.add_jaxvals_p, p.sub_p):
             raise NotRecognised("a function of two Gaussian vectors.", e)
-        a, b = (one.gaussian for one in fields)
+        a, b = (folded(one).gaussian for one in fields)
         if any(one.function is not None for one in fields):
             raise NotRecognised("a sum of functions of different Gaussian vectors.", e)
         if a.parts & b.parts:
             raise NotRecognised("a sum of vectors that share a part.", e)
-        total = _Gaussian(a.K + b.K, a.Theta + b.Theta, a.parts | b.parts)
-        return replace(fields[0], gaussian=total)
+        total = Gaussian(a.K + b.K, a.Theta + b.Theta, a.parts | b.parts)
+        return replace(fields[0], gaussian=total, factor=ONE)
 
-    def use(self, e: Equation, weights: _Weights) -> None:
+    def use(self, e: Equation, weights: Weights) -> None:
         law = weights.parameter
         mean, _ = law.mean.on_ray()
         if mean:
@@ -420,12 +364,8 @@ class _Walk:
         self.used.add(weights.place)
 
 
-def _one(values: Sequence[_Value]) -> bool:
-    return sum(isinstance(value, _Weights) for value in values) == 1
-
-
-def _scaled(a: _Number, b: _Number) -> _Number:
-    return _Number(a.array * b.array, a.exponent + b.exponent)
+def _one(values: Sequence[Value]) -> bool:
+    return sum(isinstance(value, Weights) for value in values) == 1
 
 
 def _std(parameter: Parameter) -> tuple[float, Fraction]:
@@ -433,7 +373,7 @@ def _std(parameter: Parameter) -> tuple[float, Fraction]:
     return parameter.std.on_ray()
 
 
-def _bounded(e: Equation, K: _Power) -> Array:
+def _bounded(e: Equation, K: Power) -> Array:
     """The covariance of preactivations, which neither grow nor vanish."""
     if K.exponent != 0:
         raise NotRecognised(f"a nonlinearity of a vector of order n^{K.exponent / 2}.", e)
@@ -461,26 +401,26 @@ def _is_pointwise(e: Equation) -> bool:
     return shapes <= {e.out_avals[0].shape} and not e.primitive.multiple_results
 
 
-def _name(e: Equation, values: Sequence[_Value]) -> str | None:
+def _name(e: Equation, values: Sequence[Value]) -> str | None:
     """Name of a known function of a Gaussian vector."""
-    x = next(value for value in values if isinstance(value, _Field))
+    x = next(value for value in values if isinstance(value, Field))
     if x.function is not None:
         return None
     if e.primitive is p.max_p and any(
-        isinstance(value, _Number) and float(value.array) == 0 for value in values
+        isinstance(value, Number) and float(value.array) == 0 for value in values
     ):
         return "relu"
     return _NAMES.get(e.primitive)
 
 
-def _composed(e: Equation, values: Sequence[_Value]) -> Callable[[Any], Any]:
+def _composed(e: Equation, values: Sequence[Value]) -> Callable[[Any], Any]:
     """The operation after the functions that its operands are."""
     plain = e.plain
 
     def function(u: Any) -> Any:
         operands = []
         for value in values:
-            if isinstance(value, _Field):
+            if isinstance(value, Field):
                 inner = u if value.function is None else value.function(u)
                 operands.append(inner * jnp.asarray(value.factor.array, inner.dtype))
             else:
