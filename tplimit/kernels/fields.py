@@ -71,6 +71,7 @@ class Field:
         gaussian: the vector.
         function: the function, None for the vector itself.
         name: of a function that is known, for its closed form.
+        inner: number in front of the argument of a function with a name.
         factor: number that the function is multiplied with.
         axis: place of the axis of the coordinates, None for a single one.
         shape: with points along the other axes, in order.
@@ -81,6 +82,7 @@ class Field:
     name: str | None
     axis: int | None
     shape: tuple[Any, ...]
+    inner: Number = ONE
     factor: Number = ONE
 
 

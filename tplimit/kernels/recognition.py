@@ -290,7 +290,11 @@ class _Walk:
         K = _bounded(e, gaussian.K)
         variances = jnp.diagonal(K)
         found: Dual = dual(x.name or x.function)
-        value, slope = found.both(K, variances[:, None], variances[None, :])
+        inside = jnp.square(x.inner.array)
+        value, slope = found.both(
+            inside * K, inside * variances[:, None], inside * variances[None, :]
+        )
+        slope = inside * slope
         c, power = jnp.square(x.factor.array), 2 * x.factor.exponent
         return Power(c * value, power), gaussian.Theta.times(c * slope, power), count
 
@@ -303,10 +307,6 @@ class _Walk:
         multiple = self.scaled(e, values, fields, numbers)
         if multiple is not None:
             return multiple
-        if len(fields) == 1:
-            one = folded(fields[0])
-            values = [one if value is fields[0] else value for value in values]
-            fields = [one]
         if len({(one.axis, one.shape) for one in fields}) > 1:
             raise NotRecognised("vectors of different shapes are combined.", e)
         if len({id(one.gaussian) for one in fields}) > 1:
@@ -317,7 +317,8 @@ class _Walk:
             raise NotRecognised("no function of each coordinate by itself.", e)
         _bounded(e, fields[0].gaussian.K)
         function, name = _composed(e, values), _name(e, values)
-        return replace(fields[0], function=function, name=name, factor=ONE)
+        inner = ONE if name is None else fields[0].factor
+        return replace(fields[0], function=function, name=name, inner=inner, factor=ONE)
 
     def scaled(
         self, e: Equation, values: Sequence[Value], fields: list[Field], numbers: list[Number]
