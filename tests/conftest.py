@@ -5,12 +5,20 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from helpers import fast_compilation
 
 
 @pytest.fixture
 def key() -> jax.Array:
     """A fixed key: a failure can be repeated."""
     return jax.random.key(20240)
+
+
+@pytest.fixture
+def compile_fast() -> Iterator[None]:
+    """For tests whose programs run once: less optimisation."""
+    with fast_compilation():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

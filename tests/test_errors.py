@@ -1,13 +1,13 @@
 """Bad programs give their named error with the user's file and line; nothing guesses a number."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import error_of, fast_compilation, line_of
+from helpers import error_of, line_of
 from jax import lax
 
 import tplimit as tp
@@ -40,10 +40,7 @@ def bad(kind: type[Exception]) -> Callable[[Callable[[Theta], Any]], Callable[[T
     return enter
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Numbers that are not known, divergence, and arguments that do not fit, are refused by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,18 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import error_of, fast_compilation, line_of
+from helpers import error_of, line_of
 from jax import lax
 from test_errors import NTK, PARAMETERS, Theta, X, Y, n
 
 import tplimit as tp
 from tplimit.transforms import raw, to_leading, to_limit
 
-
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The traps of random state: keys, opaque leaves, stores that are shared or forked."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import error_of, fast_compilation
+from helpers import error_of
 from numpy.testing import assert_allclose
 
 import tplimit as tp
@@ -26,10 +26,7 @@ PARAMETERS = {
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
 from tplimit.regimes import Regime
 from tplimit.sampling import inf, sample
-from tplimit.trace import Equation, Program, Slot
+from tplimit.trace import Aval, Equation, Program, Slot
 from tplimit.values import Matrices, Tensor
 from tplimit.widths import HALF, NEVER, Exponent, Exponents
 
@@ -170,22 +170,18 @@ def _largest(values: Iterable[Tensor]) -> Exponent:
 class _Watcher(Evaluator):
     """An evaluator of a step that also returns the watched variables."""
 
-    watched: dict[int, _Watched]
-
     def __init__(self, step: Callable[..., Any], forward: bool = False) -> None:
         super().__init__(step)
         self.forward = forward  # only what the watched variables need
-        self.watched = {}
-        self.extended: dict[int, tuple[Program, Any]] = {}
+        self.extended: dict[int, tuple[Program, Any, _Watched]] = {}
 
     def __call__(self, state: Any, batch: Any) -> Any:  # type: ignore[override]
         out, found = super().__call__((state, batch), {})
-        watched = next(iter(self.watched.values()))
-        values = dict(zip(watched.slots, [leaf._value for leaf in found], strict=True))
-        products = [tuple(values[slot] for slot in product) for product in watched.products]
+        values = dict(zip(self.watched.slots, [leaf._value for leaf in found], strict=True))
+        products = [tuple(values[slot] for slot in one) for one in self.watched.products]
         before, after, outputs = (
             [values[slot] for slot in slots]
-            for slots in (watched.before, watched.after, watched.outputs)
+            for slots in (self.watched.before, self.watched.after, self.watched.outputs)
         )
         return out, _Pass(before, after, outputs, products)
 
@@ -198,31 +194,27 @@ class _Watcher(Evaluator):
         program, out_tree = super().program(tree, avals, leaves, also)
         if id(program) not in self.extended:
             watched = _watched(program, tree, out_tree, leaves)
-            slots = watched.slots
-            by_slot = {
-                slot: aval for e in program.equations for slot, aval in structure.avals(e).items()
-            }
-            more = replace(
-                program,
-                outputs=(*program.outputs, *slots),
-                out_avals=(*program.out_avals, *(by_slot[slot] for slot in slots)),
-            )
-            both = jax.tree.structure((_placeholder(out_tree), [0] * len(slots)))
-            if self.forward:
-                more = replace(
-                    more,
-                    outputs=more.outputs[-len(slots) :],
-                    out_avals=more.out_avals[-len(slots) :],
-                    equations=tuple(program.slice(slots)),
-                )
-                both = jax.tree.structure((None, [0] * len(slots)))
-            self.extended[id(program)] = more, both
-            self.watched[id(program)] = watched
-        return self.extended[id(program)]
+            self.extended[id(program)] = *self._extended(program, out_tree, watched), watched
+        # A state of other types is another program, with variables of its own.
+        extended, out_tree, self.watched = self.extended[id(program)]
+        return extended, out_tree
 
-
-def _placeholder(tree: Any) -> Any:
-    return jax.tree.unflatten(tree, [0] * tree.num_leaves)
+    def _extended(self, program: Program, out_tree: Any, watched: _Watched) -> tuple[Program, Any]:
+        """The program with the watched variables as outputs besides, or with nothing else."""
+        slots, by_slot = watched.slots, dict[Slot, Aval]()
+        for equation in program.equations:
+            by_slot |= structure.avals(equation)
+        outputs = (*program.outputs, *slots)
+        avals = (*program.out_avals, *(by_slot[slot] for slot in slots))
+        first, equations = 0, program.equations
+        if self.forward:
+            first, equations = len(program.outputs), tuple(program.slice(slots))
+            out_tree = jax.tree.structure(None)
+        more = replace(
+            program, outputs=outputs[first:], out_avals=avals[first:], equations=equations
+        )
+        both = jax.tree_util.treedef_tuple((out_tree, jax.tree.structure([0] * len(slots))))
+        return more, both
 
 
 # --- which variables are watched
