@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tplimit import cli_kernels, parameterizations, regimes
 from tplimit.comparison import Comparison, compare as compare_widths
-from tplimit.data import Data, digits, random_points
+from tplimit.data import SOURCES, Data
 from tplimit.errors import LimitError
 from tplimit.inspection import classify_step
 from tplimit.models import mlp
@@ -55,10 +55,6 @@ _BIASES: dict[Bias, bool | Literal["first"]] = {
     Bias.first: "first",
     Bias.all: True,
 }
-_SOURCES: dict[Source, Callable[..., Data]] = {
-    Source.digits: digits,
-    Source.random: random_points,
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def run_study(study: Study) -> Comparison:
         ValueError: sizes that do not fit, no such parameterization; LimitError: the program has no
             limit.
     """
-    data = _SOURCES[study.data](study.train, study.test, seed=study.seed)
+    data = SOURCES[study.data](study.train, study.test, seed=study.seed)
     parameterization = parse_parameterization(study.parameterization)
     if parameterization.biases is not None and study.bias is not Bias.all:
         raise ValueError(f"{study.parameterization} scales biases: give --bias all")

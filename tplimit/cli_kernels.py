@@ -1,7 +1,6 @@
 """The command `tplimit kernels`: a kernel matrix of data, as a file and as a picture."""
 
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +11,12 @@ import typer
 from rich.console import Console
 
 from tplimit import files
-from tplimit.data import Data, digits, random_points
+from tplimit.data import SOURCES
 from tplimit.errors import LimitError
 from tplimit.kernels import gram, mlp
 from tplimit.plotting import kernel_figure, save_figure
 
 __all__ = ["kernels"]
-
-
-_SOURCES: dict[str, Callable[..., Data]] = {"digits": digits, "random": random_points}
 
 
 class Which(StrEnum):
@@ -94,8 +90,8 @@ def kernels(
 
 
 def _inputs(data: str, points: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    if data in _SOURCES:
-        found = _SOURCES[data](points, 0, seed=seed)
+    if data in SOURCES:
+        found = SOURCES[data](points, 0, seed=seed)
         return found.x, found.y
     if not data.endswith(".npy"):
         raise ValueError(f"unknown data {data!r}: digits, random, or a file that ends in .npy")

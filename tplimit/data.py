@@ -1,10 +1,11 @@
 """Small data for the command line: real handwritten digits, or random points."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Data", "digits", "random_points"]
+__all__ = ["SOURCES", "Data", "digits", "random_points"]
 
 
 class Data(NamedTuple):
@@ -57,3 +58,7 @@ def random_points(train: int, test: int, inputs: int = 16, seed: int = 0) -> Dat
 def _split(x: np.ndarray, y: np.ndarray, train: int) -> Data:
     x, y = x.astype(np.float32), y.astype(np.float32)
     return Data(x[:train], y[:train], x[train:], y[train:])
+
+
+#: By the names that the command line takes.
+SOURCES: dict[str, Callable[..., Data]] = {"digits": digits, "random": random_points}
