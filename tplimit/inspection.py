@@ -17,7 +17,7 @@ from tplimit import structure
 from tplimit._jax import primitives as p
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
-from tplimit.regimes import Regime
+from tplimit.regimes import Regime, regime_of
 from tplimit.sampling import inf, sample
 from tplimit.trace import Aval, Equation, Program, Slot
 from tplimit.values import Matrices, Tensor
@@ -329,19 +329,11 @@ def _regime(passes: list[_Pass]) -> Regime:
     }
     if later:
         exponents |= {"df_1": change[0], "df": max(change), "r": -max(moved)}
-    trivial = stable and exponents["df"] < 0
-    learns = stable and not trivial and exponents["r"] == 0
-    regime = Regime(stable, trivial, learns, stable and not trivial and not learns, exponents, "")
-    return replace(regime, name=_name(regime, passes))
+    regime = regime_of(stable, exponents)
+    return replace(regime, name=regime.name or _name(passes))
 
 
-def _name(regime: Regime, passes: list[_Pass]) -> str:
-    if not regime.stable:
-        return "unstable"
-    if regime.trivial:
-        return "trivial"
-    if regime.kernel:
-        return "kernel"
+def _name(passes: list[_Pass]) -> str:
     start, last = passes[0], passes[-1]
     all_move = all(_moved([a], [b]) == 0 for a, b in zip(start.after, last.after, strict=True))
     random = last.random_weights

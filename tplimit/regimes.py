@@ -96,7 +96,6 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
         kept = powers._replace(weights=powers.corrected)
         f_0 = _train(kept)[0].f
         stable = stable and f_0 <= 0
-    trivial = stable and df < 0
     exponents: dict[str, Exponent] = {"f_0": f_0, "df_1": first.df, "df": df, "r": r}
     for l in range(1, model.layers + 1):
         if l <= model.depth:
@@ -104,30 +103,26 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
         exponents[f"first_update_{l}"] = first.updates[l - 1]
         exponents[f"update_{l}"] = last.updates[l - 1]
         exponents[f"weights_{l}"] = powers.relative_change(last.change[l - 1], l)
-    regime = Regime(
-        stable=stable,
-        trivial=trivial,
-        feature_learning=stable and not trivial and r == 0,
-        kernel=stable and not trivial and r > 0,
-        exponents=exponents,
-        name="",
-    )
+    regime = regime_of(stable, exponents)
     if model.depth == 1 and NEVER not in powers.weights:
         exponents |= _golikov(powers, start)
         if _is_golikov(powers, start):
             name = region(exponents["e0"], exponents["s"])
             corrected = parameterization.initial_a is not None
             return replace(regime, name=f"IC-{name}" if corrected else name)
-    return replace(regime, name=_name(regime, powers, last))
+    return replace(regime, name=regime.name or _name(powers, last))
 
 
-def _name(regime: Regime, powers: "_Powers", last: "_Pass") -> str:
-    if not regime.stable:
-        return "unstable"
-    if regime.trivial:
-        return "trivial"
-    if regime.kernel:
-        return "kernel"
+def regime_of(stable: bool, exponents: Mapping[str, Exponent]) -> Regime:
+    """The regime that exponents `df` and `r` tell; without a name where features are learnt."""
+    trivial = stable and exponents["df"] < 0
+    learns = stable and not trivial and exponents["r"] == 0
+    kernel = stable and not trivial and not learns
+    name = "" if learns else "kernel" if kernel else "trivial" if trivial else "unstable"
+    return Regime(stable, trivial, learns, kernel, exponents, name)
+
+
+def _name(powers: "_Powers", last: "_Pass") -> str:
     if any(e != 0 for e in last.updates):
         return "feature learning"
     hidden = [powers.kept[l] + HALF for l in range(1, len(last.h))]
