@@ -13,8 +13,12 @@ from oracles import golden, refined, statistics
 from test_parameterizations_limit import functions, network
 
 import tplimit as tp
-from tplimit import parameterizations as scalings
+from tplimit import expansion, parameterizations as scalings
+from tplimit.bank import Bank
 from tplimit.errors import CancellationError
+from tplimit.interpret import Context
+from tplimit.values import tensor
+from tplimit.widths import HALF, NONE, Exponents
 
 N = tp.Width("n")
 ETA = {2: 1.0, 3: 2.0}
@@ -131,3 +135,12 @@ def test_a_term_that_is_hidden_on_live_units_does_not_decide():
 
     with pytest.raises(CancellationError, match="decided by terms that vanish"):
         tp.limit(positive)(sampled())
+
+
+def test_zeros_of_a_term_are_no_zeros_of_what_else_is_unknown():
+    """``relu(u) + O(n^(-1/2))`` everywhere: no comparison may take it for 0 on dead units."""
+    ctx = Context(Bank(n=4, terms=2))
+    dead = tensor(jnp.array([1.0, 0, 2, 0]), axis=0, zeros=jnp.array([False, True, False, True]))
+    unknown = tensor(jnp.zeros(4), NONE, Exponents(-HALF), axis=0)
+    assert expansion.total(ctx, [dead]).zeros is not None
+    assert expansion.total(ctx, [dead, unknown]).zeros is None

@@ -31,3 +31,8 @@ def test_class_numbers_are_one_hot():
     np.testing.assert_allclose(
         losses.cross_entropy(f, y), usual(f, jax.nn.one_hot(y, 4)), rtol=1e-6
     )
+
+
+def test_one_output_is_no_softmax_over_the_batch():
+    with pytest.raises(ValueError, match="no classes"):
+        losses.cross_entropy(jnp.ones(3), jnp.ones(3))

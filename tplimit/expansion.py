@@ -99,6 +99,9 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     if not terms:
         dtype = jnp.result_type(*(part.dtype for part in parts))
         terms.append(Term(jnp.zeros(shape, dtype), NONE, parity=EVEN))
+    if len(terms) == 1 and remainder != NONE:
+        # Zeros of a single term stand for zeros of the value, and there may be something else.
+        terms = [replace(terms[0], zeros=None)]
     return patches.with_patches(Tensor(tuple(terms), remainder, axis, space), *found)
 
 

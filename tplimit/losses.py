@@ -48,6 +48,11 @@ def cross_entropy(f: jax.Array, y: jax.Array) -> jax.Array:
     y = jnp.asarray(y)
     if f.ndim == 2 and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         y = jax.nn.one_hot(y, f.shape[-1], dtype=f.dtype)
+    if f.ndim != 2:
+        raise ValueError(
+            f"outputs of shape {f.shape} are no classes: the shape is (batch, outputs); for two "
+            'classes and one output take the loss "logistic"'
+        )
     _same_shape(f, y)
     return _cross_entropy(f, y) / f.shape[0]
 
