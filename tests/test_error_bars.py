@@ -167,7 +167,7 @@ def test_rank_tolerance_bounds_time_and_memory_but_not_precision(single: Any) ->
     full = long_run("float32", rank_tolerance=0.0)
     coarse = long_run("float32", rank_tolerance=1e-4)
     (few,), (default,), (all_,) = (run.directions for run in (coarse, single, full))
-    assert few < default < all_ / 2
+    assert few < 0.8 * default < 0.6 * all_
     for run, share in ((single, 1.0), (coarse, 2.0)):
         moved = np.sqrt(np.mean((run.outputs - full.outputs) ** 2))
         assert moved < share * np.sqrt(np.mean(full.stderr.outputs**2))

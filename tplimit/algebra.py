@@ -12,7 +12,7 @@ import numpy as np
 from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
 from tplimit.interpret import Context
 from tplimit.values import Tensor, demoted, tensor
-from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents, Size
+from tplimit.widths import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents, Size
 
 #: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
 #: carried to first order and combined pessimistically; where a value is merely divided by or
@@ -198,6 +198,12 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
         CancellationError,
         NEXT_TERM,
     )
+    if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
+        error = ctx.error(
+            f"{what} a value that vanishes faster than any power of the width.",
+            CancellationError,
+            "Let one function compute both, such as jax.nn.log_softmax or jax.nn.log_sigmoid.",
+        )
     zero = jnp.asarray(value.coefficient == 0)
     if value.zeros is not None:
         zero = zero & ~value.zeros
@@ -378,7 +384,8 @@ def _saturated(
     out = jnp.where(c == 0, fn(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = NONE if low == high == 0 else ZERO
-    return tensor(out, exponents, NONE, value.axis, value.space, None, zeros)
+    beyond = Exponents(NEGLIGIBLE)
+    return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
 
 
 def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:

@@ -30,7 +30,7 @@ from tplimit import algebra, patches
 from tplimit.interpret import Context
 from tplimit.parity import EVEN, Behaviour, Parity
 from tplimit.values import Patch, Tensor, Term, collapsed, tensor, with_parity
-from tplimit.widths import HALF, NEVER, NONE, ZERO, Exponent, Exponents
+from tplimit.widths import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents
 
 #: From a piece (or two) of one term to a value of one term.
 Piecewise = Callable[..., Tensor]
@@ -249,7 +249,9 @@ def expanded(
     base, rest = _base(value)
     seen = replace(base, remainder=rest.exponents.maximum(rest.remainder))
     orders = 3 if _has_zeros(base) else 2
-    parts = []
+    # Of a function that has gone to its limit at infinity next to nothing is left.
+    beyond = base.exponents.map(lambda at: NEGLIGIBLE if at > 0 else NEVER)
+    parts = [] if beyond == NONE else [replace(zero(value), remainder=beyond)]
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)
@@ -265,9 +267,8 @@ def expanded(
             break
     else:
         size = rest.exponents.maximum(rest.remainder)
-        # Of a function that has gone to its limit at infinity nothing is left.
         lost = size.map(lambda e, at: NEVER if at > 0 else (orders + 1) * e, base.exponents)
-        parts.append(replace(zero(parts[0]), remainder=lost))
+        parts.append(replace(zero(value), remainder=lost))
     return patches.inheriting(total(ctx, parts), value)
 
 

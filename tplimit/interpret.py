@@ -137,6 +137,7 @@ class Context:
         self.revealed: dict[tuple[int, bool], int] = {}
         self.nested = False
         self.equation: Equation | None = None
+        self.program: Program | None = None
         self._memory: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
         self.items: dict[int, tuple[Any, list[Value]]] = {}
@@ -359,12 +360,12 @@ class Context:
 
     def run(self, program: Program, inputs: Sequence[Value]) -> list[Value]:
         """Interpret a nested program with this context."""
-        outer, nested = self.equation, self.nested
+        outer, nested = (self.program, self.equation), self.nested
         self.nested = True
         try:
             return evaluate(self, program, inputs)
         finally:
-            self.equation, self.nested = outer, nested
+            (self.program, self.equation), self.nested = outer, nested
 
     def decided(self, operand: Operand) -> np.ndarray | None:
         """The value of a finite variable, computed before the run if that is possible."""
@@ -410,6 +411,7 @@ def evaluate(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Va
             return environment[operand]
         return constant_value(ctx, operand)
 
+    ctx.program = program
     for equation in program.equations:
         ctx.equation = equation
         values = [read(operand) for operand in equation.inputs]

@@ -1,9 +1,14 @@
-"""How the variables of a program depend on each other: linearly, or not."""
+"""How the variables of a program depend on each other: linearly, or as a maximum."""
 
-from collections.abc import Container, Iterable
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.trace import Aval, Equation, Operand, Program, Slot
+from tplimit.trace import Aval, Constant, Equation, Operand, Program, Slot
 
 #: Operations that only move numbers, add them up, or change their type.
 MOVES = frozenset(
@@ -14,6 +19,7 @@ MOVES = frozenset(
 )  # fmt: skip
 SUMS = frozenset({p.add_p, p.add_jaxvals_p, p.concatenate_p, p.sub_p})
 PRODUCTS = frozenset({p.mul_p, p.dot_general_p})
+LAYOUT = frozenset({p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p})
 
 
 def slots(equation: Equation) -> list[Slot]:
@@ -67,3 +73,61 @@ def _combined(equation: Equation, degrees: list[str]) -> str:
     return (
         own[0] if equation.primitive is p.div_p and degrees[0] != "free" == degrees[1] else "other"
     )
+
+
+def less_its_maximum(program: Program, slot: Operand) -> int | None:
+    """The axis if a variable is ``x - max(x)`` along one, as softmax and log-sum-exp have it."""
+    made = {out: equation for equation in program.equations for out in equation.outputs}
+    if not isinstance(slot, Slot) or slot not in made or made[slot].primitive is not p.sub_p:
+        return None
+    x, y = made[slot].inputs
+    layout: list[Equation] = []
+    while isinstance(y, Slot) and y in made and made[y].primitive is not p.reduce_max_p:
+        passed = _passed_on(made, y)
+        if passed is None:
+            return None
+        if made[y].primitive in LAYOUT:
+            layout.append(made[y])
+        y = passed
+    maximum = made.get(y) if isinstance(y, Slot) else None
+    if maximum is None or maximum.inputs[0] != x or len(maximum.params["axes"]) != 1:
+        return None
+    (axis,) = maximum.params["axes"]
+    return axis if _of_own_row(maximum.in_avals[0], axis, layout[::-1]) else None
+
+
+def _of_own_row(array: Aval, axis: int, layout: Sequence[Equation]) -> bool:
+    """Whether numbers of the rows of an array along an axis, so laid out, meet their own rows."""
+    shape = [length for length in array.shape if isinstance(length, int)]
+    if len(shape) < len(array.shape):
+        return False
+    rows = np.arange(math.prod(shape) // shape[axis]).reshape(shape[:axis] + shape[axis + 1 :])
+    own = np.broadcast_to(np.expand_dims(rows, axis), shape)
+    with jax.ensure_compile_time_eval():
+        for equation in layout:
+            if equation.plain is None:
+                return False
+            rows = np.asarray(equation.primitive.bind(jnp.asarray(rows), **equation.plain))
+    return np.array_equal(np.broadcast_to(rows, shape), own)
+
+
+def _passed_on(made: Mapping[Slot, Equation], slot: Slot) -> Operand | None:
+    """The variable whose entries an equation passes on as they are, where they are finite."""
+    equation = made[slot]
+    if equation.primitive in LAYOUT | {p.stop_gradient_p, p.copy_p}:
+        return equation.inputs[0]
+    if equation.primitive is p.max_p:
+        others = [e for e in equation.inputs if not _lowest(e)]
+        return others[0] if len(others) == 1 else None
+    if equation.primitive is p.select_n_p:
+        which, *cases = equation.inputs
+        test = made.get(which) if isinstance(which, Slot) else None
+        finite = test is not None and test.primitive is p.is_finite_p
+        return cases[1] if finite and test.inputs[0] == cases[1] else None  # type: ignore[union-attr]
+    return None
+
+
+def _lowest(operand: Operand) -> bool:
+    if not isinstance(operand, Constant):
+        return False
+    return bool(np.all(operand.fitted.coefficient == -np.inf))

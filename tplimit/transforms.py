@@ -99,7 +99,8 @@ class Series:
     Attributes:
         terms: pairs (exponent, coefficient), the largest exponent first; arrays of exponents
             where entries differ (object arrays of ``Fraction``, ``-inf`` for an exact zero).
-        remainder: exponent of what is unknown, ``-inf`` where nothing is.
+        remainder: exponent of what is unknown, ``-inf`` where nothing is, -1000 where it vanishes
+            faster than any power of the width.
     """
 
     terms: tuple[tuple[Any, jax.Array], ...]

@@ -21,6 +21,10 @@ MAX_DENOMINATOR = 24
 #: The exponent of what is exactly zero.
 NEVER = -math.inf
 
+#: The exponent of what vanishes faster than any power of the width, such as ``exp(-n)``. It is not
+#: zero: nobody may divide by it as by a zero of the program.
+NEGLIGIBLE = Fraction(-1000)
+
 #: An exponent: an exact rational, or ``NEVER`` for an exact zero.
 Exponent = Fraction | float
 

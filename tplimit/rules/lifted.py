@@ -15,8 +15,9 @@ from tplimit._jax import Primitive, primitives as p, split_p, stack_p, tile_p, u
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.parity import EVEN, Behaviour, behaviour_of_power
 from tplimit.rules import elementwise, selection
-from tplimit.values import Matrices, Tensor, Value, collapsed, with_parity
-from tplimit.widths import NONE, Size
+from tplimit.structure import less_its_maximum
+from tplimit.values import Matrices, Tensor, Value, at, collapsed, tensor, with_parity
+from tplimit.widths import NEGLIGIBLE, NONE, Exponents, Size
 
 #: Rules that are linear in some of their operands together: the places of these, or None for all.
 _LINEAR: dict[Primitive | None, tuple[int, ...] | None] = {
@@ -76,8 +77,6 @@ def lifted(primitive: Primitive, rule: Rule) -> Rule:
     own = _OWN.get(primitive)
     if primitive in _LINEAR:
         own = _linear
-    elif primitive in _FUNCTIONS:
-        own = _function
 
     def apply(ctx: Context, *values: Value, **params: Any) -> Any:
         if any(isinstance(value, Matrices) for value in values):
@@ -229,6 +228,29 @@ def _function(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     return _vanishing_with(ctx, value, out) if algebra.taylor(fn)[0] == 0 else out
 
 
+_OWN.update(dict.fromkeys(_FUNCTIONS, _function))
+
+
+@_lifts(p.exp_p)
+def _exponential(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
+    """Of differences from a maximum that grow nothing is left but 1 at the largest entry."""
+    (value,) = _tensors(values)
+    assert ctx.equation is not None and ctx.program is not None
+    axis = None
+    if value.finite and value.exponents.levels()[-1] > 0:
+        axis = less_its_maximum(ctx.program, ctx.equation.inputs[0])
+    if axis is None:
+        return _function(ctx, rule, values, params)
+    c = jnp.asarray(value.coefficient)
+    largest = c == 0
+    sure = jnp.sum(largest, axis) == 1
+    if value.noise is not None:
+        below = jnp.where(largest, -jnp.inf, c + algebra.ZERO_SIGMAS * value.noise)
+        sure = sure & (jnp.max(below, axis) < 0)
+    ctx.check(jnp.all(sure), algebra.undecided(ctx, "The largest of several values"))
+    return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
+
+
 @_lifts(p.log_p)
 def _logarithm(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     """Unlike the other functions it has no expansion at 0."""
@@ -351,6 +373,12 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     assert ctx.equation is not None
     side = 1 if ctx.equation.primitive is p.max_p else -1
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
+    for bound, other in ((a, b), (b, a)):
+        if (
+            algebra.infinite(bound) == -side
+            and np.broadcast_shapes(a.shape, b.shape) == other.shape
+        ):
+            return other
     if simple or algebra.infinite(a) or algebra.infinite(b):
         (out,) = _tensors(_leading(ctx, rule, values, params))
     else:
@@ -358,6 +386,26 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     if a.vanishes or b.vanishes:
         return _vanishing_with(ctx, b if a.vanishes else a, out)
     return out
+
+
+@_lifts(p.reduce_max_p, p.reduce_min_p)
+def _largest(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
+    """Maximum along finite axes: of two halves, as long as there are two."""
+    (value,) = _tensors(values)
+    assert ctx.equation is not None
+    simple = not value.terms[1:] and not value.patches
+    if simple or value.axis in params["axes"] or value.dtype.kind != "f":
+        return _leading(ctx, rule, values, params)[0]
+    side = 1 if ctx.equation.primitive is p.reduce_max_p else -1
+    for axis in sorted(params["axes"], reverse=True):
+        before: tuple[slice, ...] = (slice(None),) * axis
+        while (length := value.shape[axis]) > 1:
+            half = -(-length // 2)
+            halves = (slice(half), slice(length - half, length))
+            a, b = (at(value, (*before, part)) for part in halves)
+            value = expansion.extremum(ctx, a, b, side)
+        value = at(value, (*before, 0))
+    return value
 
 
 @_lifts(p.abs_p)
