@@ -296,3 +296,68 @@ def test_post_mean_field_moves_by_a_constant_derivative(activation):
     assert np.all(error < 0.02 * np.abs(expected).max())
     other = evolved(lambda F: -y / (1 + np.exp(y * F)))
     assert np.abs(other - expected).max() > 20 * error.max()
+
+
+# Two outputs and minibatches ----------------------------------------------------------------------
+
+TARGETS = np.stack([Y, Y**2 * np.array([0.5, -0.2, 0.3, 0.1, -0.4, 0.8])], axis=1)
+MINIBATCHES = [slice(0, 3), slice(3, 6), slice(1, 4)]
+
+
+def batches_of(values):
+    return [jnp.asarray(values[part], jnp.float32) for part in MINIBATCHES]
+
+
+@pytest.mark.slow
+def test_two_outputs_of_the_intermediate_limit_are_two_kernel_machines():
+    """Squared loss, three minibatches: F_k+1 = F_k - Θ (F_k - y) / B; 48 comparisons."""
+    p, model = scalings.intermediate(0.75), tp.mlp(1, 10, outputs=2, activation="tanh")
+    predict, rate = p.predict(model), 0.02
+    run = tp.train(
+        p.step(model, "mse", rate), p.theta(model),
+        list(zip(batches_of(X), batches_of(TARGETS), strict=True)), width=tp.inf,
+        key=jax.random.key(0), replicates=6, samples=2**12,
+        observe=lambda state: predict(state, POINTS), progress=False,
+    )  # fmt: skip
+    kernel, F, expected = rate * reference_kernel(), np.zeros((len(X), 2)), []
+    for part in MINIBATCHES:
+        F = F - kernel[:, part] @ (F[part] - TARGETS[part]) / 3
+        expected.append(F)
+    runs = np.asarray(run.replicates.observations, float)[:, 1:]
+    z = statistics.z_score_to(runs, expected)
+    assert np.abs(z).max() < statistics.threshold(z.size, degrees=5)
+    assert statistics.standard_error(runs).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_two_outputs_of_corrected_mean_field_given_the_initial_function():
+    """Six networks of width 2^15, each against the limit from its own f_0: 48 comparisons.
+
+    The limit starts at 0 and is trained at f + f_0; without the correction it would start at 0.
+    """
+    p, model = scalings.ic_mean_field, tp.mlp(1, 10, outputs=2, activation="tanh")
+    given = lambda f, y: scalings.mse(f + y[1], y[0])
+    step, predict, rate = jax.jit(p.step(model, "mse", 0.02)), jax.jit(p.predict(model)), 0.02
+    plain = p(initial_a=None)
+    look, pairs = plain.predict(model), ([], [])
+    for key in range(6):
+        state = tp.sample(p.theta(model), jax.random.key(key), width=2**15)
+        f_0, seen = predict(state, POINTS), []
+        for x, y in zip(batches_of(X), batches_of(TARGETS), strict=True):
+            state, _ = step(state, (x, y))
+            seen.append(predict(state, POINTS))
+        labels = zip(batches_of(TARGETS), batches_of(np.asarray(f_0)), strict=True)
+        batches = [(x, jnp.stack(y)) for x, y in zip(batches_of(X), labels, strict=True)]
+        run = tp.train(
+            plain.step(model, given, rate), plain.theta(model), batches, width=tp.inf, terms=2,
+            init_output="zero", samples=2**13, key=jax.random.key(100 + key),
+            observe=lambda state: look(state, POINTS), progress=False,
+        )  # fmt: skip
+        pairs[0].append(np.asarray(seen, float))
+        pairs[1].append(run.observations[1:] + np.asarray(f_0, float))
+    networks, limits = map(np.array, pairs)
+    z = statistics.z_score_to(networks - limits, 0.0)
+    assert np.abs(z).max() < statistics.threshold(z.size, degrees=5)
+    size = lambda f: np.sqrt(np.mean(f**2))
+    assert size(networks - limits) < 0.05 * size(limits)
+    assert size(limits.std(axis=0)) > 0.2 * size(limits)  # the initial functions matter
