@@ -117,15 +117,21 @@ def relative(a, b):
 
 def test_first_step_of_sym_default_is_exact_given_its_initial_logits():
     """With the network's own weights as particles k = 1 is round-off; at k = 2 the step function
-    replaces the logistic derivative, whose tails at |f| ~ ρ^1/2 are what is wrong.
+    replaces the logistic derivative, wrong where |F| ρ^1/2 is not large: 0.05 at most for d = 2^18
+    and less than for 2^14, in the mean of three networks.
     """
+    apart = {}
     with jax.enable_x64(True):
-        f_0, F, theta = sym_networks(2**14, 0, dtype=jnp.float64)
-        A, w = (np.asarray(theta[name], float) for name in ("W2", "W1"))
-        found = heaviside_evolution(A, w, f_0)
-    apart = relative(F, found)
-    assert apart[0] < 1e-12
-    assert 1e-9 < apart[1] < 0.05
+        for n in (2**14, 2**18):
+            rows = []
+            for key in range(3):
+                f_0, F, theta = sym_networks(n, key, dtype=jnp.float64)
+                A, w = (np.asarray(theta[name], float) for name in ("W2", "W1"))
+                rows.append(relative(F, heaviside_evolution(A, w, f_0)))
+            apart[n] = np.array(rows)
+    assert all(rows[:, 0].max() < 1e-12 for rows in apart.values())
+    later = {n: rows[:, 1].mean() for n, rows in apart.items()}
+    assert 0 < later[2**18] < min(0.05, 0.5 * later[2**14])
     # Without the initial logits in the first gradient it is another function.
     assert relative(F, heaviside_evolution(A, w, 0 * f_0))[0] > 0.1
 
