@@ -50,12 +50,14 @@ def observed(
     replicates: int,
     samples: int,
     steps: int = 4,
+    terms: int = 1,
     transform: Callable[..., Any] = tp.limit,
 ) -> list[list[Any]]:
     """What `transform(predict)` says at the points A and B after each step, per replicate."""
     runs = []
     for seed in range(replicates):
-        state = tp.sample(theta, jax.random.key(seed), width=tp.inf, samples=samples)
+        key = jax.random.key(seed)
+        state = tp.sample(theta, key, width=tp.inf, samples=samples, terms=terms)
         seen = []
         for t in range(steps):
             first = t == 0 and program.first_step is not None
@@ -205,16 +207,25 @@ def test_integrable_network_against_width_4096(ip_runs: list[list[tp.Leading]]) 
 def test_large_first_rates_have_the_closed_form(known: golden.Golden) -> None:
     """IP-LLR, homogeneous activations: `f_1` against the exact number; 2 comparisons each.
 
-    Afterwards the sign of some preactivations is decided by terms that vanish, and the step is
-    refused rather than computed with the wrong derivative.
+    Afterwards the sign of some preactivations is decided by terms that vanish. With one term the
+    step is refused rather than computed with the wrong derivative; the error asks for two, with
+    which it runs.
     """
     homogeneity = 2 if "squared" in known.activation else 1
     program = golden.ip_llr(known.activation, known.hidden, known.eta, homogeneity)
     theta = declared(known.hidden, 1.0)
     runs = np.array(observed(program, theta, replicates=12, samples=2**14, steps=1))
     assert_close(runs, golden.table(known), known.error)
-    with pytest.raises(tp.CancellationError, match="comparison"):
+    with pytest.raises(tp.CancellationError, match="comparison") as refused:
         observed(program, theta, replicates=1, samples=2**10, steps=2)
+    assert "tp.sample(..., terms=2)" in str(refused.value)
+    two = np.array(observed(program, theta, replicates=2, samples=2**12, steps=2, terms=2))
+    np.testing.assert_allclose(two[:, 0], runs.mean(axis=0)[0] * np.ones((2, 1)), rtol=0.05)
+    assert np.all(np.isfinite(two[:, 1]) & (two[:, 1] != 0))
+    later = {(k.activation, k.hidden): k for k in golden.IP_LLR_LATER_STEPS}
+    if (same := later.get((known.activation, known.hidden))) is not None:
+        off = np.abs(two[:, 1] - golden.table(same)[0]).max()
+        assert off < 0.1 * np.abs(golden.table(same)[0]).max()
 
 
 @pytest.mark.slow

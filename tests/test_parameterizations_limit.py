@@ -127,13 +127,14 @@ def test_naive_ip_with_a_sigmoid_does_not_see_its_input_at_first():
 
 
 @pytest.mark.slow
-def test_ip_bias_given_its_output_bias():
+@pytest.mark.parametrize("depth", [3, 4])
+def test_ip_bias_given_its_output_bias(depth):
     """Finite networks with the same v^{L+1}, width 2048, eight seeds: 4 comparisons."""
-    p, model, value = scalings.ip_bias(input_scale=1.0), network(3, "tanh", bias=True), 0.4
+    p, model, value = scalings.ip_bias(input_scale=1.0), network(depth, "tanh", bias=True), 0.4
     predict, step = p.predict(model), p.step(model, "mse", 1.0)
 
     def run(width, seed):
-        theta = p.theta(model) | {"b4": tp.full((), value)}
+        theta = p.theta(model) | {f"b{depth + 1}": tp.full((), value)}
         state = tp.sample(theta, jax.random.key(seed), width=width, samples=2**13)
         move, look = (tp.limit(f) if width == tp.inf else jax.jit(f) for f in (step, predict))
         seen = [look(state, POINTS)]

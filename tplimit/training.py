@@ -319,7 +319,11 @@ def _train_terms(
             for batch in batches[len(history.outputs) :]:
                 try:
                     state, seen = look(state)
-                    state, output = pair(move(state, batch))
+                    try:
+                        state, output = pair(move(state, batch))
+                    except CancellationError:
+                        _numbers(seen, many, limit)  # if it diverges already, that is the cause
+                        raise
                 except ReplicatesDiffer:
                     # Each has to be compiled for its own decisions.
                     checkpoints.discard()

@@ -131,18 +131,13 @@ def constant_in_time(claim: str, model: tp.Model) -> Row:
 
 
 def count(model: tp.Model, offset: Sequence[Fraction], step: str) -> list[Fraction]:
-    """Exponents of the layers' contributions where c is moved by `offset`."""
-    llr, p = tp.parameterizations.ip_llr, model.homogeneity
-    if step == "first":
-        moved = [e + o for e, o in zip(large_first_rates(model), offset, strict=True)]
-        regime = tp.classify(llr(first=moved), model)
-        return [regime.exponents[f"first_update_{l}"] for l in range(1, model.layers + 1)]
-    # After a first step with γ every h^l is Θ(1): what is added to it grows where rates are larger.
-    x, found = Fraction(0), []
-    for o in offset:
-        found.append(x - o)
-        x = p * max(Fraction(0), x - o)
-    return found
+    """Exponents of the layers' contributions where c is moved by `offset` in one of the steps."""
+    llr = tp.parameterizations.ip_llr
+    which, update = {"first": ("first", "first_update"), "second": ("c", "update")}[step]
+    moved = [e + o for e, o in zip(llr.exponents(which, model), offset, strict=True)]
+    # Counting ends where something grows, in the second step, or where nothing changes any more.
+    regime = tp.classify(llr(**{which: moved}), model)
+    return [regime.exponents[f"{update}_{l}"] for l in range(1, model.layers + 1)]
 
 
 def exponents(

@@ -27,7 +27,8 @@ def run(quick: bool) -> Result:
     widths = {64: 8, 256: 8} if quick else {256: 64, 512: 48, 1024: 24, 2048: 12, 4096: 6}
     model = _setting.network(2, _setting.scaled_relu2)
     rows = []
-    # The same particles in both, so the difference has almost no Monte Carlo error.
+    # The same particles in both. What is left is the Monte Carlo error of f_0 in muP, an average of
+    # particles there and exactly 0 in IP-LLR: given the same χ_0, all f_t agree to round-off.
     first, second = (
         _setting.functions(
             _setting.named(name), model, 0.5, STEPS, tp.inf, replicates, samples=samples
