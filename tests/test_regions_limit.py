@@ -19,7 +19,9 @@ import tplimit as tp
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(8, 10))
 Y = np.array([1.0, -1, -1, 1, 1, -1])
-POINTS, LABELS = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+POINTS = jnp.asarray(X, jnp.float32)
+#: Labels that some points have the wrong sign for after each step, wherever logits grow.
+MIXED = np.array([1.0, -1, 1, -1, 1, -1])
 #: The interpreter's exponents have small denominators: the triangle at -2/3 rather than -0.66.
 REGIONS = {
     name: (Fraction(q).limit_denominator(3), Fraction(qt).limit_denominator(4))
@@ -33,17 +35,17 @@ REGIONS |= {
 }
 
 
-def logits(parameterization, activation="tanh", steps=3, samples=2**11, seed=0, rate=1.0):
-    """Series of the logits before each of the first steps."""
-    model = tp.mlp(1, 10, activation=activation)
+def logits(parameterization, labels=Y, steps=3, samples=2**11, rate=1.0):
+    """Series of the logits before each of the first steps, and after the last."""
+    model, batch = tp.mlp(1, 10, activation="tanh"), (POINTS[: len(Y)], jnp.asarray(labels, float))
     step = parameterization.step(model, "logistic", rate)
     predict = parameterization.predict(model)
-    key = jax.random.key(seed)
+    key = jax.random.key(0)
     state = tp.sample(parameterization.theta(model), key, width=tp.inf, samples=samples, terms=2)
     found = []
     for _ in range(steps):
         found.append(tp.series(predict)(state, POINTS))
-        state, _ = tp.series(step)(state, (POINTS[: len(Y)], LABELS))
+        state, _ = tp.series(step)(state, batch)
     return [*found, tp.series(predict)(state, POINTS)]
 
 
@@ -83,27 +85,32 @@ def reference_kernel(parameterization_reference=128):
 @pytest.mark.parametrize("name", ["MF–NTK", "triangle", "NTK–sym-def", "post-MF–NTK", "pre-NTK"])
 def test_frozen_kernels(name):
     """`F_{k+1} = F_k - mean(l' Theta)`, l' by the order of the logits: -y/2, the true one, or
-    Heaviside (C.2)."""
+    Heaviside (C.2). Where it is Heaviside some points are right and some are wrong, so that taking
+    either for the other moves `F` by far more than the tolerance."""
     q, q_tilde = REGIONS[name]
     parameterization = tp.parameterizations.golikov(q, q_tilde)
-    rate, samples = 0.02, 2**14
+    rate = 0.02
     e0, exponent, s = q + Fraction(1, 2), q_tilde + 2 * q + 1, q + q_tilde
-    f = logits(parameterization, steps=3, samples=samples, rate=rate)
+    f = logits(parameterization, MIXED, steps=3, samples=2**14, rate=rate)
     # In units of rho = n / 128 rather than of n.
     values = [np.asarray(leading(one)[1], float) * 128.0 ** float(leading(one)[0]) for one in f]
-    theta = rate * reference_kernel()[:, : len(Y)] / len(Y)
+    theta = rate * reference_kernel()[:, : len(MIXED)] / len(MIXED)
     expected = values[0] if s == -Fraction(1, 2) else np.zeros(len(X))
     for k, found in enumerate(values[1:]):
         order, seen = (e0, values[0]) if k == 0 else (exponent, expected)
-        shown = seen[: len(Y)]
+        margins, others = MIXED * seen[: len(MIXED)], []
         if order < 0:
-            slope = -Y / 2
+            slope = -MIXED / 2
         elif order > 0:
-            slope = -Y * (Y * shown < 0)
+            wrong = margins < 0
+            slope, others = -MIXED * wrong, [0 * MIXED, -MIXED, -MIXED * ~wrong]
         else:
-            slope = -Y / (1 + np.exp(Y * shown))
+            slope = -MIXED / (1 + np.exp(margins))
+        tolerance = 0.02 * np.abs(expected - theta @ slope).max()
+        for other in others if k > 0 else []:
+            assert np.abs(theta @ (other - slope)).max() > 5 * tolerance
         expected = expected - theta @ slope
-        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 @pytest.mark.slow

@@ -124,14 +124,45 @@ def test_zero_initial_function():
     np.testing.assert_allclose(f.mean(axis=0), expected, atol=6e-3)
 
 
-def test_observed_increments_start_at_zero_exactly():
-    """``f - f_0`` with both in one program: the same random numbers, the same operations."""
-    model = tp.mlp(2, 3, activation="tanh")
-    ntk = tp.parameterizations.ntk
+def test_increments_start_at_zero_exactly():
+    """``f - f_0``, with ``f_0`` in the same program and as an input; then a step of the kernel.
+
+    One hidden layer: a matrix asked twice answers to round-off only.
+    """
+    model, ntk = tp.mlp(1, 3, activation="tanh"), tp.parameterizations.ntk
     predict, x = ntk.predict(model), jnp.asarray(X, jnp.float32)
-    theta = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=256, terms=2)
-    twice = tp.limit(lambda t: (predict(t, x), predict(t, x)))(theta)
-    np.testing.assert_array_equal(*twice)
+    step = tp.limit(ntk.step(model, "mse", RATE))
+    start = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=2**10, terms=2)
+    since = tp.limit(lambda t, first: predict(t, x) - predict(first, x))
+    given = tp.limit(lambda t, f: predict(t, x) - f)
+    f = tp.limit(predict)(start, x)
+    assert np.abs(f).min() > 0.01  # f_0 itself is random
+    np.testing.assert_array_equal(since(start, start), 0)
+    np.testing.assert_array_equal(given(start, f), 0)
+    state, _ = step(start, (x[:4], jnp.asarray(MSE, jnp.float32)))
+    _, tangent = kernels.kernels(X, 1, "tanh")
+    f = np.asarray(f, float)
+    expected = kernels.descent(tangent, f, slopes("mse"), RATE, 1)[1] - f
+    for increment in (since(state, start), given(state, f.astype(np.float32))):
+        np.testing.assert_allclose(increment, expected, atol=0.02)
+    assert np.abs(expected).max() > 0.2
+
+
+@pytest.mark.slow
+def test_increments_of_deep_networks():
+    """Two hidden layers: to round-off at first, then a step of the kernel from the same ``f_0``."""
+    model, ntk = tp.mlp(2, 3, activation="tanh"), tp.parameterizations.ntk
+    predict, x = ntk.predict(model), jnp.asarray(X, jnp.float32)
+    start = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=2**10, terms=2)
+    both = tp.limit(lambda t, s: (predict(t, x) - predict(s, x), predict(s, x)))
+    assert np.abs(both(start, start)[0]).max() < 2e-6
+    batch = x[:4], jnp.asarray(-MSE, jnp.float32)
+    state, _ = tp.limit(ntk.step(model, "mse", RATE))(start, batch)
+    increment, f = (np.asarray(value, float) for value in both(state, start))
+    _, tangent = kernels.kernels(X, 2, "tanh")
+    expected = -RATE * tangent[:, :4] @ (f[:4] + MSE) / 4
+    np.testing.assert_allclose(increment, expected, atol=0.02)
+    assert np.abs(expected).max() > 0.2
 
 
 def test_one_term_is_refused_where_it_does_not_decide():
@@ -181,13 +212,37 @@ def test_a_sum_is_its_mean_and_its_central_limit_term():
     assert {s.remainder for s in product} == {0}
 
 
-def test_spurious_leading_terms_are_refused():
-    """``n^-1/2 sum(h^2 - 1)`` has a mean that is 0 for a reason no symmetry knows."""
-    h = {"h": tp.normal((N,))}
-    with pytest.raises(tp.CancellationError, match="zero within the sampling error"):
-        tp.limit(lambda t: (t["h"] ** 2 - 1).sum() / t["h"].shape[0] ** 0.5)(
-            sampled(h, noise="random")
-        )
+CENTRED = {
+    "square": lambda t: t["h"] ** 2 - 1,
+    "abs": lambda t: jnp.abs(t["h"]) - (2 / np.pi) ** 0.5,
+    "cos": lambda t: jnp.cos(t["h"]) - np.exp(-0.5),
+    "query": lambda t: jnp.cos(t["W"] @ t["h"]) - np.exp(-0.5),
+}
+
+
+@pytest.mark.parametrize("noise", ["sobol", "random"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "query" else n for n in CENTRED]
+)
+def test_spurious_leading_terms_are_refused(name, noise, compile_fast):
+    """``n^-1/2 sum(h^2 - 1)`` has a mean that is 0 for a reason no symmetry knows.
+
+    It is no number, and nothing may be decided by its sign.
+    """
+    theta = {"h": tp.normal((N,)), "W": tp.normal((N, N), std=N**-0.5)}
+
+    def total(t):
+        return CENTRED[name](t).sum() / t["h"].shape[0] ** 0.5
+
+    programs = {
+        "value": total,
+        "saturated": lambda t: jnp.tanh(total(t)),
+        "branch": lambda t: jnp.where(total(t) > 0, 1.0, 2.0),
+    }
+    for program in programs.values():
+        for seed in range(3):
+            with pytest.raises(tp.CancellationError, match="within the sampling error"):
+                tp.limit(program)(sampled(theta, 1 + seed % 2, 2**11, seed, noise=noise))
 
 
 def test_numerically_centred_values_cancel():
@@ -364,97 +419,6 @@ def test_a_number_of_unknown_order_is_refused():
         except tp.CancellationError:
             found.append(None)
     assert set(found) == {1.0, None}
-
-
-# --- fluctuations of finite networks
-
-
-def mean_field(t, x):
-    return jnp.tanh(x @ t["w"]) @ t["a"] / t["a"].shape[0]
-
-
-def mean_field_step(t, batch):
-    x, y = batch
-    n = t["a"].shape[0]
-    loss = lambda t: 0.5 * jnp.mean((mean_field(t, x) - y) ** 2)
-    value, g = jax.value_and_grad(loss)(t)
-    return jax.tree.map(lambda p, d: p - 0.5 * n * d, t, g), value
-
-
-def predicted_covariance(steps, samples=200_000):
-    """n Cov of the outputs at finite width, by the linear system of Pham and Nguyen (2021)."""
-    rng = np.random.default_rng(0)
-    x, y, eta = X[:4], MSE, 0.5
-    w, a = rng.normal(size=(3, samples)), rng.normal(size=samples)
-    count = len(x)
-    values, gradients, hessians = [], [], []
-    for _ in range(steps + 1):
-        s = np.tanh(x @ w)
-        d = 1 - s * s
-        f = s @ a / samples
-        chi = f - y
-        grad = np.concatenate([s[:, None], a * d[:, None] * x[:, :, None]], axis=1)
-        # Second derivatives of a tanh(w x) in (a, w), averaged with the slopes of the loss.
-        hess = np.zeros((4, 4, samples))
-        for k in range(count):
-            cross = d[k] * x[k][:, None]
-            hess[0, 1:] += chi[k] * cross / count
-            hess[1:, 0] += chi[k] * cross / count
-            curve = -2 * a * s[k] * d[k]
-            hess[1:, 1:] += chi[k] * curve * np.multiply.outer(x[k], x[k])[..., None] / count
-        values.append(a * s)
-        gradients.append(grad)
-        hessians.append(hess)
-        move = np.tensordot(chi, grad, 1) / count
-        a, w = a - eta * move[0], w - eta * move[1:]
-    size = (steps + 1) * count
-    system = np.eye(size)
-    for j in range(steps):
-        carried = gradients[j]
-        for k in range(j + 1, steps + 1):
-            if k > j + 1:
-                carried = carried - eta * np.einsum("pqm,bqm->bpm", hessians[k - 1], carried)
-            m = np.einsum("apm,bpm->ab", gradients[k], carried) / samples
-            system[k * count : (k + 1) * count, j * count : (j + 1) * count] += eta / count * m
-    free = np.cov(np.concatenate(values))
-    inverse = np.linalg.inv(system)
-    return inverse @ free @ inverse.T
-
-
-@pytest.mark.slow
-def test_fluctuations_of_one_hidden_layer():
-    """Standard deviations against the formula, D.2 of the sources (arXiv 2110.15954)."""
-    steps, replicates = 6, 400
-    theta = {"w": tp.normal((3, N)), "a": tp.normal((N,))}
-    x = jnp.asarray(X[:4], jnp.float32)
-    run = tp.train(
-        mean_field_step, theta, [(x, jnp.asarray(MSE, jnp.float32))] * steps, width=tp.inf,
-        key=jax.random.key(1), samples=1024, replicates=replicates, fluctuations=True,
-        observe=lambda t: mean_field(t, x), progress=False,
-    )  # fmt: skip
-    found = run.fluctuations.observations.reshape(replicates, -1).astype(np.float64)
-    expected = predicted_covariance(steps)
-    ratio = found.var(axis=0, ddof=1) / np.diag(expected)
-    # A sample variance of R Gaussians has relative standard error sqrt(2 / R).
-    z = (ratio - 1) / (2 / replicates) ** 0.5
-    assert np.abs(z).max() < stats.norm.isf(ALARM / 2 / z.size)
-    whitened = found @ np.linalg.inv(np.linalg.cholesky(expected + 1e-9 * np.eye(28))).T
-    assert stats.kstest(whitened[:, :8].ravel(), "norm").pvalue > ALARM
-    # Without the interaction terms the variance would grow (the negative control of the source).
-    assert np.diag(expected)[-4:].sum() < np.diag(expected)[:4].sum()
-
-
-@pytest.mark.slow
-def test_fluctuations_are_saved(tmp_path):
-    theta = {"w": tp.normal((3, N)), "a": tp.normal((N,))}
-    x = jnp.asarray(X[:4], jnp.float32)
-    run = tp.train(
-        mean_field_step, theta, [(x, jnp.asarray(MSE, jnp.float32))] * 2, width=tp.inf,
-        key=jax.random.key(1), samples=64, replicates=2, fluctuations=True, progress=False,
-    )  # fmt: skip
-    again = tp.Trajectory.load(run.save(tmp_path / "run.safetensors"))
-    np.testing.assert_array_equal(again.fluctuations.outputs, run.fluctuations.outputs)
-    np.testing.assert_array_equal(again.outputs, run.outputs)
 
 
 # --- options

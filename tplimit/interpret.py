@@ -143,6 +143,8 @@ class Context:
         self.items: dict[int, tuple[Any, list[Value]]] = {}
         #: What is known of values beyond their terms, by identity (see ``rules/lifted.py``).
         self.notes: dict[int, tuple[Any, Any]] = {}
+        #: Of what a vector is the positive part, and what is positive where a mask holds; as notes.
+        self.positive: dict[int, tuple[Any, Any]] = {}
 
     # Sizes and scales -----------------------------------------------------------------------
 

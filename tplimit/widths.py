@@ -283,7 +283,8 @@ class Exponents:
 
     def times(self, power: Fraction) -> "Exponents":
         """Exponents of the ``power``-th power of the values."""
-        return self.map(lambda e: (NEVER if power > 0 else -NEVER) if e == NEVER else e * power)
+        zero = Fraction(0) if power == 0 else NEVER if power > 0 else -NEVER
+        return self.map(lambda e: zero if e == NEVER else e * power)
 
     def mask(self, level: Exponent) -> np.ndarray:
         """Boolean array marking the entries with exponent ``level``."""

@@ -337,9 +337,25 @@ def _root(ctx: Context, value: Tensor) -> Tensor:
     return ctx.notes[id(value)][1] if id(value) in ctx.notes else value
 
 
+def _part_of(ctx: Context, value: Tensor) -> Tensor:
+    """The vector whose positive part this one is, itself if that is not known.
+
+    A rectifier of a rectified vector is that of the vector. Told by its terms it would hang on the
+    lower ones where the leading one is 0, though they are 0 there too.
+    """
+    return ctx.positive[id(value)][1] if id(value) in ctx.positive else value
+
+
 def _compared(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     a, b = _tensors(values)
+    assert ctx.equation is not None
+    primitive = ctx.equation.primitive
+    positive = (primitive is p.gt_p and b.vanishes) or (primitive is p.lt_p and a.vanishes)
+    if positive:
+        a, b = _part_of(ctx, a), _part_of(ctx, b)
     mask = _mask(ctx, rule, a, b, params)
+    if positive and mask.axis is not None:
+        ctx.positive[id(mask)] = (mask, b if primitive is p.lt_p else a)
     if a.vanishes or b.vanishes:
         ctx.notes[id(mask)] = (mask, _root(ctx, b if a.vanishes else a))
     return mask
@@ -379,13 +395,17 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
             and np.broadcast_shapes(a.shape, b.shape) == other.shape
         ):
             return other
+    with_zero = a.vanishes or b.vanishes
+    other = b if a.vanishes else a
+    if with_zero and side == 1 and id(other) in ctx.positive:
+        return other
     if simple or algebra.infinite(a) or algebra.infinite(b):
         (out,) = _tensors(_leading(ctx, rule, values, params))
     else:
         out = expansion.extremum(ctx, a, b, side)
-    if a.vanishes or b.vanishes:
-        return _vanishing_with(ctx, b if a.vanishes else a, out)
-    return out
+    if with_zero and side == 1 and out.axis is not None and out.shape == other.shape:
+        ctx.positive[id(out)] = (out, other)
+    return _vanishing_with(ctx, other, out) if with_zero else out
 
 
 @_lifts(p.reduce_max_p, p.reduce_min_p)
@@ -430,6 +450,9 @@ def _select(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     if agree and len(cases) == 2 and which.axis is not None:
         assert gate is not None
         out = expansion.select_continuously(ctx, which, (cases[1], cases[0]))
+        part = _part_of(ctx, cases[1])
+        if cases[0].vanishes and id(which) in ctx.positive and _part_of(ctx, which) is part:
+            ctx.positive[id(out)] = (out, part)
         return _vanishing_with(ctx, gate, out)
     zeros = [expansion.zero(case) for case in cases]
     known = replace(which, patches=())
