@@ -180,3 +180,23 @@ def test_compiled_and_uncompiled_runs_agree(depth, activation):
     assert np.abs(eager).max() > 0.1
     for other in (less, eager):
         np.testing.assert_allclose(other, compiled, rtol=0, atol=1e-12)
+
+
+# --- one network, or two
+
+
+def test_calls_that_return_the_parameters_tell_of_one_network():
+    """Two hidden layers, NTK: the loss of a step is that of the outputs read before it, if the
+    parameters pass through the call that read them; else it is that of another random network."""
+    model, ntk = tp.mlp(2, 3, activation="tanh"), tp.parameterizations.ntk
+    predict, step = ntk.predict(model), ntk.step(model, "mse", RATE)
+    theta = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=256, terms=2)
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(MSE, jnp.float32)
+    batch = (x[: len(MSE)], y)
+    with fast_compilation():
+        f, kept = tp.limit(lambda t: (predict(t, x), t))(theta)
+        expected = 0.5 * np.mean((np.asarray(f[: len(MSE)]) - MSE) ** 2)
+        _, same = tp.limit(step)(kept, batch)
+        _, other = tp.limit(step)(theta, batch)
+    np.testing.assert_allclose(same, expected, rtol=1e-5)
+    assert abs(other - expected) > 1e-3

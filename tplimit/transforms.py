@@ -215,7 +215,9 @@ def limit(function: Callable[..., Any]) -> Callable[..., Any]:
     values for further limited functions. The call is compiled and cached by itself.
 
     Each call knows what the values it receives have revealed of the random matrices, and forgets
-    what it reveals unless it returns values with a width.
+    what it reveals unless it returns values with a width. Where numbers are random (several terms,
+    ``tp.Deferred``) those of two calls then belong to two networks; let the parameters pass, as in
+    ``f, theta = tp.limit(lambda t: (predict(t, x), t))(theta)``.
 
     Raises:
         DivergenceError: a finite output grows with the width.
