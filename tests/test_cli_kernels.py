@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from test_cli import invoke, plain
 
 from tplimit import data, files, kernels
@@ -17,6 +18,7 @@ def test_digits(tmp_path):
     np.testing.assert_allclose(arrays["kernel"], kernels.mlp(1)(digits.x).ntk, rtol=1e-5)
     assert arrays["kernel"].dtype == "f4"
     np.testing.assert_array_equal(arrays["labels"], digits.y)
+    np.testing.assert_array_equal(arrays["inputs"], digits.x)
     assert settings["activation"] == "relu" and settings["kernel"] == "ntk"
     assert (tmp_path / "a" / "kernel.png").stat().st_size > 10_000
 
@@ -34,6 +36,17 @@ def test_own_inputs_in_double_precision(tmp_path):
         expected = kernels.mlp(2, "erf", 1.3, 0.2)(x).nngp
     np.testing.assert_allclose(arrays["kernel"], expected, rtol=1e-12)
     assert set(arrays) == {"kernel"}
+
+
+def test_the_file_is_read_as_the_output_says(tmp_path):
+    """The printed line runs; kernels of random points can be made again from the stored inputs."""
+    result = invoke("kernels", "--data", "random", "--points", "9", "--out", str(tmp_path))
+    line = plain(result.output).split("In Python: ")[1].strip()
+    matrix = eval(line, {"safetensors": safetensors})
+    arrays = safetensors.numpy.load_file(tmp_path / "kernel.safetensors")
+    assert set(arrays) == {"kernel", "inputs", "labels"}
+    np.testing.assert_array_equal(matrix, arrays["kernel"])
+    np.testing.assert_allclose(matrix, kernels.mlp(2)(arrays["inputs"]).ntk, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,42 @@ def test_bad_input():
         tp.ntk(apply, [(jnp.ones((3, 4)), jnp.ones(4))], x)
 
 
+@pytest.mark.parametrize("method", ["auto", "closed_form", "particles"])
+@pytest.mark.parametrize("which", [tp.nngp, tp.ntk])
+def test_an_axis_of_points_is_asked_for(which, method):
+    """One point, outputs without their axis, other numbers of outputs than of points."""
+    apply, theta = perceptron(1, jnp.tanh)
+    flat = lambda t, x: jnp.tanh(x @ t["U"]) @ t["v"] / t["v"].shape[0] ** 0.5
+    weights = {"U": tp.normal((3, N)), "v": tp.normal((N,))}
+    x = jnp.asarray(X, jnp.float32)
+    for f, t, given, message in (
+        (apply, theta, x[0], r"apply failed for x of shape \(3,\).*\n.*x\[None\]"),
+        (flat, weights, x[0], r"array of shape \(\) for x of shape \(3,\).*pass x\[None\]"),
+        (flat, weights, x[0, 0], r"apply failed for x of shape \(\)"),
+        (flat, weights, x[:0], r"x of shape \(0, 3\) holds no points"),
+        (lambda t, x: flat(t, x).sum(), weights, x, r"array of shape \(\) for x of shape \(4, 3\)"),
+        (lambda t, x: flat(t, x)[:1], weights, x, r"array of shape \(1,\) for x of shape \(4, 3\)"),
+        (lambda t, x: (flat(t, x), x), weights, x, "apply returns 2 arrays"),
+        (lambda t, x: flat(t, x) > 0, weights, x, "dtype bool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            which(f, t, given, method=method)
+        with pytest.raises(ValueError, match=message):
+            which(f, t, given, given, method=method)
+    with pytest.raises(ValueError, match=r"\(4, 3\) and x2 of shape \(4, 2\)"):
+        which(lambda t, x: flat(t, jnp.pad(x, ((0, 0), (0, 3 - x.shape[1])))), weights, x, x[:, :2])
+
+
+def test_a_function_of_one_point_is_mapped_as_the_error_says():
+    weights = {"U": tp.normal((3, N)), "v": tp.normal((N,))}
+    apply = lambda t, x: jax.lax.erf(x @ t["U"] / 3**0.5) @ t["v"] / t["v"].shape[0] ** 0.5
+    x = jnp.asarray(X, jnp.float32)
+    mapped = lambda theta, x: jax.vmap(lambda one: apply(theta, one))(x)
+    found = tp.ntk(mapped, weights, x)
+    np.testing.assert_allclose(found, kernels.mlp(1, "erf")(x).ntk, rtol=1e-5)
+    np.testing.assert_array_equal(tp.ntk(apply, weights, x[:1]), found.value[:1, :1])
+
+
 def test_a_matrix_of_kernels_is_an_array_in_arithmetic():
     apply, theta = perceptron(1, jnp.tanh)
     found = tp.ntk(apply, theta, jnp.asarray(X, jnp.float32))

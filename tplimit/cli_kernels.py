@@ -54,8 +54,8 @@ def kernels(
 ) -> None:
     """Kernel matrix of an infinitely wide network: kernel.safetensors and kernel.png.
 
-    The file holds the matrix "kernel" and, where there are any, "labels"; points are in the order
-    of the data.
+    The file holds the matrix "kernel" and, of digits and random, "inputs" and "labels"; points are
+    in the order of the data. Python reads it by safetensors.numpy.load_file.
     """
     try:
         x, labels = _inputs(data, points, seed)
@@ -76,15 +76,18 @@ def kernels(
         "w_std": w_std, "b_std": b_std, "kernel": kernel.value, "seed": seed,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    arrays = {"kernel": matrix} | ({} if labels is None else {"labels": labels})
+    # A file of the user's is not copied; what was drawn here is nowhere else.
+    arrays = {"kernel": matrix} | ({} if labels is None else {"inputs": x, "labels": labels})
     files.write(out / "kernel.safetensors", arrays, {k: str(v) for k, v in settings.items()})
     order = np.arange(len(matrix)) if labels is None else np.argsort(labels, kind="stable")
     title = f"{kernel.value.upper()}, {depth} hidden layers, {activation}"
     figure = save_figure(kernel_figure(matrix[np.ix_(order, order)], title), out / "kernel.png")
     Console().print(
         f"{len(matrix)} points, {seconds:.1f} s; matrix: {out / 'kernel.safetensors'}; "
-        f"figure: {figure}",
+        f"figure: {figure}\nIn Python: "
+        f'safetensors.numpy.load_file("{out / "kernel.safetensors"}")["kernel"]',
         markup=False,
+        highlight=False,
         soft_wrap=True,
     )
 

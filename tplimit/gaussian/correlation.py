@@ -145,10 +145,15 @@ def _polynomials(degree: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(first), tuple(y + (a[k] if k < len(a) else 0) for k, y in enumerate(second))
 
 
+def sine(c: Array) -> Array:
+    """``sin θ``, exactly 0 where ``|c| = 1`` within rounding."""
+    return root(determinant(c, jnp.ones_like(c), jnp.ones_like(c)))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rectified(degree: int, c: Array) -> Array:
     """``E[relu(u)^p relu(v)^p]`` for unit variances: ``J_p(θ) / 2π``."""
-    s = jnp.sqrt((1 - c) * (1 + c))
+    s = sine(c)
     reflected = jnp.pi / 2 + angle(c, s)  # π - θ
     a, b = (
         functools.reduce(lambda total, x: total * c + x, reversed(poly), jnp.zeros_like(c))
@@ -161,5 +166,5 @@ def rectified(degree: int, c: Array) -> Array:
 def _rectified_jvp(degree: int, primals: tuple[Array], tangents: tuple[Array]) -> Any:
     (c,), (dc,) = primals, tangents
     if degree == 0:
-        return rectified(0, c), over(dc, 2 * jnp.pi * root((1 - c) * (1 + c)))
+        return rectified(0, c), over(dc, 2 * jnp.pi * sine(c))
     return rectified(degree, c), degree**2 * rectified(degree - 1, c) * dc

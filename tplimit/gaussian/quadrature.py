@@ -9,6 +9,7 @@ the plane, by Gauss-Legendre rules, as all pairs do where there are kinks elsewh
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from tplimit.gaussian.correlation import correlation, over, root
+from tplimit.gaussian.correlation import correlation, over, root, sine
 from tplimit.gaussian.kinks import Function, Kinks, derivative, find
 
 #: Terms of Hermite series.
 TERMS = 512
 #: Half range, in standard deviations, and nodes per half of one-dimensional rules.
 _REACH, _NODES = 14.0, 320
-#: Half range of double integrals. Beyond it the normal law has a mass of 2e-12.
+#: Half range of double integrals, and the mass of the normal law beyond it, 3e-12.
 _REACH_2D = 7.0
+_MASS_BEYOND = math.erfc(_REACH_2D / math.sqrt(2))
 #: Nodes of double integrals between two cuts of a function with kinks, and of a smooth one.
 _NODES_2D, _NODES_SMOOTH = 24, 96
 #: Pairs whose double integrals are held at once.
@@ -61,7 +63,7 @@ def _panels(points: Array, nodes: int) -> tuple[Array, Array]:
     x, w = (jnp.asarray(a, points.dtype) for a in _legendre(nodes))
     length = points[..., 1:] - points[..., :-1]
     z = points[..., :-1, None] + length[..., None] * x
-    weights = length[..., None] * w * jnp.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    weights = length[..., None] * w * jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     return (a.reshape(*points.shape[:-1], -1) for a in (z, weights))  # type: ignore[return-value]
 
 
@@ -76,6 +78,14 @@ def second_moment(function: Function, kinks: Sequence[float], var: Array) -> Arr
     total = terms.sum(-1)
     edge = jnp.maximum(terms[..., 0], terms[..., -1])
     return jnp.where(edge > 1e-9 * total, jnp.inf, total)
+
+
+def _beyond(function: Function, var: Array) -> Array:
+    """The part of ``E[φ(σ z)²]`` outside of the range of double integrals."""
+    ends = jnp.asarray([[-_REACH, -_REACH_2D], [_REACH_2D, _REACH]], var.dtype)
+    z, weights = _panels(ends, _NODES // 2)
+    values = function(root(var)[..., None] * z.reshape(-1))
+    return jnp.sum(weights.reshape(-1) * values**2, axis=-1)
 
 
 def _coefficients(function: Function, var: Array) -> Array:
@@ -117,7 +127,7 @@ def pieces(
     dtype = c.dtype
     tiny = jnp.asarray(float(jnp.finfo(dtype).tiny) ** 0.5, dtype)
     reach = jnp.asarray(_REACH_2D, dtype)
-    s = root((1 - c) * (1 + c))
+    s = sine(c)
     slope, depth = jnp.where(jnp.abs(c) < tiny, tiny, c), jnp.maximum(s, tiny)
     cut = lambda points: jnp.sort(jnp.clip(jnp.stack([-reach, *points, reach]), -reach, reach))
     outer, inner = (
@@ -186,7 +196,8 @@ class Quadrature:
     def error(self, order: int, cov: Array, var1: Array, var2: Array) -> Array:
         """An estimate of the error of `expectation`, without that of rounding.
 
-        What the series leaves out at most, or the change from a rule with fewer nodes.
+        What the series leaves out at most, or the change from a rule with fewer nodes and what lies
+        beyond its range.
         """
         f = derivative(self.function, order)
         value, left_out, scale = self._series(order, cov, var1, var2)
@@ -195,7 +206,8 @@ class Quadrature:
         fine, coarse = (
             self._by_pieces(f, f, cov, var1, var2, zero, bad, share) for share in (1.0, 0.875)
         )
-        return jnp.where(bad, jnp.abs(fine - coarse), left_out)
+        beyond = root(_beyond(f, var1) * _beyond(f, var2)) + _MASS_BEYOND * scale
+        return jnp.where(bad, jnp.abs(fine - coarse) + beyond, left_out)
 
     def _series(
         self, order: int, cov: Array, var1: Array, var2: Array

@@ -221,7 +221,19 @@ def as_matrix(
     for rows in range(0, len(matrix), BLOCK):
         if not np.all(np.isfinite(matrix[rows : rows + BLOCK])):
             raise ValueError(f"{name} has entries that are not finite")
+    _check_size(name, matrix)
     return Held(matrix)
+
+
+def _check_size(name: str, matrix: np.ndarray) -> None:
+    """Products of two entries, summed over the points, are finite."""
+    largest = max(abs(float(matrix.max(initial=0))), abs(float(matrix.min(initial=0))))
+    most = float(np.finfo(matrix.dtype).max) ** 0.5 / max(matrix.shape)
+    if largest > most:
+        raise ValueError(
+            f"{name} has entries up to {largest:.3g}, whose products overflow {matrix.dtype}: "
+            "divide the kernel by a constant, or compute in float64"
+        )
 
 
 # --- what a kernel of training points has to be

@@ -85,8 +85,8 @@ def posterior(
         tolerance: relative residual that conjugate gradients stop at.
 
     Raises:
-        ValueError: shapes do not fit, an entry is not finite, the kernel is no kernel, or with this
-            noise it is singular within its precision.
+        ValueError: shapes do not fit, an entry is not finite, a kernel is no kernel, with this
+            noise it is singular within its precision, or the three are not of one kernel.
 
     >>> import numpy as np
     >>> posterior(np.eye(2), np.array([[0.5, 0.0]]), np.array([2.0, 3.0]), noise=1.0).mean.round(
@@ -113,6 +113,8 @@ def posterior(
         own = as_matrix("kernel_ss", kernel_ss, x_test, **how)
         if own.shape != (test.shape[0], test.shape[0]) or not isinstance(own, Held):
             raise ValueError(f"kernel_ss has shape {own.shape} for {test.shape[0]} test points")
+        check_kernel("kernel_ss", own)
+        prior = own.matrix
         cross = test.matrix if isinstance(test, Held) else test.matrix(progress)
         right = np.concatenate([right, cross.T.astype(kernel.dtype)], axis=1)
     if method == "cholesky":
@@ -123,8 +125,9 @@ def posterior(
     mean = test.times(weights[:, :outputs]).reshape(test.shape[0], *targets.shape[1:])
     covariance = np.zeros((0, 0), kernel.dtype)
     if cross is not None:
-        covariance = own.matrix - cross @ weights[:, outputs:]
+        covariance = prior - cross @ weights[:, outputs:]
         covariance = (covariance + covariance.T) / 2
+        _check_variances(covariance, prior)
     return Posterior(mean, covariance)
 
 
@@ -142,6 +145,16 @@ def _check_regression(
         )
     if not (np.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise is a variance, 0 or larger, got {noise}")
+
+
+def _check_variances(covariance: np.ndarray, prior: np.ndarray) -> None:
+    """Data cannot make a variance negative, if the three matrices are blocks of one kernel."""
+    smallest, scale = np.diag(covariance).min(), np.diag(prior).max()
+    if not smallest >= -_RESIDUAL[covariance.dtype.itemsize] * scale:
+        raise ValueError(
+            f"the posterior has a variance of {smallest:.3g}: kernel_tt, kernel_st and kernel_ss "
+            "are not blocks of one kernel, or the noise is too small for their precision"
+        )
 
 
 def _by_cholesky(kernel: Held | Evaluated, noise: float, right: np.ndarray) -> np.ndarray:
@@ -233,6 +246,7 @@ def ensemble(
         as_matrix(name, matrix, which=name) for name, matrix in (("nngp", nngp), ("ntk", ntk))
     )
     check_kernel("nngp", prior)
+    check_kernel("ntk", tangent)
     assert isinstance(prior, Held) and isinstance(tangent, Held)
     total, n = prior.shape[0], len(np.atleast_1d(np.asarray(y)))
     if tangent.shape != (total, total) or n > total:

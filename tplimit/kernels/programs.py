@@ -78,8 +78,9 @@ def nngp(
     """Covariance of the initial outputs of ``apply(theta, x)`` as widths go to infinity.
 
     Args:
-        apply: plain JAX; ``x`` has the points along its first axis and so have the outputs, (n,)
-            or (n, k); of several outputs, which have one kernel, the first is taken.
+        apply: plain JAX; ``x`` has the points along its first axis (of one point, ``x[None]``) and
+            so have the outputs, (n,) or (n, k); of several outputs, which have one kernel, the
+            first is taken.
         theta: declared parameters (`tplimit.normal`, ...).
         x1, x2: inputs; None stands for ``x1``.
         method: "closed_form" evaluates a recursion read off the program, "particles" samples;
@@ -88,6 +89,7 @@ def nngp(
         key: random key of the particles, by default ``jax.random.key(0)``.
 
     Raises:
+        ValueError: inputs or outputs without an axis of points, or inputs that are not finite.
         LimitError: the outputs are not linear in any parameters; errors of `tplimit.limit`;
             a program that is not recognised, for "closed_form", with the line where it is not.
 
@@ -148,6 +150,10 @@ def _kernel(
         raise ValueError(f'method is "auto", "closed_form" or "particles", not {method!r}')
     a, b = jax.tree.map(jnp.asarray, (x1, x1 if x2 is None else x2))
     _check(theta, a, b)
+    for x in (a,) if x2 is None else (a, b):
+        _check_outputs(apply, theta, x)
+    if all(isinstance(x, jax.Array) for x in (a, b)) and a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"x1 of shape {a.shape} and x2 of shape {b.shape} hold different points")
     if method != "particles":
         try:
             value = recognised(apply, theta, a, b, which)
@@ -172,6 +178,36 @@ def _check(theta: Any, a: Any, b: Any) -> None:
             raise ValueError(f"inputs are float32 or float64, not {x.dtype}")
         if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
             raise ValueError("inputs must be finite, without NaN")
+
+
+def _check_outputs(apply: Apply, theta: Any, x: Any) -> None:
+    """The points are along the first axis of inputs and outputs."""
+    single = isinstance(x, jax.Array)
+    given = f"x of shape {x.shape}" if single else "these inputs"
+    advice = (
+        "apply takes the points along the first axis of x and returns one array, (points,) or "
+        "(points, outputs). Of a single point pass x[None]; of a function of one point pass "
+        "lambda theta, x: jax.vmap(lambda one: apply(theta, one))(x)"
+    )
+    if single and x.ndim and not len(x):
+        raise ValueError(f"x of shape {x.shape} holds no points")
+    sampled = sample(theta, jax.random.key(0), width=inf, samples=8, noise="random")
+    leaves, tree = jax.tree.flatten(((sampled, x), {}))
+    try:
+        program, _ = Evaluator(apply).program(tree, [aval_of(leaf) for leaf in leaves], leaves)
+    except (TypeError, ValueError, IndexError) as error:
+        if not single or x.ndim > 1 or isinstance(error, LimitError):
+            raise
+        # The user's code wants more axes than it was given.
+        raise ValueError(f"apply failed for {given}: {error}\n{advice}") from error
+    outputs = program.out_avals
+    if len(outputs) != 1:
+        raise ValueError(f"apply returns {len(outputs)} arrays for {given}: {advice}")
+    shape, dtype = outputs[0].shape, outputs[0].dtype
+    if not shape or (single and shape[:1] != x.shape[:1]):
+        raise ValueError(f"apply returns an array of shape {shape} for {given}: {advice}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"apply returns numbers of dtype {dtype}, which have no gradients")
 
 
 def _by_particles(
