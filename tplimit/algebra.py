@@ -193,17 +193,11 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
     if value.exact and value.noise is None:
         return
-    error = ctx.error(
-        f"{what} a value whose leading coefficient is zero within the sampling error.",
-        CancellationError,
-        NEXT_TERM,
-    )
+    reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM
     if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
-        error = ctx.error(
-            f"{what} a value that vanishes faster than any power of the width.",
-            CancellationError,
-            "Let one function compute both, such as jax.nn.log_softmax or jax.nn.log_sigmoid.",
-        )
+        reason = "that vanishes faster than any power of the width"
+        advice = "Let one function compute both: jax.nn.log_softmax, jax.nn.log_sigmoid."
+    error = ctx.error(f"{what} a value {reason}.", CancellationError, advice)
     zero = jnp.asarray(value.coefficient == 0)
     if value.zeros is not None:
         zero = zero & ~value.zeros
