@@ -13,7 +13,7 @@ import pytest
 from helpers import fast_compilation, line_of
 from numpy.polynomial.hermite_e import hermegauss
 from oracles import kernels, statistics
-from test_regions_limit import LABELS, POINTS, REGIONS, X, Y, reference_kernel
+from test_regions_limit import POINTS, REGIONS, X, Y, reference_kernel
 
 import tplimit as tp
 from tplimit import parameterizations as scalings
@@ -21,6 +21,7 @@ from tplimit.data import random_points
 
 REFERENCE = 128.0
 TRAIN = len(Y)
+LABELS = jnp.asarray(Y, jnp.float32)
 
 
 @pytest.fixture(autouse=True)

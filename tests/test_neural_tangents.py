@@ -72,7 +72,7 @@ SHARED: dict[str, tuple[Any, str, tuple[Any, ...], float, Any]] = {
 }
 #: Off by a percent (sign), or NaN.
 WRONG_DIAGONAL = {"sign", "step", "relu^2", "relu^3", "relu^4"}
-QUICK = {"erf", "relu", "gelu", "leaky 0.3", "step", "relu^3", "x^3", "x^5"}
+QUICK = {"relu", "step", "relu^3", "x^3"}
 
 
 def theirs(stax: ModuleType, phi: Any, depth: int, w: float, b: float) -> Any:
@@ -112,7 +112,9 @@ BENT = {"abs", "leaky 0.01", "leaky 0.3", "leaky -0.5", "relu"}
 
 
 @pytest.mark.filterwarnings("ignore:Inputs to this layer are assumed")
-@pytest.mark.parametrize("degree", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "degree", [5, *(pytest.param(k, marks=pytest.mark.slow) for k in range(4))]
+)
 def test_hermite_polynomials_agree(stax: ModuleType, degree: int) -> None:
     """Theirs needs coordinates of variance 1: points on the sphere, w² + b² = 1.
 
@@ -198,9 +200,8 @@ def test_deep_powers_of_relu_are_not_a_number(stax: ModuleType, degree: int) -> 
     assert np.isfinite(found.ntk).all() and (np.asarray(found.nngp) > 0).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("abs", "leaky_relu"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relu", "abs", "leaky_relu"])
 def test_close_to_correlation_one_in_single_precision(stax: ModuleType, name: str) -> None:
     """Points (m, ±k) with 1 - c = 2 k² / (m² + k²), whose Gram matrix float32 holds exactly.
 

@@ -241,6 +241,9 @@ def _watched(program: Program, tree: Any, out_tree: Any, leaves: Sequence[Any]) 
             continue
         before += [s for s in ours if len(structure.avals(e)[s].width_axes) == 1]
         after += [s for s in e.outputs if len(structure.avals(e)[s].width_axes) == 1]
+    # Parts of an activation, such as the mask of a choice, need not move where it does.
+    summed = _summed(forward, data)
+    after = [s for s in after if s in summed] or after
     ends = _unique(_end(forward, data, slot) for slot in chains)
     vectors = _vectors(forward)
     if not after:
@@ -276,6 +279,15 @@ def _is_contraction(e: Equation) -> bool:
     return e.primitive in (p.dot_general_p, p.reduce_sum_p) and any(
         aval.width_axes for aval in e.in_avals
     )
+
+
+def _summed(forward: Sequence[Equation], data: set[Any]) -> set[Slot]:
+    """Variables that are summed, perhaps after shifts and factors: what layers see."""
+    found: set[Slot] = set()
+    for e in reversed(forward):
+        if _is_contraction(e) or (structure.is_linear(e, data) and found.intersection(e.outputs)):
+            found.update(structure.slots(e))
+    return found
 
 
 def _products(
