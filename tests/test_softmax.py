@@ -195,3 +195,17 @@ def test_a_maximum_of_two_multiples_is_a_leaky_rectifier():
         outputs.append(run.observations)
     assert np.abs(outputs[0][-1] - outputs[0][0]).max() > 0.05
     np.testing.assert_allclose(*outputs, atol=1e-6)
+
+
+def test_a_tie_within_the_sampling_error_asks_for_more_samples():
+    """Two outputs with the same target differ by the particles' error alone."""
+    theta = {"v": tp.normal((tp.Width("n"), 2))}
+    state = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=2**8, terms=2)
+
+    def shares(t):
+        mean = jnp.mean(jnp.tanh(t["v"]) ** 2, axis=0)
+        return jax.nn.softmax(mean[None] * t["v"].shape[0] ** 0.5)  # here
+
+    with pytest.raises(tp.CancellationError, match="Raise samples=") as caught:
+        tp.series(shares)(state)
+    assert "test_softmax.py" in str(caught.value)

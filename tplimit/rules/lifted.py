@@ -12,6 +12,7 @@ from jax import lax
 
 from tplimit import algebra, expansion, matrices, patches
 from tplimit._jax import Primitive, primitives as p, split_p, stack_p, tile_p, unstack_p
+from tplimit.errors import CancellationError
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.parity import EVEN, Behaviour, behaviour_of_power
 from tplimit.rules import elementwise, selection
@@ -247,7 +248,13 @@ def _exponential(ctx: Context, rule: Rule, values: Values, params: Any) -> Value
     if value.noise is not None:
         below = jnp.where(largest, -jnp.inf, c + algebra.ZERO_SIGMAS * value.noise)
         sure = sure & (jnp.max(below, axis) < 0)
-    ctx.check(jnp.all(sure), algebra.undecided(ctx, "The largest of several values"))
+    tie = ctx.error(
+        "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
+        "known: two are equal within their sampling error.",
+        CancellationError,
+        "Raise samples= until their difference is larger than the error, or take another key.",
+    )
+    ctx.check(jnp.all(sure), tie)
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
 
 
