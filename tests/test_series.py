@@ -58,8 +58,11 @@ CASES = [
 
 @pytest.mark.parametrize(("depth", "activation", "loss"), CASES)
 def test_ntk_is_kernel_gradient_descent(depth, activation, loss):
-    """Twenty steps from the same initial function, by a kernel that does not know the program."""
-    f = trained(depth, activation, loss).replicates.observations.astype(np.float64)
+    """Twenty steps from the same initial function, by a kernel that does not know the program.
+
+    Sixteen replicates: |z| > 4 in one of 900 cases by chance (Student's t).
+    """
+    f = trained(depth, activation, loss, replicates=16).replicates.observations.astype(np.float64)
     _, tangent = kernels.kernels(X, depth, activation)
     expected = kernels.descent(tangent, f[:, 0], slopes(loss), RATE, 20)
     distance = (f - expected)[:, 1:]
@@ -68,7 +71,7 @@ def test_ntk_is_kernel_gradient_descent(depth, activation, loss):
     # The Monte Carlo error is common to all points and steps of a replicate: one z of each.
     projected = distance.reshape(len(f), -1) @ np.sign(expected.mean(axis=0)[1:]).ravel()
     z = projected.mean() / (projected.std(ddof=1) / len(f) ** 0.5)
-    assert abs(z) < stats.t.isf(ALARM / 2, len(f) - 1)
+    assert abs(z) < 4
 
 
 @pytest.mark.slow
