@@ -132,6 +132,25 @@ def test_a_rectifier_written_by_hand_is_a_function_of_one_vector():
     np.testing.assert_allclose(found, expected.ntk, rtol=1e-5)
 
 
+def test_conversions_to_integers_are_functions_with_jumps():
+    """A mask as a number is the step function; truncation is not the identity it looks like."""
+
+    def network(phi):
+        return lambda t, x: phi(x @ t["U"] / x.shape[-1] ** 0.5) @ t["v"] / t["v"].shape[0] ** 0.5
+
+    def covariance(phi):
+        return tp.nngp(network(phi), RESIDUAL, x, method="closed_form")
+
+    x = jnp.asarray(X, jnp.float32)
+    expected = kernels.mlp(1, "step")(x)
+    found = covariance(lambda h: (h > 0).astype(jnp.float32))
+    np.testing.assert_allclose(found, expected.nngp, atol=1e-6)
+    truncated = covariance(lambda h: (0.9 * jnp.tanh(h)).astype(jnp.int32).astype(jnp.float32))
+    np.testing.assert_array_equal(truncated.value, 0)
+    with pytest.raises(tp.ActivationError, match="estimate its kernels from particles"):
+        covariance(lambda h: (9 * h).astype(jnp.int32).astype(jnp.float32))
+
+
 def test_sums_that_share_a_part_are_not():
     """``(h + A) + (h + B)``: the two are not independent, and no formula is made up for them."""
 

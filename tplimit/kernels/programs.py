@@ -23,7 +23,7 @@ from jax import Array
 from tplimit import structure
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
-from tplimit.kernels.recognition import NotRecognised, recognised
+from tplimit.kernels.recognition import NotRecognised, program_of, recognised
 from tplimit.leaves import aval_of
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.sampling import inf, sample
@@ -191,10 +191,8 @@ def _check_outputs(apply: Apply, theta: Any, x: Any) -> None:
     )
     if single and x.ndim and not len(x):
         raise ValueError(f"x of shape {x.shape} holds no points")
-    sampled = sample(theta, jax.random.key(0), width=inf, samples=8, noise="random")
-    leaves, tree = jax.tree.flatten(((sampled, x), {}))
     try:
-        program, _ = Evaluator(apply).program(tree, [aval_of(leaf) for leaf in leaves], leaves)
+        program = program_of(apply, theta, x)
     except (TypeError, ValueError, IndexError) as error:
         if not single or x.ndim > 1 or isinstance(error, LimitError):
             raise

@@ -76,7 +76,7 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
         raise NotRecognised("the inputs are no single array.")
     count = len(x1)
     points = jnp.concatenate([x1, x2])
-    program = _program(apply, theta, points)
+    program = program_of(apply, theta, points)
     (out,) = _run(program, theta, points)
     if not isinstance(out, Field) or out.function is not None:
         raise NotRecognised("the output is no Gaussian vector.")
@@ -96,7 +96,8 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
     return kernel.array[:count, count:]
 
 
-def _program(apply: Callable[..., Any], theta: Any, x: Any) -> Program:
+def program_of(apply: Callable[..., Any], theta: Any, x: Any) -> Program:
+    """The program of ``apply`` at declared parameters."""
     # A small sample has the avals of the parameters, and nothing else of it is used.
     sampled = sample(theta, jax.random.key(0), width=inf, samples=8, noise="random")
     leaves, tree = jax.tree.flatten(((sampled, x), {}))
@@ -126,6 +127,13 @@ def _run(program: Program, theta: Any, x: Any) -> list[Value]:
     return [read(output) for output in program.outputs]
 
 
+def _is_rounding(e: Equation) -> bool:
+    """Whether an equation converts from or to integers or truth values: a function with jumps."""
+    dtypes = [aval.dtype for aval in (*e.in_avals, *e.out_avals)]
+    real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+    return e.primitive is p.convert_element_type_p and not real
+
+
 def _constant(constant: Constant) -> Number:
     fitted = constant.fitted
     levels = [level for level in fitted.exponents.levels() if level != NEVER]
@@ -147,7 +155,7 @@ class _Walk:
             return self.numbers(e, values)
         if e.primitive is p.dot_general_p:
             return self.product(e, *values)
-        if e.primitive in _RESHAPES:
+        if e.primitive in _RESHAPES and not _is_rounding(e):
             return self.reshaped(e, values[0])
         if e.primitive is p.slice_p:
             return self.sliced(e, values[0])
