@@ -182,6 +182,20 @@ def test_compiled_and_uncompiled_runs_agree(depth, activation):
         np.testing.assert_allclose(other, compiled, rtol=0, atol=1e-12)
 
 
+def test_a_rectifier_against_more_zeros_than_it_has_rows():
+    """Operands may have axes of length one: what is known of one is not the shape of the result."""
+    theta = {"u": tp.normal((tp.Width("n"),))}
+    state = tp.sample(theta, jax.random.key(1), width=tp.inf, samples=2**8, terms=2)
+
+    def positive(t):
+        rectified = jnp.maximum(jax.nn.relu(t["u"][None]), jnp.zeros((4, t["u"].shape[0])))
+        return rectified.mean(axis=-1), (rectified > 0).astype(float).mean(axis=-1)
+
+    mean, share = tp.limit(positive)(state)
+    np.testing.assert_allclose(mean, np.full(4, 1 / np.sqrt(2 * np.pi)), atol=0.01)
+    np.testing.assert_allclose(share, np.full(4, 0.5), atol=0.01)
+
+
 # --- one network, or two
 
 

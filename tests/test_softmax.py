@@ -94,6 +94,21 @@ def test_every_way_to_write_it_is_the_same(name, library):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sym-default", "pre-NTK", "triangle", "NTK", "MF"])
+def test_exponents_are_those_of_the_classification(name):
+    """Three outputs as one; their sum does not move, for the gradients of softmax sum to zero."""
+    parameterization = tp.parameterizations.golikov(*REGIONS[name])
+    exponents = tp.classify(parameterization, tp.mlp(1, 10, activation="tanh")).exponents
+    found, _ = logits("cross_entropy", name)
+    assert found[0][0] == exponents["e0"]
+    assert {exponent for exponent, _ in found[1:]} == {max(exponents["e0"], exponents["eK"])}
+    _, start = found[0]
+    for exponent, values in found[1:]:
+        moved = np.asarray(values) - (np.asarray(start) if exponent == exponents["e0"] else 0)
+        assert np.abs(moved.sum(axis=1)).max() < 0.02 * np.abs(moved).max()
+
+
+@pytest.mark.slow
 def test_gradients_are_one_hot_where_logits_grow():
     """Frozen kernel, logits of order n^(1/2) from the start: `F_{k+1} = F_k - mean Theta (1[k is
     the largest of F_k] - y)`, the first point being in the batch with two labels.
@@ -114,6 +129,22 @@ def test_gradients_are_one_hot_where_logits_grow():
         np.testing.assert_allclose(value, expected, atol=0.02 * np.abs(expected).max())
     assert wrong > 1
     assert len(X) > len(LABELS)  # points outside of the batch are predicted too
+
+
+def test_rows_that_grow_beside_rows_that_do_not():
+    """Softmax row by row, and the maxima, where only some logits grow with the width."""
+    theta = {"v": tp.normal((tp.Width("n"),))}
+    state = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=2**8, terms=2)
+    x = jnp.asarray(X[:4, :CLASSES], jnp.float32)
+
+    def mixed(t, x):
+        return jnp.concatenate([x[:2] * t["v"].shape[0] ** 0.5, x[2:]])
+
+    found = tp.limit(lambda t, x: jax.nn.softmax(mixed(t, x)))(state, x)
+    expected = [*np.eye(CLASSES)[np.argmax(x[:2], axis=1)], *jax.nn.softmax(x[2:])]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    largest = tp.limit(lambda t, x: jnp.max(mixed(t, x), axis=1)[2:])(state, x)
+    np.testing.assert_array_equal(largest, np.max(x[2:], axis=1))
 
 
 def test_a_logarithm_of_what_vanishes_is_refused():

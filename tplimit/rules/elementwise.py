@@ -251,21 +251,22 @@ def minimum(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
     return _extremum(ctx, a, b, jnp.minimum, -1)
 
 
+def against_infinity(a: Tensor, b: Tensor, side: int) -> Tensor | None:
+    """The maximum (side 1) or minimum (-1) where one side is a bound that bounds nothing."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    for bound, other in ((a, b), (b, a)):
+        if algebra.infinite(bound) == -side and other.shape == shape:
+            return other
+    return None
+
+
 def _extremum(ctx: Context, a: Value, b: Value, fn: Any, side: int) -> Value:
     if isinstance(a, Matrices) or isinstance(b, Matrices):
         return matrices.unsupported(ctx, "a maximum or minimum, entry by entry,")
+    unbounded = against_infinity(a, b, side)
+    if unbounded is not None:
+        return unbounded
     axis, space = algebra.frame(ctx, a, b)
-    for bound, other in ((a, b), (b, a)):
-        if algebra.infinite(bound) == -side and other.shape:
-            return tensor(
-                jnp.asarray(other.coefficient),
-                other.exponents,
-                other.remainder,
-                axis,
-                space,
-                other.noise,
-                other.zeros,
-            )
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
     x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)

@@ -396,21 +396,19 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     assert ctx.equation is not None
     side = 1 if ctx.equation.primitive is p.max_p else -1
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
-    for bound, other in ((a, b), (b, a)):
-        if (
-            algebra.infinite(bound) == -side
-            and np.broadcast_shapes(a.shape, b.shape) == other.shape
-        ):
-            return other
+    unbounded = elementwise.against_infinity(a, b, side)
+    if unbounded is not None:
+        return unbounded
     with_zero = a.vanishes or b.vanishes
     other = b if a.vanishes else a
-    if with_zero and side == 1 and id(other) in ctx.positive:
+    whole = np.broadcast_shapes(a.shape, b.shape) == other.shape
+    if with_zero and whole and side == 1 and id(other) in ctx.positive:
         return other
     if simple or algebra.infinite(a) or algebra.infinite(b):
         (out,) = _tensors(_leading(ctx, rule, values, params))
     else:
         out = expansion.extremum(ctx, a, b, side)
-    if with_zero and side == 1 and out.axis is not None and out.shape == other.shape:
+    if with_zero and whole and side == 1 and out.axis is not None:
         ctx.positive[id(out)] = (out, other)
     return _vanishing_with(ctx, other, out) if with_zero else out
 
@@ -420,7 +418,7 @@ def _largest(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     """Maximum along finite axes: of two halves, as long as there are two."""
     (value,) = _tensors(values)
     assert ctx.equation is not None
-    simple = not value.terms[1:] and not value.patches
+    simple = not value.terms[1:] and not value.patches and value.exponents.uniform
     if simple or value.axis in params["axes"] or value.dtype.kind != "f":
         return _leading(ctx, rule, values, params)[0]
     side = 1 if ctx.equation.primitive is p.reduce_max_p else -1
