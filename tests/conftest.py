@@ -2,16 +2,32 @@
 
 import gc
 from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 import pytest
 from helpers import fast_compilation
+
+from tplimit.kernels import import_neural_tangents
 
 
 @pytest.fixture
 def key() -> jax.Array:
     """A fixed key: a failure can be repeated."""
     return jax.random.key(20240)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """For tests in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def stax() -> ModuleType:
+    """The layers of neural-tangents."""
+    return import_neural_tangents().stax
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ A store answers `G x / sqrt(n_in)` and `G^T y / sqrt(n_out)` without forming `G`
 In the limit (`exact=False`) fresh rows are zero-mean and orthonormal.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,10 +34,7 @@ BLOCK = 8
 compiled = jax.jit(deferred.query, static_argnames="law")
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Asked(NamedTuple):

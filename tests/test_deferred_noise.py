@@ -1,6 +1,6 @@
 """Noise of the limit of a deferred matrix: matched rows, dropped directions, many rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,7 @@ EXACT = Law(exact=True, tolerance=1e-24)
 LIMIT = Law(exact=False, tolerance=1e-6)
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize(

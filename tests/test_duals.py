@@ -1,7 +1,6 @@
 """Dual activations: closed forms, quadrature and mpmath agree; bounds and edges hold."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +30,7 @@ KINKED = {"abs", "elu", "hard_tanh", "leaky_relu", "relu", "relu2", "sign", "ste
 PAIRS = [(0.2, 0.7, 1.6), (1.0, 1.1, 1.3), (0.9999, 1.0, 1.0), (-0.8, 1.2, 0.9)]
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def tolerance(name: str) -> float:

@@ -4,8 +4,6 @@ Errors are in units of the bound √(E[φ(u)²] E[φ(v)²]) of what is compared:
 the value itself may be a difference of large numbers.
 """
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -46,10 +44,7 @@ def some_quick(quick: set[str] = QUICK) -> list[object]:
     return [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in CASES]
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def bound(phi: Dual, var1: np.ndarray, var2: np.ndarray) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ The reference is a rule that is cut where u or v meets a kink, with more nodes t
 `test_duals.py`. Errors are in units of √(E[φ(u)²] E[φ(v)²]).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,10 +51,7 @@ def some_quick(quick: set[str]) -> list[object]:
     return [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in FUNCTIONS]
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def both(name: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

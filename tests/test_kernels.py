@@ -1,6 +1,5 @@
 """Kernels of networks: the algebra of layers, evaluation, and bad input."""
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +17,6 @@ from tplimit.kernels import (
     bias,
     dense,
     from_neural_tangents,
-    import_neural_tangents,
     layer_norm,
     mlp,
     multiply,
@@ -31,15 +29,7 @@ rng = np.random.default_rng(5)
 X, Y = rng.normal(size=(6, 4)), rng.normal(size=(5, 4))
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(scope="module")
-def stax() -> ModuleType:
-    return import_neural_tangents().stax
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def off_diagonal(found: Any, expected: Any, tolerance: float) -> None:

@@ -1,7 +1,7 @@
 """Kernels against networks of finite width, with tied weights or not."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +17,7 @@ LENGTHS = np.array([7, 9])
 W, U, B, V = 1.0, 1.0, 0.3, 1.0
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def perceptron(name: str, depth: int) -> tuple[Any, Any, Callable[[int], Any], Any]:

@@ -25,12 +25,6 @@ def _quick():
         yield
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def sample(t, dtype=np.float32):
     return golden.INPUTS[t : t + 1].astype(dtype), golden.TARGETS[t : t + 1].astype(dtype)
 

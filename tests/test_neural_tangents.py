@@ -5,7 +5,6 @@ Their diagonals are compared too, except those listed in `WRONG_DIAGONAL`.
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -25,15 +24,7 @@ rng = np.random.default_rng(5)
 X, Y = rng.normal(size=(4, 4)), rng.normal(size=(2, 4))
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(scope="module")
-def stax() -> ModuleType:
-    return import_neural_tangents().stax
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def power(n: int) -> kernels.Dual:
