@@ -43,6 +43,7 @@ LAYERS = (
     "files",
     "trajectory",
     "history",
+    "divergence",
     "encoding",
     "checkpoint",
     "progress",

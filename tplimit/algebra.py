@@ -383,10 +383,11 @@ def _saturated(
 
 
 def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
-    """Whether some entry differs from 0 by more than ``sigmas`` of its standard errors."""
+    """Whether some entry differs from 0 by more than ``sigmas`` standard errors, or is NaN."""
     if value.noise is None:
         return jnp.asarray(True)
-    return jnp.any(jnp.abs(value.coefficient) > sigmas * value.noise)
+    nonzero = jnp.abs(value.coefficient) > sigmas * value.noise
+    return jnp.any(nonzero | jnp.isnan(value.coefficient))
 
 
 def signs_known(ctx: Context, value: Tensor, what: str) -> None:

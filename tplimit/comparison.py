@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +17,11 @@ from rich.text import Text
 from scipy import stats
 
 from tplimit._jax import random_key
-from tplimit.errors import LimitWarning
+from tplimit.errors import LimitWarning, warn
 from tplimit.plotting import comparison_figure, save_figure
 from tplimit.sampling import inf
 from tplimit.training import Step, train
-from tplimit.trajectory import Trajectory
+from tplimit.trajectory import Trajectory, quiet, width_label
 from tplimit.transforms import align
 
 __all__ = ["Comparison", "compare"]
@@ -68,6 +67,7 @@ class Comparison:
     finite: Mapping[int, Trajectory]
 
     @cached_property
+    @quiet
     def rms(self) -> dict[int, float]:
         """By width, the root mean square distance over steps, points and seeds."""
         return {n: _root(np.mean(squares)) for n, squares in self._squares.items()}
@@ -81,6 +81,7 @@ class Comparison:
         }
 
     @cached_property
+    @quiet
     def bias(self) -> dict[int, float]:
         """By width, the root mean square of (mean over seeds - limit), its noise subtracted."""
         mean, noise = self._limit_statistics
@@ -95,7 +96,10 @@ class Comparison:
 
     @cached_property
     def slope(self) -> float:
-        """Least-squares slope of log(rms) against log(width); NaN where an `rms` is 0."""
+        """Least-squares slope of log(rms) against log(width).
+
+        NaN where an `rms` is 0 or not finite, and of one width; the table then says why.
+        """
         return float(_slope_weights(self.rms) @ _logs(self.rms.values()))
 
     @cached_property
@@ -114,7 +118,7 @@ class Comparison:
 
         A tree like the records. Welch's t with the combined standard error, turned into the normal
         deviate of the same tail probability, so that ±2 means the same for 4 seeds as for 400. It
-        is 0 where both agree exactly, NaN for one seed.
+        is 0 where both agree exactly, NaN for one seed and where a record is not finite.
         """
         largest = max(self._flat)
         return self._unflatten(self._deviates({largest: 1.0}))
@@ -139,7 +143,7 @@ class Comparison:
         for n, trajectory in self.finite.items():
             rms = self.rms[n]
             numbers = (rms, self.rms_stderr[n], np.sqrt(n) * rms)
-            bias = f"{self.bias[n]:.4g}" if self.bias[n] > 0 else "< noise"
+            bias = "< noise" if self.bias[n] == 0 else f"{self.bias[n]:.4g}"
             table.add_row(str(n), str(trajectory.count), *(f"{x:.4g}" for x in numbers), bias)
         return TextTable(table, "\n".join(self._sentences()))
 
@@ -157,6 +161,7 @@ class Comparison:
                 name: {str(n): v for n, v in getattr(self, name).items()}
                 for name in ("rms", "rms_stderr", "bias")
             },
+            "not_finite": {str(n): seeds for n, seeds in self.not_finite.items()},
             "slope": self.slope,
             "slope_stderr": self.slope_stderr,
             "z_scores": _z_summary(self.z_scores),
@@ -230,6 +235,7 @@ class Comparison:
         return {n: self._matrix(t) for n, t in sorted(self.finite.items())}
 
     @cached_property
+    @quiet
     def _limit_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the limit and its squared standard error, both per entry."""
         values = self._matrix(self.limit)
@@ -238,11 +244,13 @@ class Comparison:
         return np.mean(values, axis=0), noise
 
     @cached_property
+    @quiet
     def _squares(self) -> dict[int, np.ndarray]:
         """By width, per seed: mean squared distance over the entries, noise subtracted."""
         mean, noise = self._limit_statistics
         return {n: np.mean((x - mean) ** 2 - noise, axis=1) for n, x in self._flat.items()}
 
+    @quiet
     def _deviates(self, weights: Mapping[int, float]) -> np.ndarray:
         """Normal deviates of Σ_n weights[n]·(mean over seeds at n) - limit."""
         mean, noise = self._limit_statistics
@@ -265,18 +273,48 @@ class Comparison:
         tree = jax.tree.structure(self._records(self.limit))
         return jax.tree.unflatten(tree, parts)
 
+    @cached_property
+    def not_finite(self) -> dict[int | float, list[int]]:
+        """By width (`inf` for the limit), the replicates whose records are not all finite."""
+        runs = [*self._flat.items(), (inf, self._matrix(self.limit))]
+        seeds = {n: np.flatnonzero(~np.all(np.isfinite(x), axis=1)) for n, x in runs}
+        return {n: lost.tolist() for n, lost in seeds.items() if lost.size}
+
     def _sentences(self) -> list[str]:
-        lines = [f"fitted slope {self.slope:.3f} ± {self.slope_stderr:.3f} (theory: -1/2)"]
-        for name, tree in (
-            (f"z at width {max(self._flat)}", self.z_scores),
-            ("z after fitting f + b/n", self.extrapolated_z),
+        widths, largest = list(self._flat), max(self._flat)
+        lines = [
+            f"records are not finite at {width_label(n)}, replicates {', '.join(map(str, seeds))}"
+            for n, seeds in self.not_finite.items()
+        ]
+        lines.append(self._slope_sentence())
+        for name, tree, used in (
+            (f"z at width {largest}", self.z_scores, [largest]),
+            ("z after fitting f + b/n", self.extrapolated_z, widths),
         ):
             z = _z_summary(tree)
-            lines.append(
-                f"{name}: max |z| = {z['max']:.2f}, |z| < 2 in {100 * z['below_2']:.1f} % of "
-                f"{z['count']} comparisons"
-            )
+            line = f"{name}: nothing to compare"
+            if z["count"]:
+                line = (
+                    f"{name}: max |z| = {z['max']:.2f}, |z| < 2 in {100 * z['below_2']:.1f} % of "
+                    f"{z['count']} comparisons"
+                )
+            runs = [self._limit_statistics[0][None], *(self._flat[n] for n in used)]
+            lost = np.sum(~np.all([np.all(np.isfinite(x), axis=0) for x in runs], axis=0))
+            lines.append(line + (f"; {lost} entries are not finite" if lost else ""))
         return lines
+
+    def _slope_sentence(self) -> str:
+        if np.isfinite(self.slope):
+            return f"fitted slope {self.slope:.3f} ± {self.slope_stderr:.3f} (theory: -1/2)"
+        reasons = {
+            "not finite": [n for n, rms in self.rms.items() if not np.isfinite(rms)],
+            "below the noise": [n for n, rms in self.rms.items() if rms == 0],
+        }
+        for reason, widths in reasons.items():
+            if widths:
+                listed = ", ".join(map(str, widths))
+                return f"no slope: the distance is {reason} at width {listed}"
+        return "no slope: it takes two widths"
 
 
 def compare(
@@ -306,6 +344,10 @@ def compare(
     Raises:
         ValueError: no width, or one twice; and what `tplimit.train` raises.
         TypeError, LimitError: as in `tplimit.train`.
+
+    Warns:
+        LimitWarning: the limit is a random function; and as `tplimit.train` of runs that blow up,
+            once for each width.
 
     >>> import jax, jax.numpy as jnp, tplimit as tp
     >>> n = tp.Width("n")
@@ -342,13 +384,12 @@ def compare(
     # The limit first: a program without one is refused before hours of finite networks.
     limit = run(inf, replicates, 0)
     if limit.random:
-        warnings.warn(
+        warn(
             LimitWarning(
                 "The limit is a random function, another one in each replicate: finite networks "
                 "agree with it in law, and their distances from its mean do not vanish. Compare "
                 "means and spreads over `limit.replicates` and `finite[n].replicates`."
-            ),
-            stacklevel=2,
+            )
         )
     if not isinstance(batches, Mapping) and not hasattr(batches, "shape"):
         align(step, limit.state, batches[0], widths=widths)
@@ -356,9 +397,10 @@ def compare(
 
 
 def _root(square: Any) -> float:
-    return float(np.sqrt(max(float(square), 0.0)))
+    return float(np.sqrt(np.maximum(square, 0.0)))
 
 
+@quiet
 def _standard_error(x: np.ndarray) -> float:
     return float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else np.nan
 
@@ -379,7 +421,7 @@ def _slope_weights(widths: Any) -> np.ndarray:
 def _jackknife_variance_of_log(squares: np.ndarray) -> float:
     """Variance of ½ log(mean(squares)), from leaving out one seed at a time."""
     count = len(squares)
-    if count < 2:
+    if count < 2 or not np.all(np.isfinite(squares)):
         return np.nan
     logs = 0.5 * _logs((np.sum(squares) - squares).clip(0) / (count - 1))
     return float((count - 1) * np.var(logs))
@@ -405,6 +447,7 @@ def _normal_deviate(difference: np.ndarray, terms: Sequence[tuple[np.ndarray, in
         degrees = variance**2 / sum(term**2 / dof for term, dof in terms if dof > 0)
         z = np.sign(difference) * stats.norm.isf(stats.t.sf(t, degrees))
     z = np.where(variance > 0, z, np.copysign(np.inf, difference))
+    z = np.where(np.isfinite(difference) & np.isfinite(variance), z, np.nan)
     return np.where(difference == 0, 0.0, z)
 
 

@@ -1,5 +1,7 @@
 """Errors of tplimit: each names the operation and the user's line, and says what to do."""
 
+import inspect
+import warnings
 from dataclasses import dataclass
 
 
@@ -82,7 +84,19 @@ class OpaqueAttributeError(LimitError, AttributeError):
 
 
 class LimitWarning(UserWarning):
-    """The limit is well defined but probably not what is meant."""
+    """The result is well defined but probably not what is meant."""
+
+
+def warn(warning: Warning) -> None:
+    """Warn at the user's call: the innermost one outside of tplimit."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 OPAQUE = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoints
+from tplimit.divergence import Watch
 from tplimit.progress import bar
 from tplimit.sampling import sample
 from tplimit.trajectory import Trajectory, width_label
@@ -39,6 +40,8 @@ def train_networks(
     state = jax.eval_shape(lambda key: init(sample(theta, key, width=width)), keys[0])
     chunks = _chunks(keys, state)
     history = checkpoints.history([len(chunk) for chunk in chunks])
+    watch = Watch(width_label(width))
+    watch.look(history)
     done = len(history.pieces)
     if done == len(chunks):
         state = checkpoints.restore(start_all(chunks[-1]))
@@ -56,10 +59,12 @@ def train_networks(
                     )
                     state, output = pair(step_all(state, batch))
                 history.outputs.append(_numpy(output))
+                watch.look(history)
                 checkpoints.save(state, history)
                 advance("training")
             history.observations.append(_numpy(observe_all(state)))
             history.finish_part()
+            watch.look(history)
             checkpoints.save(state, history)
     replicates = history.records()
     exponents = replicates.map(lambda leaf: Fraction(0))

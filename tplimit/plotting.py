@@ -27,6 +27,7 @@ _GRID = "#e4e4e4"
 _GUIDE = "#8a8a8a"
 _FIT = "#b2182b"
 _MOST_POINTS = 3000
+_LARGEST = 1e100
 # Okabe and Ito: eight colours that colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a900")
 
@@ -44,15 +45,16 @@ def trajectory_figure(
     places on the axis, by default 0, 1, ...
     """
     steps = np.arange(len(mean)) if steps is None else steps
-    mean, low, high = (a.reshape(len(a), -1) for a in (mean, low, high))
+    mean, low, high = (drawable(a).reshape(len(a), -1) for a in (mean, low, high))
     figure, (axes,) = _figure(6.4, 4.0, columns=1)
     shown = most_moving(mean, count=8)
     for colour, i in zip(COLOURS, shown, strict=False):
         _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
-        axes.annotate(
-            str(i), (steps[-1], mean[-1, i]), (5, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=8,
-        )  # fmt: skip
+        for last in np.flatnonzero(np.isfinite(mean[:, i]))[-1:]:
+            axes.annotate(
+                str(i), (steps[last], mean[last, i]), (5, 0), textcoords="offset points",
+                va="center", color=colour, fontsize=8,
+            )  # fmt: skip
     axes.set(xlabel="step", ylabel="value")
     axes.set_title(title, loc="left", fontsize=11)
     return figure
@@ -81,6 +83,8 @@ def comparison_figure(
     Left: the two entries that move most and differently, every seed as one thin line. Middle: the
     difference to the limit, for the first of them.
     """
+    finite = {n: drawable(values) for n, values in finite.items()}
+    limit, low, high = (drawable(a) for a in (limit, low, high))
     figure, (curves, differences, distance) = _figure(12.6, 4.0, columns=3)
     colours = _colours_by_width(sorted(finite))
     shown = most_moving(limit, count=2)
@@ -113,7 +117,7 @@ def kernel_figure(kernel: np.ndarray, title: str = "") -> Figure:
     figure.colorbar(image, ax=picture, shrink=0.85)
     picture.set_title(title, loc="left", fontsize=11)
     spectrum.set_title("eigenvalues", loc="left", fontsize=11)
-    if len(kernel) > _MOST_POINTS:
+    if len(kernel) > _MOST_POINTS or not np.all(np.isfinite(kernel)):
         spectrum.set_axis_off()
         return figure
     values = np.linalg.eigvalsh(kernel)[::-1]
@@ -143,6 +147,15 @@ def most_moving(curves: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
+def drawable(values: Any) -> np.ndarray:
+    """Values with NaN, which leaves a gap, for what has no place in a picture.
+
+    That is what is not finite, and what is so large that the arithmetic of Matplotlib overflows.
+    """
+    values = np.asarray(values, float)
+    return np.where(np.abs(values) < _LARGEST, values, np.nan)
+
+
 def power_lines(
     axes: Axes, sizes: Mapping[str, Mapping[int, Any]], exponents: Mapping[str, float]
 ) -> None:
@@ -158,7 +171,13 @@ def power_lines(
     widths = sorted({n for values in sizes.values() for n in values})
     for colour, (name, by_width) in zip(COLOURS * len(sizes), sizes.items(), strict=False):
         n = np.array(sorted(by_width), float)
-        logs = [np.log(np.asarray(by_width[int(k)], float)) for k in n]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = [drawable(np.log(np.asarray(by_width[int(k)], float))) for k in n]
+        # A width where a size is 0 or not finite has no point.
+        known = [bool(np.all(np.isfinite(v))) for v in logs]
+        n, logs = n[known], [v for v, keep in zip(logs, known, strict=True) if keep]
+        if not logs:
+            continue
         middle = np.array([v.mean() for v in logs])
         error = np.array([2 * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in logs])
         y = np.exp(middle)
@@ -242,8 +261,8 @@ def _distance(
     colours: Mapping[int, Any],
 ) -> None:
     widths = np.array(sorted(rms), dtype=float)
-    values = np.array([rms[n] for n in sorted(rms)])
-    errors = np.array([stderr[n] for n in sorted(rms)])
+    values = drawable([rms[n] for n in sorted(rms)])
+    errors = drawable([stderr[n] for n in sorted(rms)])
     known = values > 0
     axes.set(xscale="log", yscale="log", xlabel="width n", ylabel="RMS over steps, entries, seeds")
     axes.set_title("distance to the limit", loc="left", fontsize=11)

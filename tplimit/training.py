@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tplimit._jax import random_key
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
+from tplimit.divergence import Watch
 from tplimit.errors import CancellationError, LimitError
 from tplimit.evaluation import ReplicatesDiffer
 from tplimit.leaves import LimitValue, replicate, revealed_directions
@@ -115,6 +116,11 @@ def train(
             of the state changes while it trains; the mesh is shared by several processes.
         WidthError: `width` is no width.
         LimitError: the program has no limit; see its subclasses.
+
+    Warns:
+        LimitWarning: at any width, once, as soon as a record (`outputs` or `observations`) is NaN
+            or infinite, or has grown by 10^6 and goes on growing at a rate that training does not
+            come back from: with the record, the step, the replicates. The run goes on.
 
     >>> import jax, jax.numpy as jnp, tplimit as tp
     >>> n = tp.Width("n")
@@ -305,6 +311,8 @@ def _train_terms(
         return state if init is _identity else raw(init, len(part) > 1)(state)
 
     history = checkpoints.history([len(part) for part in parts])
+    watch = Watch(width_label(limit.width), limit.fluctuations)
+    watch.look(history)
     done = len(history.pieces)
     if done == len(parts):
         state = checkpoints.restore(start(parts[-1]))
@@ -321,8 +329,9 @@ def _train_terms(
                     state, seen = look(state)
                     try:
                         state, output = pair(move(state, batch))
-                    except CancellationError:
+                    except CancellationError as error:
                         _numbers(seen, many, limit)  # if it diverges already, that is the cause
+                        watch.explain(error)
                         raise
                 except ReplicatesDiffer:
                     # Each has to be compiled for its own decisions.
@@ -334,12 +343,14 @@ def _train_terms(
                 history.outputs.append(_numbers(output, many, limit))
                 history.raise_exponents("observations", _exponents(seen))
                 history.raise_exponents("outputs", _exponents(output))
+                watch.look(history)
                 checkpoints.save(state, history)
                 advance("training")
             state, seen = look(state)
             history.observations.append(_numbers(seen, many, limit))
             history.raise_exponents("observations", _exponents(seen))
             history.finish_part()
+            watch.look(history)
             checkpoints.save(state, history)
     if len(parts[-1]) > 1:
         state = replicate(state, -1)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from scipy import stats
 
 from tplimit import files
-from tplimit.errors import LimitWarning
+from tplimit.errors import LimitWarning, warn
 from tplimit.plotting import save_figure, trajectory_figure
 from tplimit.sampling import Deferred, inf
 
@@ -193,14 +192,13 @@ class Trajectory:
         """
         bias = Bias.between(self, half)
         if bias.significant and bias.share > BIAS_SHARE:
-            warnings.warn(
+            warn(
                 LimitWarning(
                     f"The bias from the finite number of samples is {bias.share:.2g} standard "
                     "errors (root mean square over the records): the error bars are too small. "
                     f"Use {max(2, math.ceil(bias.share / BIAS_SHARE))} times as many samples, with "
                     "fewer replicates."
-                ),
-                stacklevel=3,
+                )
             )
         return replace(self, bias=bias)
 
@@ -297,10 +295,16 @@ class Trajectory:
 _PARTS = ("outputs", "observations")
 
 
+# Runs that blow up have been warned of when they did; their statistics are NaN or infinite.
+quiet = np.errstate(over="ignore", invalid="ignore")
+
+
+@quiet
 def _mean(x: np.ndarray) -> np.ndarray:
     return np.mean(x, axis=0, dtype=np.result_type(x.dtype, np.float64))
 
 
+@quiet
 def _standard_error(x: np.ndarray) -> np.ndarray:
     if len(x) < 2:
         return np.full(x.shape[1:], np.nan)

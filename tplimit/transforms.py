@@ -38,7 +38,8 @@ class Leading:
         exponent: exact exponent, a ``Fraction`` (``-inf`` for an exact zero), or an object
             array of them where entries differ.
         stderr: sampling error of the coefficient estimated from the spread over the particles,
-            0 where it is exact. Replicates (``tp.train``) give a sharper and safer estimate.
+            0 where it is exact, NaN where the coefficient is not finite. Replicates (``tp.train``)
+            give a sharper and safer estimate.
     """
 
     coefficient: jax.Array
@@ -156,8 +157,11 @@ def to_leading(leaf: LimitValue) -> Any:
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
-    noise = jnp.zeros(value.shape, value.dtype) if value.noise is None else value.noise
-    return Leading(jnp.asarray(value.coefficient), _exponent(value.exponents), noise)
+    coefficient = jnp.asarray(value.coefficient)
+    noise = jnp.zeros((), value.dtype) if value.noise is None else value.noise
+    # What is no number is not known to any accuracy.
+    noise = jnp.where(jnp.isfinite(coefficient), noise, jnp.nan)
+    return Leading(coefficient, _exponent(value.exponents), noise)
 
 
 def exponent_of(leaf: LimitValue) -> Any:

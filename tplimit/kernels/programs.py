@@ -41,7 +41,7 @@ class KernelMatrix(np.lib.mixins.NDArrayOperatorsMixin):
 
     Attributes:
         value: (n1, n2).
-        stderr: standard error of each entry, 0 for closed forms.
+        stderr: standard error of each entry, 0 for closed forms, NaN of what is not finite.
         method: "closed_form" or "particles".
     """
 
@@ -157,7 +157,8 @@ def _kernel(
     if method != "particles":
         try:
             value = recognised(apply, theta, a, b, which)
-            return KernelMatrix(value, jnp.zeros_like(value), "closed_form")
+            exact = jnp.where(jnp.isfinite(value), 0.0, jnp.nan).astype(value.dtype)
+            return KernelMatrix(value, exact, "closed_form")
         except NotRecognised as reason:
             if method == "closed_form":
                 raise reason.error from None

@@ -1,6 +1,5 @@
 """Training in function space: what gradient descent with a frozen kernel does to the outputs."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import optax
 
 from tplimit.cache import cached
-from tplimit.errors import DivergenceError, LimitWarning
+from tplimit.errors import DivergenceError, LimitWarning, warn
 from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.optimizers import check_linear, move
 from tplimit.kernels.problems import Problem, precision, record_steps, slopes
@@ -150,13 +149,13 @@ def finish(problem: Problem, times: np.ndarray, beta: np.ndarray) -> KernelRun:
         if not np.all(finite):
             raise _diverged(times[np.argmin(finite)])
     loss = problem.losses(train)
-    if np.any(loss[-1] > 2 * loss[0]) and np.all(np.isfinite(loss)):
-        warnings.warn(
+    if not np.all(loss[-1] <= 2 * loss[0]):
+        warn(
             LimitWarning(
                 f"The loss has grown from {np.max(loss[0]):.3g} to {np.max(loss[-1]):.3g}: the "
-                "learning rate is too large."
-            ),
-            stacklevel=3,
+                "learning rate is too large. (With the squared error, without an optimizer, the "
+                f"bound is 2 n / λ_max = {_stability_bound(problem.points, problem.largest):.4g}.)"
+            )
         )
     last = problem.outside(beta[:, -1:])[0]
     return KernelRun(times, problem.outside(train), problem.outside(test), loss, last)
@@ -252,15 +251,19 @@ def _geometric_sums(rates: np.ndarray, t: np.ndarray) -> np.ndarray:
     return np.where(rates > 0, np.where(rates > 0.5, direct, stable), 0.0)
 
 
+def _stability_bound(points: int, largest: float) -> float:
+    """The learning rate beyond which descent on the squared error diverges, 2 n / λ_max."""
+    return 2 * points / largest if largest > 0 else np.inf
+
+
 def _warn_of_divergence(problem: Problem, lr: float, largest: float) -> None:
-    bound = 2 * problem.points / largest if largest > 0 else np.inf
+    bound = _stability_bound(problem.points, largest)
     if lr > bound:
-        warnings.warn(
+        warn(
             LimitWarning(
                 f"lr = {lr:.4g} is beyond 2 n / λ_max = {bound:.4g}: training diverges. The "
                 f"largest eigenvalue of kernel_tt is {largest:.4g}."
-            ),
-            stacklevel=4,
+            )
         )
 
 
