@@ -208,3 +208,47 @@ def test_factors_may_stand_before_or_after_the_product(after):
 
     theta = {"U": tp.normal((3, N)), "W": tp.normal((N, N)), "v": tp.normal((N,))}
     assert tp.classify_step(step, theta, BATCH, samples=512).name == "muP-like"
+
+
+def mup_step(rate=0.5, **model):
+    network = tp.mlp(1, inputs=3, **model)
+    return scalings.mup.step(network, "mse", rate), scalings.mup.theta(network)
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        ((BATCH[0].at[0, 1].set(jnp.nan), BATCH[1]), r"batch\[0\] holds nan at \[0, 1\]"),
+        ((BATCH[0], jnp.array([jnp.inf])), r"batch\[1\] holds inf at \[0\]"),
+        ((BATCH[0][:0], BATCH[1][:0]), r"batch\[0\] is empty, its shape is \(0, 3\)"),
+        ({"x": float("nan")}, r"batch\['x'\] holds nan: give finite numbers"),
+    ],
+)
+def test_a_batch_that_tells_nothing_is_refused_by_name(batch, reason):
+    step, theta = mup_step()
+    with pytest.raises(ValueError, match=reason):
+        tp.classify_step(step, theta, batch)
+
+
+def test_parameters_that_are_no_numbers_are_refused_by_name():
+    step, theta = mup_step()
+    name = next(iter(theta))
+    with pytest.raises(ValueError, match=rf"theta\['{name}'\] holds nan"):
+        tp.classify_step(step, theta | {name: jnp.full((2,), jnp.nan)}, BATCH)
+
+
+def test_nan_that_the_program_makes_is_an_error_with_its_line():
+    theta = {"u": tp.normal((3, N)), "v": tp.normal((N,), mean=1.0)}
+
+    def step(t, batch):
+        f = jnp.mean(jnp.tanh(batch @ t["u"]) ** 2 * t["v"], axis=-1)
+        return t, jnp.log(-f)
+
+    with pytest.raises(ValueError, match=r"NaN or infinite(.|\n)*test_inspection\.py:\d+"):
+        tp.classify_step(step, theta, BATCH[0], samples=256)
+
+
+def test_training_that_diverges_within_the_steps_is_an_error():
+    step, theta = mup_step(1e15, activation="relu")
+    with pytest.raises(ValueError, match="learning rate so large that training diverges"):
+        tp.classify_step(step, theta, BATCH, samples=256)

@@ -17,6 +17,8 @@ from tplimit import structure
 from tplimit._jax import primitives as p
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
+from tplimit.leaves import LimitValue
+from tplimit.parameters import Parameter
 from tplimit.regimes import Regime, regime_of
 from tplimit.sampling import inf, sample
 from tplimit.trace import Aval, Equation, Program, Slot
@@ -67,6 +69,8 @@ def classify_step(
         vanish, its exponent is the bound that its remainder gives.
 
     Raises:
+        ValueError: an array of `batch` or `theta` is empty or holds NaN or infinity, or the forward
+            pass of one of the steps does.
         LimitError: `out` depends on no output of a network; or what the program itself raises
             (`CancellationError` where two terms do not decide).
 
@@ -79,6 +83,8 @@ def classify_step(
     (True, 'mean-field')
     """
     key = jax.random.key(0) if key is None else key
+    for name, tree in (("theta", theta), ("batch", batch)):
+        _check_numbers(name, tree)
     # Tiny residuals of repeated vectors would be new directions: changes where there are none.
     state = sample(theta, key, width=inf, samples=samples, terms=2, rank_tolerance=0.0)
     if init is not None:
@@ -94,6 +100,42 @@ def classify_step(
         if seen.largest > 0:
             break
     return _regime(passes)
+
+
+def _check_numbers(name: str, tree: Any) -> None:
+    """What follows from an empty batch, from NaN or infinity tells nothing of the program."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name_of_leaf = name + jax.tree_util.keystr(path)
+        if isinstance(leaf, Parameter):
+            numbers = np.array([leaf.scale.coefficient, leaf.mean.coefficient])
+        elif jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), np.number):
+            numbers = np.asarray(leaf)
+        else:
+            continue
+        if numbers.size == 0:
+            raise ValueError(f"{name_of_leaf} is empty, its shape is {numbers.shape}")
+        if np.any(lost := ~np.isfinite(numbers)):
+            where = np.argwhere(lost)[0]
+            at = f" at {where.tolist()}" if where.size else ""
+            raise ValueError(
+                f"{name_of_leaf} holds {numbers[tuple(where)]}{at}: give finite numbers"
+            )
+
+
+def _check_values(leaves: Sequence[LimitValue]) -> None:
+    """NaN has no exponent. Vectors may hold infinities, where a mask takes entries out."""
+    for leaf in leaves:
+        value = leaf._value
+        if not isinstance(value, Tensor):
+            continue
+        numbers = [np.asarray(term.coefficient) for term in value.terms]
+        if any(np.any(np.isnan(x)) or (value.finite and np.any(np.isinf(x))) for x in numbers):
+            raise ValueError(
+                "the forward pass has NaN or infinite values at infinite width.\n"
+                f"at: {leaf._origin}\n"
+                "Is there a 0/0, a root or a logarithm without value, or is the learning rate so "
+                "large that training diverges within the steps that are run?"
+            )
 
 
 def _growing(step: Callable[..., Any], state: Any, batch: Any, error: LimitError) -> "_Pass":
@@ -177,6 +219,7 @@ class _Watcher(Evaluator):
 
     def __call__(self, state: Any, batch: Any) -> Any:  # type: ignore[override]
         out, found = super().__call__((state, batch), {})
+        _check_values([*found, *jax.tree.leaves(None if self.forward else out[1])])
         values = dict(zip(self.watched.slots, [leaf._value for leaf in found], strict=True))
         products = [tuple(values[slot] for slot in one) for one in self.watched.products]
         before, after, outputs = (
