@@ -1,11 +1,13 @@
-# Everything runs in .venv, which `make venv` prepares from any python3 >= 3.11 that has venv.
+# Everything runs in .venv, which `make venv` prepares from any python3 >= 3.11 that has venv. It is
+# made anew for another one: `make test PYTHON=python3.13`.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.stamp
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+STAMP := .venv/.stamp-$(VERSION)
 DOCS_STAMP := .venv/.stamp-docs
 OUT ?= tplimit-demo
 
-.PHONY: help venv test test-slow lint format types demo demo-small reproduce bench docs clean
+.PHONY: help venv test test-slow matrix newest wheel lint format types demo demo-small reproduce bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -15,7 +17,7 @@ venv: $(STAMP)  ## prepare .venv: tplimit (editable), its tests, linters and the
 
 # A new pyproject.toml means new dependencies. pip 25.1 is the first that reads dependency groups.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv .venv
+	test -e $@ || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]" --group dev
 	$(BIN)/python -m pip install --quiet --no-deps "neural-tangents>=0.6.5"
@@ -26,6 +28,15 @@ test: $(STAMP)  ## fast tests and doctests
 
 test-slow: $(STAMP)  ## only the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
+
+matrix: $(STAMP)  ## fast tests on every Python found and on the oldest dependencies, a table
+	$(BIN)/python .ci/matrix.py
+
+newest: $(STAMP)  ## the core of the tests on the newest Python found
+	$(BIN)/python .ci/matrix.py --newest $(CORE)
+
+wheel: $(STAMP)  ## build the wheel and use it outside of the checkout, on the newest Python found
+	bash .ci/wheel "$$($(BIN)/python .ci/matrix.py --which)"
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -62,6 +73,6 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist docs/_build tplimit-demo tplimit-compare tplimit-reproduce
+	rm -rf .venv .matrix build dist docs/_build tplimit-demo tplimit-compare tplimit-reproduce
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

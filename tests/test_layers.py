@@ -62,6 +62,7 @@ LAYERS = (
     "cli_kernels",
     "reproduce",
     "cli",
+    "__main__",
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -24,7 +24,7 @@ from tplimit.models import mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.reproduce import Experiment, experiments, rows_of, summary
 
-__all__ = ["Study", "app", "main", "run_study"]
+__all__ = ["Study", "app", "run_study"]
 
 app = typer.Typer(
     name="tplimit",
@@ -377,12 +377,3 @@ def _list(experiment: Experiment, say: Callable[[str], None]) -> None:
 
 def _title(docstring: str) -> str:
     return docstring.partition("\n")[0]
-
-
-def main() -> None:
-    """Entry point for `python -m tplimit.cli`."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

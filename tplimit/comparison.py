@@ -7,22 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
-from scipy import stats
 
 from tplimit._jax import random_key
 from tplimit.errors import LimitWarning, warn
-from tplimit.plotting import comparison_figure, save_figure
 from tplimit.sampling import inf
 from tplimit.training import Step, train
 from tplimit.trajectory import Trajectory, quiet, width_label
 from tplimit.transforms import align
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 __all__ = ["Comparison", "compare"]
 
@@ -30,16 +29,21 @@ __all__ = ["Comparison", "compare"]
 class TextTable(str):
     """A table and the sentences below it as plain text; a rich console draws them with colours."""
 
-    parts: tuple[Table, str]
+    parts: "tuple[Table, str]"
 
-    def __new__(cls, table: Table, below: str) -> "TextTable":
+    def __new__(cls, table: "Table", below: str) -> "TextTable":
+        from rich.console import Console  # slow to import
+
         buffer = io.StringIO()
         Console(file=buffer, width=100, color_system=None).print(table)
         text = super().__new__(cls, buffer.getvalue() + below)
         text.parts = (table, below)
         return text
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
         return Group(self.parts[0], Text(self.parts[1]))
 
 
@@ -137,6 +141,8 @@ class Comparison:
 
     def table(self) -> TextTable:
         """The statistics by width: a string, drawn with borders on a rich console."""
+        from rich.table import Table  # slow to import
+
         table = Table(title="finite networks against the limit", title_justify="left")
         for name in ("width", "seeds", "RMS distance", "± std. error", "√n · RMS", "bias"):
             table.add_column(name, justify="right")
@@ -189,6 +195,8 @@ class Comparison:
         interval. `label` says what an entry of the records is, by default "observation" or
         "output"; of several leaves the one with most axes is shown.
         """
+        from tplimit.plotting import comparison_figure, save_figure  # Matplotlib is slow to import
+
         index = max(range(len(self._leaves)), key=lambda i: self._leaves[i].ndim)
 
         def curves(tree: Any) -> np.ndarray:
@@ -441,6 +449,8 @@ def _normal_deviate(difference: np.ndarray, terms: Sequence[tuple[np.ndarray, in
 
     `terms` are independent contributions to the variance with their degrees of freedom.
     """
+    from scipy import stats  # slow to import
+
     variance = sum(term for term, _ in terms)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(difference) / np.sqrt(variance)

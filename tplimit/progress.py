@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 #: Tells what is being done; "training" moves the bar on by one step.
 Advance = Callable[[str], None]
@@ -15,19 +13,20 @@ Advance = Callable[[str], None]
 @contextmanager
 def bar(total: int, label: str, wanted: bool) -> Iterator[Advance]:
     """A function that moves a progress bar on by one step; a bar only where someone looks at it."""
-    console = Console(stderr=True)
     # Of several processes that train together, one tells.
-    wanted = wanted and jax.process_index() == 0
-    if not (wanted and sys.stderr.isatty() and console.is_terminal):
+    if not (wanted and sys.stderr.isatty() and jax.process_index() == 0):
         yield lambda status: None
         return
+    from rich import console, progress  # slow to import
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[status]}"),
     )
-    with Progress(*columns, console=console, transient=True) as shown:
+    terminal = console.Console(stderr=True)
+    with progress.Progress(*columns, console=terminal, transient=True) as shown:
         task = shown.add_task(label, total=total, status="")
         yield lambda status: shown.update(task, advance=status == "training", status=status)

@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import optax
 
 from tplimit.errors import WidthError
 from tplimit.losses import Loss, resolve
 from tplimit.models import Model
 from tplimit.parameters import full, normal
 from tplimit.widths import Width
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["Exponents", "Factors", "Parameterization"]
 
@@ -200,7 +202,7 @@ class Parameterization:
         model: Model,
         loss: Loss,
         lr: Factors,
-        optimizer: optax.GradientTransformation | None = None,
+        optimizer: "optax.GradientTransformation | None" = None,
         first_lr: Factors | None = None,
     ) -> Callable[[State, tuple[jax.Array, jax.Array]], tuple[State, jax.Array]]:
         """One training step in plain JAX: `step(state, (x, y))` returns the new state and the loss.

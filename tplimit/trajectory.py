@@ -12,11 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from scipy import stats
 
 from tplimit import files
 from tplimit.errors import LimitWarning, warn
-from tplimit.plotting import save_figure, trajectory_figure
 from tplimit.sampling import Deferred, inf
 
 __all__ = ["Records", "Trajectory", "width_label"]
@@ -83,10 +81,16 @@ class Bias:
         errors, bias, noise = (array[known] for array in own)
         if full.count < 2 or not errors.size:
             return cls(estimate, stderr, math.nan, False)
-        limit = stats.t.ppf(1 - _FALSE_ALARM / (2 * errors.size), full.count - 1)
+        limit = _t_quantile(1 - _FALSE_ALARM / (2 * errors.size), full.count - 1)
         square = float(np.mean((bias**2 - noise**2) / errors**2))
         significant = bool(np.any(np.abs(bias) > limit * noise))
         return cls(estimate, stderr, math.sqrt(max(square, 0.0)), significant)
+
+
+def _t_quantile(probability: float, degrees: int) -> float:
+    from scipy import stats  # slow to import
+
+    return float(stats.t.ppf(probability, degrees))
 
 
 def _flat(records: Records) -> np.ndarray:
@@ -175,7 +179,7 @@ class Trajectory:
         """
         if not 0 < level < 1:
             raise ValueError(f"level has to be between 0 and 1, got {level}")
-        quantile = stats.t.ppf((1 + level) / 2, self.count - 1) if self.count > 1 else np.nan
+        quantile = _t_quantile((1 + level) / 2, self.count - 1) if self.count > 1 else np.nan
         lower, upper = (
             self.replicates.map(lambda x, s=sign: _mean(x) + s * quantile * _standard_error(x))
             for sign in (-1, 1)
@@ -211,6 +215,8 @@ class Trajectory:
         Raises:
             ValueError: there is no floating-point record.
         """
+        from tplimit.plotting import save_figure, trajectory_figure  # Matplotlib is slow to import
+
         lower, upper = self.interval()
         part = "observations" if jax.tree.leaves(self.replicates.observations) else "outputs"
         triple = zip(

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt32
-from scipy.stats import qmc
 
 _BITS = 32
 
 #: Coordinates for which direction numbers are known (S. Joe, F. Y. Kuo, SIAM J. Sci. Comput. 2008).
-MOST = qmc.Sobol.MAXDIM
+MOST = 21201  # scipy.stats.qmc.Sobol.MAXDIM
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +95,8 @@ def directions(coordinates: int, bits: int) -> np.ndarray:
 
     Point ``2^(k+1) - 1`` of scipy's order (a Gray code) is the direction number ``v[:, k]`` itself.
     """
+    from scipy.stats import qmc  # slow to import
+
     coordinates = min(coordinates, MOST)
     engine = qmc.Sobol(coordinates, scramble=False, bits=_BITS)
     table = np.zeros((coordinates, bits), np.uint32)

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.integrate import solve_ivp
 
 from tplimit.errors import DivergenceError
 from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
@@ -87,6 +86,8 @@ def _integrated(
     if isinstance(kernel, Held):
         kernel = Held(kernel.matrix.astype(np.float64, copy=False))
     start = problem.start.astype(np.float64)
+    from scipy.integrate import solve_ivp  # slow to import
+
     with precision(np.float64), bar(len(t), "gradient flow", progress) as shown:
         y = jnp.asarray(problem.targets)
         slope = jax.jit(lambda f: problem.slopes(f, y)[1])

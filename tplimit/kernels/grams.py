@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy.linalg import eigh_tridiagonal
 
 from tplimit.kernels._neural_tangents import Imported
 from tplimit.kernels.network import Network
@@ -296,6 +295,8 @@ def ritz_values(kernel: Held | Evaluated, steps: int) -> tuple[float, float]:
     Both lie between the true ones. The largest of a kernel is right to three digits or more after
     30 steps; the smallest is that of an outlier, if there is one.
     """
+    from scipy.linalg import eigh_tridiagonal  # slow to import
+
     n = kernel.shape[0]
     basis = np.random.default_rng(0).standard_normal((1, n)).astype(kernel.dtype)
     basis /= np.linalg.norm(basis)

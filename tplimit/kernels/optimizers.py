@@ -6,15 +6,17 @@ the gradients, with the same coefficients for every parameter, does to the coeff
 does to the parameters: it commutes with the linear map beta -> sum_a J(x_a)^T beta_a.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tplimit.cache import cached
 from tplimit.errors import UnsupportedOperationError
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["check_linear", "move"]
 
@@ -26,7 +28,7 @@ _TOLERANCE = {4: 1e-3, 8: 1e-6}
 
 
 def move(
-    optimizer: optax.GradientTransformation | None, lr: Any, gradient: Any, memory: Any, beta: Any
+    optimizer: "optax.GradientTransformation | None", lr: Any, gradient: Any, memory: Any, beta: Any
 ) -> tuple[Any, Any]:
     """One step of the coefficients: beta + lr * update. Returns (beta, memory).
 
@@ -41,7 +43,7 @@ def move(
 
 @cached
 def check_linear(
-    optimizer: optax.GradientTransformation, lr: float, steps: int, dtype: Any
+    optimizer: "optax.GradientTransformation", lr: float, steps: int, dtype: Any
 ) -> None:
     """Try an optimizer on random gradients g_t and on linear images A g_t B, at several sizes.
 
@@ -80,7 +82,7 @@ def check_linear(
 
 
 def _errors(
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     lr: float,
     steps: int,
     gradients: jax.Array,

@@ -11,14 +11,13 @@ Sources: Velikanov and Yarotsky, arXiv 2105.00507 (the statements); Birman and S
 behavior of the spectrum of weakly polar integral operators* (1970).
 """
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import nquad
-from scipy.special import gamma, gammaln
 
 __all__ = [
     "PowerLaw",
@@ -77,7 +76,7 @@ class PowerLaw(NamedTuple):
     @property
     def coefficient(self) -> float:
         """C = (K/2) Γ(ζ + 1) (2 Λ)^-ζ in L(t) ~ C t^-ζ (arXiv 2105.00507)."""
-        return self.tail / 2 * float(gamma(self.exponent + 1)) * (2 * self.scale) ** -self.exponent
+        return self.tail / 2 * math.gamma(self.exponent + 1) * (2 * self.scale) ** -self.exponent
 
     def loss(self, t: Any) -> np.ndarray:
         """The leading term C t^-ζ at large times.
@@ -151,7 +150,8 @@ def singularity_constant(dimension: int, singularity: float) -> float:
     """
     alpha = float(_singularity(singularity))
     d = int(dimension)
-    return float(2 ** (d + alpha) * np.pi ** (d / 2) * gamma((d + alpha) / 2) / gamma(-alpha / 2))
+    ratio = math.gamma((d + alpha) / 2) / math.gamma(-alpha / 2)
+    return float(2 ** (d + alpha) * np.pi ** (d / 2) * ratio)
 
 
 def spectrum_coefficient(
@@ -186,7 +186,7 @@ def spectrum_coefficient(
     """
     decay = float(kernel_exponent(dimension, singularity))
     d = int(dimension)
-    ball = np.exp(d / 2 * np.log(np.pi) - gammaln(d / 2 + 1))
+    ball = np.exp(d / 2 * np.log(np.pi) - math.lgamma(d / 2 + 1))
     c = singularity_constant(d, singularity)
     if volume is None:
         if domain is None or len(domain) != d:
@@ -197,6 +197,8 @@ def spectrum_coefficient(
         return float(((2 * np.pi) ** -d * ball * integral) ** decay)
     if domain is None:
         raise ValueError("a function ψ or a density needs a domain to integrate over")
+
+    from scipy.integrate import nquad  # slow to import
 
     def integrand(*x: float) -> float:
         weight = 1 / volume if density is None else density(*x)

@@ -1,13 +1,10 @@
 """Gaussian processes: regression with a kernel, and networks over their initial functions."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import optax
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.sparse.linalg import LinearOperator, cg
 
 from tplimit import losses
 from tplimit.kernels.flows import flow
@@ -24,6 +21,9 @@ from tplimit.kernels.runs import Ensemble, KernelRun, Saved
 from tplimit.kernels.training import train
 from tplimit.losses import Loss
 from tplimit.progress import bar
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["Posterior", "ensemble", "posterior"]
 
@@ -158,12 +158,14 @@ def _check_variances(covariance: np.ndarray, prior: np.ndarray) -> None:
 
 
 def _by_cholesky(kernel: Held | Evaluated, noise: float, right: np.ndarray) -> np.ndarray:
+    from scipy.linalg import cho_factor, cho_solve  # slow to import
+
     matrix = kernel.matrix if isinstance(kernel, Held) else kernel.matrix()
     shifted = matrix.copy()
     shifted[np.diag_indices(len(shifted))] += np.asarray(noise, matrix.dtype)
     try:
         weights = cho_solve(cho_factor(shifted, overwrite_a=True, check_finite=False), right)
-    except LinAlgError as error:
+    except np.linalg.LinAlgError as error:
         raise _singular(kernel) from error
     return _checked(kernel, noise, right, weights)
 
@@ -171,6 +173,8 @@ def _by_cholesky(kernel: Held | Evaluated, noise: float, right: np.ndarray) -> n
 def _by_gradients(
     kernel: Held | Evaluated, noise: float, right: np.ndarray, tolerance: float, progress: bool
 ) -> np.ndarray:
+    from scipy.sparse.linalg import LinearOperator, cg  # slow to import
+
     n = kernel.shape[0]
     operator = LinearOperator(
         (n, n), lambda v: kernel.times(v.astype(kernel.dtype)) + noise * v, dtype=np.float64
@@ -212,7 +216,7 @@ def ensemble(
     loss: Loss,
     lr: float | None = None,
     steps: int | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: "optax.GradientTransformation | None" = None,
     *,
     times: Any = None,
     samples: int | None = None,

@@ -9,7 +9,6 @@ import numpy as np
 from safetensors import SafetensorError
 
 from tplimit import files
-from tplimit.plotting import save_figure, trajectory_figure
 
 __all__ = ["Ensemble", "KernelRun"]
 
@@ -104,6 +103,8 @@ class KernelRun(Saved):
         The suffix of `path` chooses the format. With replicates: their mean, and a band of one
         standard deviation between them.
         """
+        from tplimit.plotting import save_figure, trajectory_figure  # Matplotlib is slow to import
+
         shown = self.test if self.test.size else self.train
         name = "test" if self.test.size else "training"
         mean, spread = shown, np.zeros_like(shown)
@@ -145,6 +146,8 @@ class Ensemble(Saved):
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write a figure: mean and one standard deviation at the test points (or all points)."""
+        from tplimit.plotting import save_figure, trajectory_figure  # Matplotlib is slow to import
+
         first = int(self.training_points)
         first = 0 if first == self.mean.shape[1] else first
         mean, std = self.mean[:, first:], self.std[:, first:]

@@ -1,12 +1,11 @@
 """Training in function space: what gradient descent with a frozen kernel does to the outputs."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tplimit.cache import cached
 from tplimit.errors import DivergenceError, LimitWarning, warn
@@ -16,6 +15,9 @@ from tplimit.kernels.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.runs import KernelRun
 from tplimit.losses import Loss
 from tplimit.progress import bar
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["train"]
 
@@ -36,7 +38,7 @@ def train(
     loss: Loss,
     lr: float,
     steps: int,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: "optax.GradientTransformation | None" = None,
     *,
     f0: tuple[Any, Any] | None = None,
     record: Any = None,
@@ -186,7 +188,7 @@ def modes(kernel: Held) -> tuple[np.ndarray, np.ndarray]:
 
 def _by_modes(
     problem: Problem,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: "optax.GradientTransformation | None",
     lr: float,
     wanted: np.ndarray,
     progress: bool,
@@ -215,7 +217,7 @@ def by_gains(
 
 def mode_gains(
     values: np.ndarray,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: "optax.GradientTransformation | None",
     lr: float,
     wanted: np.ndarray,
     progress: bool,
@@ -272,7 +274,7 @@ def _warn_of_divergence(problem: Problem, lr: float, largest: float) -> None:
 
 def _iterates(
     problem: Problem,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: "optax.GradientTransformation | None",
     lr: float,
     wanted: np.ndarray,
     rows: np.ndarray | None,
@@ -298,7 +300,7 @@ def _iterates(
 def _held(
     advance: Any,
     data: tuple[Any, ...],
-    optimizer: optax.GradientTransformation | None,
+    optimizer: "optax.GradientTransformation | None",
     lr: float,
     wanted: np.ndarray,
     work: int,
@@ -325,7 +327,7 @@ def _held(
 
 def _evaluated(
     problem: Problem,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: "optax.GradientTransformation | None",
     lr: float,
     wanted: np.ndarray,
     rows: np.ndarray | None,
