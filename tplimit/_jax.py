@@ -43,13 +43,11 @@ __all__ = [
 ]
 
 
-def _in_lax(name: str) -> Primitive | None:
-    """A primitive that only `jax.lax` names; None where this JAX has none of the name."""
-    return getattr(jax.lax, name, None)
-
-
-split_p, stack_p = _in_lax("split_p"), _in_lax("stack_p")
-unstack_p, tile_p = _in_lax("unstack_p"), _in_lax("tile_p")
+# Public in `jax.lax` alone. JAX 0.10.0 lacks some.
+split_p: Primitive | None = getattr(jax.lax, "split_p", None)
+stack_p: Primitive | None = getattr(jax.lax, "stack_p", None)
+unstack_p: Primitive | None = getattr(jax.lax, "unstack_p", None)
+tile_p: Primitive | None = getattr(jax.lax, "tile_p", None)
 
 # Frames of this package are never "the user's line". The match is by prefix, hence the separator.
 source_info_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)) + os.sep)
