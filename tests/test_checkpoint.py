@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import tplimit as tp
@@ -136,7 +136,8 @@ def mortal(monkeypatch):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """What lies in the folder, besides the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "lock")
 
 
 @pytest.mark.slow
@@ -261,14 +262,12 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def two_files(template, tmp_path):
-    return [Path(shutil.copy(path, tmp_path)) for path in sorted(template.iterdir())]
+    return [Path(shutil.copy(template / name, tmp_path)) for name in files(template)]
 
 
 def with_version(path, version):
-    with safe_open(path, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    save_file(arrays, path, metadata=metadata | {"version": version})
+    any_version = replace(checkpoint._FORMAT, version=1000, oldest=0)
+    replace(any_version, version=version).write(path, any_version.read(path)[1])
 
 
 def flipped(path):
@@ -279,9 +278,11 @@ def flipped(path):
 
 DAMAGES = {
     "empty": (lambda p: p.write_bytes(b""), "truncated"),
+    "folder": (lambda p: (p.unlink(), p.mkdir()), "cannot be read"),
+    "dangling link": (lambda p: (p.unlink(), p.symlink_to(p.with_name("gone"))), "cannot be read"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated"),
     "text": (lambda p: p.write_text("something else, longer than the header"), "truncated or no"),
-    "foreign": (lambda p: save_file({"a": np.ones(3)}, p), "but no checkpoint of tplimit"),
+    "foreign": (lambda p: save_file({"a": np.ones(3)}, p), "but no Checkpoint of tplimit"),
     "one bit": (flipped, "checksum is wrong"),
 }
 
@@ -292,18 +293,24 @@ def test_damaged_files_are_noticed(damage, reason, two_files):
     damage(new)
     found = checkpoint.Checkpoints(new.parent, {})
     with pytest.warns(tp.LimitWarning, match=f"{new.name}.*{reason}.*; going on from .*{old.name}"):
-        assert found._newest()["history"]["steps"] == 3
+        assert len(found._newest()["history"].outputs) == 3
 
 
-def test_the_one_before_a_damaged_file_is_used(two_files):
-    _, new = two_files
-    new.write_bytes(new.read_bytes()[:1000])
-    with pytest.warns(tp.LimitWarning, match="truncated") as caught:
+@pytest.mark.parametrize("damage", ["truncated", "folder", "dangling link"])
+def test_the_one_before_a_damaged_file_is_used(damage, two_files):
+    old, new = two_files
+    DAMAGES[damage][0](new)
+    with pytest.warns(tp.LimitWarning, match=DAMAGES[damage][1]) as caught:
         resumed = run(8, checkpoint=every(new.parent))
     assert caught[0].filename == __file__
-    # The damaged file has been written anew, so that there is nothing to warn of any more.
+    # There is a newer one, so that there is nothing to warn of any more.
     for trajectory in (resumed, run(8, checkpoint=every(new.parent))):
         assert_same(trajectory, uninterrupted("integer"))
+    # What is damaged makes room; a folder is somebody else's.
+    left = {old.name, "checkpoint-00000005.safetensors"} | ({new.name} & {*files(new.parent)})
+    assert set(files(new.parent)) == left
+    assert new.is_dir() == (damage == "folder")
+    assert (new.name in left) == (damage == "folder")
 
 
 def test_no_readable_file(two_files):
@@ -314,8 +321,11 @@ def test_no_readable_file(two_files):
 
 
 def test_a_newer_version_is_refused(two_files):
-    with_version(two_files[1], "2")
-    with pytest.raises(ValueError, match="version 2, this tplimit reads up to 1: update tplimit"):
+    with_version(two_files[1], 3)
+    with pytest.raises(ValueError, match="version 3, this tplimit reads up to 2: update tplimit"):
+        run(8, checkpoint=two_files[0].parent)
+    with_version(two_files[1], 1)
+    with pytest.raises(ValueError, match="use the version of tplimit that wrote it"):
         run(8, checkpoint=two_files[0].parent)
 
 

@@ -64,16 +64,16 @@ def test_wrong_files(tmp_path):
     content = path.read_bytes()
     for cut in (0, 5, 200, len(content) - 1):
         path.write_bytes(content[:cut])
-        with pytest.raises(ValueError, match="truncated or no tplimit trajectory"):
+        with pytest.raises(ValueError, match="truncated or no safetensors file"):
             tp.Trajectory.load(path)
     path.write_bytes(b"something else entirely, longer than a header")
-    with pytest.raises(ValueError, match="truncated or no tplimit trajectory"):
+    with pytest.raises(ValueError, match="truncated or no safetensors file"):
         tp.Trajectory.load(path)
     save_file({"a": np.ones(3)}, path)
-    with pytest.raises(ValueError, match="a safetensors file, but no tplimit trajectory"):
+    with pytest.raises(ValueError, match="a safetensors file, but no Trajectory of tplimit"):
         tp.Trajectory.load(path)
-    save_file({"a": np.ones(3)}, path, metadata={"format": "tplimit.Trajectory", "version": "2"})
-    with pytest.raises(ValueError, match="format version 2, this tplimit reads up to 1"):
+    save_file({"a": np.ones(3)}, path, metadata={"format": "tplimit.Trajectory", "version": "3"})
+    with pytest.raises(ValueError, match="format version 3, this tplimit reads up to 2"):
         tp.Trajectory.load(path)
     with pytest.raises(FileNotFoundError):
         tp.Trajectory.load(tmp_path / "missing")

@@ -1,7 +1,7 @@
 """Checkpoints: what a training run that was killed needs to go on as if it had never stopped.
 
-A file is a safetensors file. Its tensor `code` holds JSON (see `encoding.py`), the others hold the
-bytes of arrays; the metadata name format, version and a checksum of all tensors.
+A file is a safetensors file with a checksum (`files.py`). Its tensor `code` holds JSON (see
+`encoding.py`), the others hold the bytes of arrays.
 """
 
 import hashlib
@@ -9,30 +9,30 @@ import json
 import os
 import re
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
-from tplimit import _jax, files
-from tplimit.encoding import OtherFields, decode, encode
-from tplimit.errors import LimitWarning
-from tplimit.history import History
-from tplimit.leaves import aval_of, mesh_of, on_mesh
+from tplimit import _jax
+from tplimit.encoding import Malformed, OtherFields, conforms, decode, encode
+from tplimit.errors import LimitWarning, warn
+from tplimit.files import Format, OtherVersion, Unreadable, checksum, locked
+from tplimit.history import History, Packed
+from tplimit.leaves import LimitValue, aval_of, mesh_of, on_mesh
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
-_FORMAT = "tplimit.Checkpoint"
-_VERSION = 1
+_FORMAT = Format("tplimit.Checkpoint", version=2, oldest=2)
 _SECONDS = 60.0
 _KEPT = 2
-_NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
+_NAME = re.compile(r"checkpoint-(\d{8}|[1-9]\d{8,})\.safetensors")
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Checkpoint:
     """Where and how often `tplimit.train` saves.
 
     Args:
-        folder: made if it is missing. It belongs to one run, and to one process at a time.
+        folder: made if it is missing. It belongs to one run, and to one call at a time.
         every: save after every so many steps; by default when 60 seconds have passed. The end of
             each replicate (of each group of replicates trained together) is saved in any case.
 
@@ -49,7 +49,8 @@ class Checkpoint:
     before it is used.
 
     Raises:
-        ValueError: `every` is below 1.
+        TypeError: `folder` is no path.
+        ValueError: `folder` is empty, or `every` is below 1.
 
     >>> import tplimit as tp
     >>> tp.Checkpoint("runs/digits", every=100).every
@@ -60,6 +61,12 @@ class Checkpoint:
     every: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise TypeError(
+                f"a checkpoint is a folder, or tp.Checkpoint(folder), got {self.folder!r}"
+            )
+        if not os.fspath(self.folder):
+            raise ValueError("the folder of a checkpoint is an empty string: give it a name")
         if self.every is not None and self.every < 1:
             raise ValueError(f"every has to be at least 1 step, got {self.every}")
 
@@ -71,8 +78,8 @@ class Checkpoints:
         checkpoint: where to save, or None: then there is nothing to give back, nothing is saved.
         run: what identifies the run, by name: trees of arrays, numbers and declarations.
 
-    Call `history` once, then `restore` with the initial state of every part that is left, and
-    `save` after each step and each part.
+    Enter `open`, call `decided` and `history`, then `restore` with the initial state of every part
+    that is left, and `save` after each step and each part.
     """
 
     def __init__(
@@ -90,40 +97,63 @@ class Checkpoints:
         self._folder = Path(checkpoint.folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         run = dict(run) | {"precision": jnp.result_type(float).name}
+        self._length = len(run.get("batches", ()))
         self._run = {name: _digest(tree) for name, tree in run.items()}
+        self._decided: dict[str, int] = {}
         self._parts: list[int] = []
-        self._number = 0
+        self._good: list[int] = []
         self._found: Any = None
         self._steps = 0
         self._checked = False
         self._time = time.monotonic()
 
-    def together(self) -> int | None:
-        """How many replicates were trained together when the checkpoint was saved, if there is one.
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep others out of the folder, and look for what was saved there.
 
-        Raises: as `history`.
+        Raises:
+            ValueError: the folder is in use, holds another run, what another version wrote, or only
+                files that cannot be read.
         """
         if self._settings is None:
-            return None
-        self._found = self._newest()
-        return self._found["parts"][0] if self._found is not None else None
+            yield
+            return
+        try:
+            lock = ExitStack()
+            lock.enter_context(locked(self._folder / _LOCK))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another run is using the checkpoint folder {self._folder} at this moment: wait "
+                "until it has ended, or give this run a folder of its own"
+            ) from error
+        with lock:
+            self._found = self._newest()
+            yield
 
-    def discard(self) -> None:
-        """Delete what was saved: the run begins again in another way."""
+    def decided(self, otherwise: dict[str, int]) -> dict[str, int]:
+        """What the run had found out about itself when it was saved, or `otherwise`."""
+        if self._settings is None:
+            return otherwise
+        self._decided = otherwise if self._found is None else self._found["decided"]
+        return self._decided
+
+    def begin_again(self, decided: dict[str, int]) -> dict[str, int]:
+        """Delete what was saved, since the run begins again in another way."""
         if self._settings is not None:
-            for number in self._numbers():
-                self._path(number).unlink(missing_ok=True)
+            self._remove(self._numbers())
+            self._found, self._good, self._decided = None, [], decided
+        return decided
 
     def history(self, parts: Sequence[int]) -> History:
         """The records that were saved, or none. `parts`: replicates trained together, part by part.
 
         Raises:
-            ValueError: another run, a newer format, or only files that cannot be read.
+            ValueError: another run.
         """
         if self._settings is None:
             return History()
         self._parts = list(parts)
-        content, self._found = self._found or self._newest(), None
+        content, self._found = self._found, None
         if content is None:
             return History()
         # The parts come last: what the user changed is the better explanation.
@@ -136,7 +166,7 @@ class Checkpoints:
                 "differ; give this run a folder of its own, or delete the checkpoint"
             )
         self._leaves, self._left_structure = content["leaves"], content["structure"]
-        return History.unpacked(content["history"])
+        return content["history"]
 
     def restore(self, initial: Any) -> Any:
         """The state that was saved in the part that starts from `initial`, or `initial`.
@@ -182,11 +212,11 @@ class Checkpoints:
             due = self._steps >= self._settings.every
         if not (due or ended):
             return
-        self._number += 1
-        _write(self._path(self._number), *self._encoded(state, history))
-        for number in self._numbers():
-            if number <= self._number - _KEPT:
-                self._path(number).unlink(missing_ok=True)
+        # Numbers only grow: whatever else lies in the folder is not written over.
+        number = max(self._numbers(), default=0) + 1
+        self._write(self._path(number), self._encoded(state, history))
+        self._good = [number, *self._good][:_KEPT]
+        self._remove(n for n in self._numbers() if n not in self._good)
         self._steps = 0
         self._time = time.monotonic()
 
@@ -204,6 +234,8 @@ class Checkpoints:
         content = {
             "run": self._run,
             "parts": self._parts,
+            "steps": self._length,
+            "decided": self._decided,
             "structure": self._structure,
             "leaves": jax.tree.leaves(state) if keep else None,
             "history": history.packed(),
@@ -225,24 +257,43 @@ class Checkpoints:
 
     def _newest(self) -> Any:
         """The content of the newest checkpoint that can be read; None if there is no file."""
-        numbers = self._numbers()
         reasons = []
-        for number in numbers:
+        for number in self._numbers():
             try:
                 content = _read(self._path(number))
-            except _Unreadable as reason:
-                reasons.append(f"{self._path(number)} {reason}")
+            except Unreadable as reason:
+                reasons.append(str(reason))
                 continue
             if reasons:
                 text = f"{'; '.join(reasons)}; going on from {self._path(number)}"
-                warnings.warn(LimitWarning(text), stacklevel=5)
-            self._number = number
+                warn(LimitWarning(text))
+            self._good = [number]
             return content
-        if numbers:
+        if reasons:
             raise ValueError(
                 "no checkpoint can be read: " + "; ".join(reasons) + ". Delete them to start anew"
             )
         return None
+
+    def _remove(self, numbers: Iterable[int]) -> None:
+        for path in map(self._path, numbers):
+            if not path.is_dir():  # a folder is nothing that was written here
+                path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, encoded: tuple[Any, dict[str, np.ndarray]]) -> None:
+        try:
+            _write(path, *encoded)
+        except OSError as error:
+            good = (
+                f"goes on from its last good file, {self._path(self._good[0])}"
+                if self._good
+                else "begins anew: there is no good file of it yet"
+            )
+            raise OSError(
+                error.errno,
+                f"the checkpoint {path} cannot be written ({error.strerror or error}). Once it can "
+                f"be, the same call {good}",
+            ) from error
 
 
 def _structure(state: Any) -> dict[str, Any]:
@@ -267,14 +318,14 @@ def _brief(structure: Mapping[str, Any]) -> str:
 def _digest(tree: Any) -> str:
     """A number for the contents of a tree; arrays of NumPy and of JAX count alike."""
     leaves, structure = jax.tree.flatten(tree)
-    hashed = hashlib.sha256(_as_bytes(_structure_of(structure)).data)
+    hashed = hashlib.sha256(json.dumps(_structure_of(structure)).encode())
     # Full-batch training passes the same arrays at every step.
     seen: dict[int, bytes] = {}
     for leaf in leaves:
         if id(leaf) not in seen:
             array = isinstance(leaf, jax.Array) and not _jax.is_key(leaf)
             code, arrays = encode(np.asarray(leaf) if array else leaf)
-            seen[id(leaf)] = _checksum(_as_bytes(code), arrays).encode()
+            seen[id(leaf)] = checksum({"code": json.dumps(code)}, arrays).encode()
         hashed.update(seen[id(leaf)])
     return hashed.hexdigest()
 
@@ -282,48 +333,62 @@ def _digest(tree: Any) -> str:
 # --- files
 
 
-class _Unreadable(Exception):
-    """A file that is no whole checkpoint; the text says why."""
-
-
-def _checksum(code: np.ndarray, arrays: Mapping[str, np.ndarray]) -> str:
-    hashed = hashlib.sha256(code.data)
-    for name in sorted(arrays):
-        hashed.update(f"{name} {arrays[name].size} ".encode())
-        hashed.update(arrays[name].data)
-    return hashed.hexdigest()
-
-
 def _as_bytes(code: Any) -> np.ndarray:
     return np.frombuffer(json.dumps(code, allow_nan=False).encode(), np.uint8)
 
 
 def _write(path: Path, code: Any, arrays: dict[str, np.ndarray]) -> None:
-    text = _as_bytes(code)
-    checksum = _checksum(text, arrays)
-    metadata = {"format": _FORMAT, "version": str(_VERSION), "checksum": checksum}
-    files.write(path, {**arrays, "code": text}, metadata)
+    _FORMAT.write(path, {**arrays, "code": _as_bytes(code)})
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, its history unpacked.
+
+    Raises:
+        Unreadable: it is none, or holds what no run has saved.
+        OtherVersion: another version of tplimit wrote it.
+    """
+    _, arrays = _FORMAT.read(path)
     try:
-        metadata, arrays = files.read(path)
-    except SafetensorError as error:
-        raise _Unreadable(f"is truncated or no safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT or not metadata.get("version", "").isdecimal():
-        raise _Unreadable("is a safetensors file, but no checkpoint of tplimit")
-    if int(metadata["version"]) > _VERSION:
-        raise ValueError(
-            f"{path} has format version {metadata['version']}, this tplimit reads up to "
-            f"{_VERSION}: update tplimit"
-        )
-    code = arrays.pop("code", np.empty(0, np.uint8))
-    if _checksum(code, arrays) != metadata.get("checksum"):
-        raise _Unreadable("is damaged: its checksum is wrong")
-    try:
-        return decode(json.loads(code.tobytes()), arrays)
+        code = json.loads(arrays.pop("code", np.empty(0, np.uint8)).tobytes())
+        return _checked(decode(code, arrays), path)
     except OtherFields as error:
-        raise ValueError(
+        raise OtherVersion(
             f"{path} was written by another version of tplimit ({error}): go on with that version, "
             "or delete the folder to start anew"
         ) from error
+    except (ValueError, RecursionError, Malformed) as error:
+        raise Unreadable(f"{path} is damaged: no run has saved this ({error})") from error
+
+
+_Leaf = LimitValue | jax.Array | np.ndarray | np.generic | float | complex | bool
+
+
+class _Structure(TypedDict):
+    tree: str
+    leaves: int
+    shapes: list[str]
+
+
+class _Content(TypedDict):
+    run: dict[str, str]
+    parts: list[int]
+    steps: int
+    decided: dict[str, int]
+    structure: _Structure
+    leaves: list[_Leaf] | None
+    history: Packed
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    """The content with its history unpacked, if its parts fit together."""
+    if not conforms(content, _Content):
+        raise ValueError("its entries are others")
+    parts, leaves = content["parts"], content["leaves"]
+    history = History.unpacked(content["history"], parts, content["steps"], str(path.parent))
+    needed = len(history.pieces) == len(parts) or bool(history.outputs)
+    if needed != (leaves is not None) or min(parts, default=0) < 1:
+        raise ValueError("its state and its records do not fit together")
+    if leaves is not None and len(leaves) != content["structure"]["leaves"]:
+        raise ValueError("its state has another number of leaves")
+    return content | {"history": history}

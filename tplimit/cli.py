@@ -19,6 +19,7 @@ from tplimit import cli_kernels, parameterizations, regimes
 from tplimit.comparison import Comparison, compare as compare_widths
 from tplimit.data import SOURCES, Data
 from tplimit.errors import LimitError
+from tplimit.files import write_text
 from tplimit.inspection import classify_step
 from tplimit.models import mlp
 from tplimit.parameterizations import Parameterization
@@ -171,7 +172,7 @@ def _report(study: Study, out: Path) -> None:
     figure = comparison.plot(out / "comparison.png", label="f at test point")
     result = out / "result.json"
     record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.summary()}
-    result.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text(result, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console.print(
         f"{seconds:.0f} s; figure: {figure}; numbers: {result}", markup=False, soft_wrap=True
     )
@@ -363,7 +364,7 @@ def reproduce(
             verdicts = summary([row.verdict for row in rows_of(record)])
             say(f"    {record['seconds']:.0f} s: {verdicts}")
     page = out / f"{name}.md"
-    page.write_text(experiment.page(out / name), encoding="utf-8")
+    write_text(page, experiment.page(out / name))
     say(f"page: {page}")
     if failed:
         raise typer.Exit(1)

@@ -10,9 +10,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from tplimit import files
 from tplimit.data import SOURCES
 from tplimit.errors import LimitError
+from tplimit.files import Format
 from tplimit.kernels import gram, mlp
 from tplimit.plotting import kernel_figure, save_figure
 
@@ -72,13 +72,14 @@ def kernels(
         )
         raise typer.Exit(1) from error
     settings = {
-        "format": "tplimit.kernel", "data": data, "depth": depth, "activation": activation,
+        "data": data, "depth": depth, "activation": activation,
         "w_std": w_std, "b_std": b_std, "kernel": kernel.value, "seed": seed,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     # A file of the user's is not copied; what was drawn here is nowhere else.
     arrays = {"kernel": matrix} | ({} if labels is None else {"inputs": x, "labels": labels})
-    files.write(out / "kernel.safetensors", arrays, {k: str(v) for k, v in settings.items()})
+    Format("tplimit.kernel").write(
+        out / "kernel.safetensors", arrays, {k: str(v) for k, v in settings.items()}
+    )
     order = np.arange(len(matrix)) if labels is None else np.argsort(labels, kind="stable")
     title = f"{kernel.value.upper()}, {depth} hidden layers, {activation}"
     figure = save_figure(kernel_figure(matrix[np.ix_(order, order)], title), out / "kernel.png")

@@ -14,6 +14,7 @@ import numpy as np
 
 from tplimit._jax import random_key
 from tplimit.errors import LimitWarning, warn
+from tplimit.files import write_text
 from tplimit.sampling import inf
 from tplimit.training import Step, train
 from tplimit.trajectory import Trajectory, quiet, width_label
@@ -184,8 +185,7 @@ class Comparison:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `summary()` as a JSON file; trajectories have their own `save`."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(self.summary(), indent=1, allow_nan=False) + "\n")
+        write_text(target, json.dumps(self.summary(), indent=1, allow_nan=False) + "\n")
         return target
 
     def plot(self, path: str | os.PathLike[str], label: str | None = None) -> Path:

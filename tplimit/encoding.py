@@ -2,18 +2,22 @@
 
 In the JSON numbers, strings and None stand for themselves, and all else is `[kind, content]`. What
 may occur several times (arrays, the parts of limit values) is written once, in a table, so that it
-is shared again after reading. Classes come from a closed list and are written field by field.
+is shared again after reading. Classes come from a closed list and are written field by field; what
+is read has to be what the annotations of the fields say.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import AbstractArray
 
 from tplimit import _jax
 from tplimit.bank import Bank
@@ -28,7 +32,7 @@ from tplimit.trajectory import Records
 from tplimit.values import Block, Core, Gaussian, LowRank, Matrices, Matrix, Patch, Tensor, Term
 from tplimit.widths import Exponents, Scale, Size, Width
 
-__all__ = ["OtherFields", "decode", "encode"]
+__all__ = ["Malformed", "OtherFields", "conforms", "decode", "encode"]
 
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -43,6 +47,10 @@ _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 class OtherFields(Exception):
     """A class that is written field by field has not the fields it had."""
+
+
+class Malformed(Exception):
+    """Nothing that `encode` wrote."""
 
 
 def _fields(cls: type) -> tuple[str, ...]:
@@ -141,6 +149,11 @@ class _Encoder:
         return ["objects", [codes, self._bytes(index)]]
 
 
+@functools.cache
+def _key_dtypes() -> set[type]:
+    return {type(_key_dtype(impl)) for impl in _IMPLS}
+
+
 def _key_dtype(impl: str) -> Any:
     return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
 
@@ -150,12 +163,18 @@ def decode(code: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
     Raises:
         OtherFields: a class of this version has other fields than when it was written.
+        Malformed: `encode` did not write it.
     """
     decoder = _Decoder(arrays)
-    for entry in code["table"]:
-        # What an entry refers to stands before it.
-        decoder.table.append(decoder.value(entry))
-    return decoder.value(code["value"])
+    try:
+        for entry in code["table"]:
+            # What an entry refers to stands before it.
+            decoder.table.append(decoder.value(entry))
+        return decoder.value(code["value"])
+    except (OtherFields, Malformed, MemoryError):
+        raise
+    except Exception as error:  # whatever nonsense leads to
+        raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
 class _Decoder:
@@ -199,6 +218,11 @@ class _Decoder:
         if cls is None or set(_fields(cls)) != set(codes):
             raise OtherFields(f"it has another {name}")
         values = {field: self.value(code) for field, code in codes.items()}
+        hints = _hints(cls)
+        for field, value in values.items():
+            # Records are trees of the user's; the others have trees of nothing but these classes.
+            if cls is not Records and not conforms(value, hints[field]):
+                raise Malformed(f"{name}.{field} is a {type(value).__name__}")
         if issubclass(cls, tuple):
             return cls(**values)
         # Not by the constructor: what it would check or convert has been so already.
@@ -240,3 +264,41 @@ class _Decoder:
         made = np.empty(index.shape, dtype=object)
         made[...] = distinct[index]
         return made
+
+
+# --- what is read
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says; `Any` stands for numbers and arrays."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value is None or isinstance(value, _NUMBERS) or type(value) in _key_dtypes()
+    if kind in (Union, UnionType):
+        return any(conforms(value, one) for one in inner)
+    if is_typeddict(hint):
+        hints = _hints(hint)
+        return (
+            isinstance(value, dict)
+            and value.keys() == hints.keys()
+            and all(conforms(entry, hints[name]) for name, entry in value.items())
+        )
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return isinstance(value, jax.Array)
+    if type(value) is bool:
+        return hint in (bool, object)
+    if not isinstance(value, kind or hint):
+        return False
+    if kind is dict:
+        return all(conforms(k, inner[0]) and conforms(v, inner[1]) for k, v in value.items())
+    if kind is tuple and inner[1:] != (...,):
+        return len(value) == len(inner) and all(map(conforms, value, inner))
+    return kind is None or all(conforms(entry, inner[0]) for entry in value)
+
+
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, np.dtype)

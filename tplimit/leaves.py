@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tplimit import sharding
+from tplimit import _jax, sharding
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
@@ -52,6 +52,10 @@ class LimitValue:
     """
 
     __slots__ = ("_aval", "_origin", "_revealed", "_value")
+    _aval: Aval
+    _origin: Location | None
+    _revealed: Revealed | None
+    _value: Value
 
     def __init__(
         self,
@@ -194,6 +198,34 @@ def with_terms(tree: Any, terms: int) -> Any | None:
         return LimitValue(leaf._value, leaf._aval, banks[id(leaf._revealed)], leaf._origin)
 
     return jax.tree.unflatten(structure, [more(leaf) for leaf in leaves])
+
+
+def _another(key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, 1)
+
+
+def with_other_draws(tree: Any) -> Any:
+    """The same limit values with other central-limit terms of sums over a width.
+
+    These are drawn when a sum is made: values as sampled, before anything was computed.
+    """
+    banks: dict[int, Revealed] = {}
+
+    def redrawn(revealed: Revealed) -> Revealed:
+        if id(revealed) not in banks:
+            key = revealed.bank.key
+            if key is not None:
+                replicated = key.ndim > (0 if _jax.is_key(key) else 1)
+                key = (jax.vmap(_another) if replicated else _another)(key)
+            banks[id(revealed)] = Revealed(replace(revealed.bank, key=key), Lineage())
+        return banks[id(revealed)]
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, LimitValue) or leaf._revealed is None:
+            return leaf
+        return LimitValue(leaf._value, leaf._aval, redrawn(leaf._revealed), leaf._origin)
+
+    return jax.tree.map(other, tree)
 
 
 def replicate(tree: Any, index: int) -> Any:

@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tplimit.files import replacing
+
 __all__ = [
     "COLOURS",
     "comparison_figure",
@@ -198,8 +200,8 @@ def power_lines(
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 160) -> Path:
     """Write `figure` to `path`, whose suffix chooses the format; missing folders are made."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=dpi)
+    with replacing(target) as file:
+        figure.savefig(file, dpi=dpi, format=target.suffix[1:] or None)
     return target
 
 

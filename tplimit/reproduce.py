@@ -27,6 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tplimit.files import write_text
 from tplimit.plotting import save_figure
 
 __all__ = [
@@ -262,7 +263,7 @@ class Experiment:
             "backend": jax.default_backend(),
             **outcome,
         }
-        (out / f"{script}.json").write_text(_json(record), encoding="utf-8")
+        write_text(out / f"{script}.json", _json(record))
         return record
 
     def page(self, out: Path) -> str:

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,9 +16,9 @@ from tplimit._jax import random_key
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.divergence import Watch
-from tplimit.errors import CancellationError, LimitError
+from tplimit.errors import CancellationError, LimitError, LimitWarning
 from tplimit.evaluation import ReplicatesDiffer
-from tplimit.leaves import LimitValue, replicate, revealed_directions
+from tplimit.leaves import LimitValue, replicate, revealed_directions, with_other_draws
 from tplimit.networks import pair, train_networks
 from tplimit.parameters import Parameter
 from tplimit.progress import bar
@@ -40,6 +41,9 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 # CPUs batched matrix products are slow: one call is 5 times faster with 8 replicates of 256
 # particles, as fast with 1024, and 2.5 times slower with 16384.
 _TOGETHER_CPU, _TOGETHER = 2**11, 2**18
+
+# So many steps show whether records depend on the draw of the initial function.
+_TELLING = 2
 
 
 def train(
@@ -89,8 +93,9 @@ def train(
         checkpoint: a folder, or `tplimit.Checkpoint(folder, every=steps)`. State and records are
             saved there at intervals; the same call goes on from what it finds there, bit for bit
             as if it had never stopped, and returns at once if the run is done. Other functions
-            `step`, `init` or `observe` than those of the earlier call cannot be noticed. The mesh
-            may be another one; then the numbers agree to round-off.
+            `step`, `init` or `observe` than those of the earlier call cannot be noticed, unless
+            they record another kind of tree. The mesh may be another one; then the numbers agree
+            to round-off.
         noise, rank_tolerance, mesh: as in `tplimit.sample`, at infinite and deferred width.
         bias_check: at infinite width, run twice as many replicates with half the samples as well
             (about the same time again) and warn where the O(1/M) bias of the mean is not small
@@ -98,8 +103,9 @@ def train(
         terms: terms of the expansion in the width that are kept at infinite width. By default one;
             where leading terms vanish, as in kernel regimes, the run begins again with two.
         init_output: with several terms, `"sample"`: the random initial function of a wide network,
-            another one in each replicate, so that the spread over replicates is mostly not an
-            error (`Trajectory.random`); `"zero"`: the limit with initial function 0.
+            another one in each replicate, so that the spread over replicates is not an error
+            where the limit depends on it (`Trajectory.random`); `"zero"`: the limit with initial
+            function 0.
         fluctuations: keep the terms of order n^-1/2 as well, see `Trajectory.fluctuations`.
 
     Returns:
@@ -110,10 +116,12 @@ def train(
             return (state, output). With `checkpoint`: records are another kind of tree than dicts,
             lists and tuples.
         ValueError: no batch, stacked arrays of unequal length, `replicates` below 1 (2 with
-            bias_check), fluctuations where there are none (finite width, one term), or records
-            whose shapes change from step to step. With `checkpoint`: the folder holds another run
-            (key, width, batches, ... differ), a newer format, or no readable file; the structure
-            of the state changes while it trains; the mesh is shared by several processes.
+            bias_check, which refuses a random limit too), fluctuations where there are none (finite
+            width, one term), or records whose shapes change from step to step. With `checkpoint`:
+            the folder has no name, is in use by another call, or holds another run (key, width,
+            batches, ... differ), another format, or no readable file; the structure of the state
+            changes while it trains; the mesh is shared by several processes.
+        OSError: a checkpoint cannot be written, for instance because the disk is full.
         WidthError: `width` is no width.
         LimitError: the program has no limit; see its subclasses.
 
@@ -154,6 +162,8 @@ def train(
     run = {"theta": theta, "batches": batches, "width": width, "key": key, "samples": samples}
     run |= {"replicates": replicates, "noise": noise, "rank_tolerance": rank_tolerance}
     run |= {"terms": terms, "init_output": init_output, "fluctuations": fluctuations}
+    # Of the functions it is only known whether they were given.
+    run |= {"init": init is not None, "observe": observe is not None}
     checkpoints = Checkpoints(checkpoint, run)
     if fluctuations and width != inf:
         raise ValueError("fluctuations are those around the limit: use width=tp.inf")
@@ -162,22 +172,20 @@ def train(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
     if _is_finite(width):
-        return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
+        with checkpoints.open():
+            return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
-    if not bias_check or isinstance(width, Deferred):
-        return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
-    # The cheap side first: what cannot be run with half the samples is refused at once.
-    half = replace(limit, samples=samples // 2)
-    more = jax.random.split(jax.random.fold_in(key, replicates), 2 * replicates)
-    unsaved = Checkpoints(None, {})
-    cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
-    trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
-    if trajectory.random:
-        raise ValueError(
-            "bias_check cannot tell the bias of a random limit, whose replicates have initial "
-            'functions of their own: use init_output="zero"'
-        )
+    limit = replace(limit, may_be_random=not bias_check)
+    with checkpoints.open():
+        if not bias_check or isinstance(width, Deferred):
+            return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
+        # The cheap side first: what cannot be run with half the samples is refused at once.
+        half = replace(limit, samples=samples // 2)
+        more = jax.random.split(jax.random.fold_in(key, replicates), 2 * replicates)
+        unsaved = Checkpoints(None, {})
+        cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
+        trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
     return trajectory.with_bias_from(cheap)
 
 
@@ -193,6 +201,7 @@ class Limit:
     terms: int | None = None
     init_output: str = "sample"
     fluctuations: bool = False
+    may_be_random: bool = True
 
     @property
     def coordinates(self) -> int:
@@ -207,9 +216,14 @@ class Limit:
         )  # fmt: skip
 
     @property
+    def series(self) -> bool:
+        """Whether values have several terms."""
+        return not isinstance(self.width, Deferred) and (self.terms or 1) > 1
+
+    @property
     def keeps_reveals(self) -> bool:
         """Whether what an observation reveals has to hold for all that follow."""
-        return isinstance(self.width, Deferred) or (self.terms or 1) > 1
+        return isinstance(self.width, Deferred) or self.series
 
 
 def _check_declared(theta: Any) -> None:
@@ -278,37 +292,48 @@ def _train_limit(
     keys: jax.Array,
     progress: bool,
     checkpoints: Checkpoints,
-    together: int | None = None,
 ) -> Trajectory:
-    try:
-        return _train_terms(functions, theta, batches, limit, keys, progress, checkpoints, together)
-    except CancellationError:
-        if limit.terms is not None or isinstance(limit.width, Deferred):
-            raise
-    # Leading terms vanish: begin again with the next ones, and say so if these do not help.
-    checkpoints.discard()
-    more = replace(limit, terms=MORE_TERMS)
-    run = (functions, theta, batches, more, keys, progress, checkpoints, together)
-    return replace(_train_terms(*run), random=limit.init_output == "sample")
+    """Train, and begin again where it turns out that the run has to be made in another way."""
+    first = {"terms": limit.terms or 1, "together": _together(len(keys), limit.coordinates)}
+    decided = checkpoints.decided(first)
+    while True:
+        now = replace(limit, terms=decided["terms"])
+        run = (functions, theta, batches, now, keys, decided["together"], progress, checkpoints)
+        try:
+            return _train_as_decided(*run)
+        except ReplicatesDiffer:
+            # Each has to be compiled for its own decisions.
+            decided = checkpoints.begin_again(decided | {"together": 1})
+        except CancellationError:
+            # Leading terms vanish: the next ones decide, and say so if they do not help.
+            if limit.terms is not None or now.series or isinstance(limit.width, Deferred):
+                raise
+            decided = checkpoints.begin_again(decided | {"terms": MORE_TERMS})
 
 
-def _train_terms(
+def _train_as_decided(
     functions: tuple[Any, Any, Any],
     theta: Any,
     batches: list[Any],
     limit: Limit,
     keys: jax.Array,
+    together: int,
     progress: bool,
     checkpoints: Checkpoints,
-    together: int | None,
 ) -> Trajectory:
     init, step, observe = functions
-    together = together or checkpoints.together() or _together(len(keys), limit.coordinates)
     parts = [keys[i : i + together] for i in range(0, len(keys), together)]
 
-    def start(part: jax.Array) -> Any:
-        state = limit.sample(theta, part if len(part) > 1 else part[0])
+    def start(part: jax.Array, redraw: Callable[[Any], Any] = _identity) -> Any:
+        state = redraw(limit.sample(theta, part if len(part) > 1 else part[0]))
         return state if init is _identity else raw(init, len(part) > 1)(state)
+
+    def moves(left: int, many: bool) -> tuple[Any, Any]:
+        """Observation and step of a state that has so many steps to go."""
+        return (
+            _observer(observe, left + 1, limit.keeps_reveals, many),
+            consuming(step, left, lambda: advance("compiling"), many),
+        )
 
     history = checkpoints.history([len(part) for part in parts])
     watch = Watch(width_label(limit.width), limit.fluctuations)
@@ -318,26 +343,25 @@ def _train_terms(
         state = checkpoints.restore(start(parts[-1]))
     steps = len(batches) * (len(parts) - done) - len(history.outputs)
     with bar(steps, width_label(limit.width), progress) as advance:
+        if history.empty and limit.series and limit.init_output == "sample":
+            history.random = _is_random(start, moves, parts[0], batches, limit)
+        if history.random and not limit.may_be_random:
+            raise ValueError(
+                "bias_check cannot tell the bias of a random limit, whose replicates have initial "
+                'functions of their own: use init_output="zero"'
+            )
         for part in parts[done:]:
             many = len(part) > 1
             state = checkpoints.restore(start(part))
-            left = len(batches) - len(history.outputs)
-            move = consuming(step, left, lambda: advance("compiling"), many)
-            look = _observer(observe, left + 1, limit.keeps_reveals, many)
+            look, move = moves(len(batches) - len(history.outputs), many)
             for batch in batches[len(history.outputs) :]:
+                state, seen = look(state)
                 try:
-                    state, seen = look(state)
-                    try:
-                        state, output = pair(move(state, batch))
-                    except CancellationError as error:
-                        _numbers(seen, many, limit)  # if it diverges already, that is the cause
-                        watch.explain(error)
-                        raise
-                except ReplicatesDiffer:
-                    # Each has to be compiled for its own decisions.
-                    checkpoints.discard()
-                    one = (functions, theta, batches, limit, keys, progress, checkpoints, 1)
-                    return _train_terms(*one)
+                    state, output = pair(move(state, batch))
+                except CancellationError as error:
+                    _numbers(seen, many, limit)  # if it diverges already, that is the cause
+                    watch.explain(error)
+                    raise
                 # Numbers at once, so that a program without a limit is refused at its first step.
                 history.observations.append(_numbers(seen, many, limit))
                 history.outputs.append(_numbers(output, many, limit))
@@ -359,10 +383,39 @@ def _train_terms(
         records, fluctuations = (
             Records(records.outputs[part], records.observations[part]) for part in (0, 1)
         )
-    directions = revealed_directions(state)
     return Trajectory(
-        records, history.exponents(), limit.width, state, directions, fluctuations=fluctuations
-    )
+        records, history.exponents(), limit.width, state, revealed_directions(state),
+        fluctuations=fluctuations, random=history.random,
+    )  # fmt: skip
+
+
+def _is_random(
+    start: Callable[..., Any],
+    moves: Callable[[int, bool], tuple[Any, Any]],
+    part: jax.Array,
+    batches: list[Any],
+    limit: Limit,
+) -> bool:
+    """Whether limits depend on the central-limit terms, the draw of the initial function.
+
+    The first records tell: they are computed with two draws and all else equal.
+    """
+    many, limit_only = len(part) > 1, replace(limit, fluctuations=False)
+
+    def first_records(redraw: Callable[[Any], Any]) -> list[Any]:
+        state, records = start(part, redraw), []
+        look, move = moves(len(batches), many)
+        for batch in batches[:_TELLING]:
+            state, seen = look(state)
+            records.append(_numbers(seen, many, limit_only))
+            state, output = pair(move(state, batch))
+            records.append(_numbers(output, many, limit_only))
+        return jax.tree.leaves([*records, _numbers(look(state)[1], many, limit_only)])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LimitWarning)  # the run itself warns
+        both = first_records(_identity), first_records(with_other_draws)
+    return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*both, strict=True))
 
 
 def _together(replicates: int, coordinates: int) -> int:

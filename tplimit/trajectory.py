@@ -11,16 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
 
-from tplimit import files
 from tplimit.errors import LimitWarning, warn
+from tplimit.files import Format, Unreadable, existing
 from tplimit.sampling import Deferred, inf
 
 __all__ = ["Records", "Trajectory", "width_label"]
 
-_FORMAT = "tplimit.Trajectory"
-_VERSION = 1
+_FORMAT = Format("tplimit.Trajectory", version=2, unchecked=1)
 
 #: A bias of this many standard errors lowers the coverage of a 95 % interval to 92 %.
 BIAS_SHARE = 0.5
@@ -119,9 +117,10 @@ class Trajectory:
             one random network: networks of width n are distributed like limit + n^-1/2
             fluctuation, to leading order, so that n times the covariance over networks is that
             over replicates.
-
-        random: whether leading terms vanished, so that the limit is a random function, another one
-            in each replicate: then means and standard errors are those over initial functions.
+        random: whether the limit depends on the draw of the initial function, another one in each
+            replicate: then means and standard errors are those over initial functions. So it is
+            in kernel regimes, however many terms were asked for; not with `init_output="zero"`, nor
+            where records tend to numbers. The first two steps of the run tell.
 
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
@@ -241,6 +240,7 @@ class Trajectory:
 
         Raises:
             TypeError: the records contain another kind of tree.
+            OSError: the file cannot be written; then an older one is unchanged.
         """
         arrays: dict[str, np.ndarray] = {}
         header = {
@@ -253,10 +253,8 @@ class Trajectory:
             "directions": list(self.directions),
             "random": self.random,
         }
-        metadata = {"format": _FORMAT, "version": str(_VERSION), "header": json.dumps(header)}
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        files.write(target, arrays, metadata)
+        _FORMAT.write(target, arrays, {"header": json.dumps(header)})
         return target
 
     @classmethod
@@ -265,40 +263,57 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, no trajectory, or of a newer version.
+            ValueError: the file is truncated, damaged, no trajectory, or of a newer version.
+
+        Warns:
+            LimitWarning: it is of a version that wrote no checksum.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
+        metadata, arrays = _FORMAT.read(existing(path))
         try:
-            metadata, arrays = files.read(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or no tplimit trajectory: {error}") from error
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} is a safetensors file, but no tplimit trajectory")
-        if int(metadata["version"]) > _VERSION:
-            raise ValueError(
-                f"{path} has format version {metadata['version']}, this tplimit reads up to "
-                f"{_VERSION}: update tplimit"
-            )
-        header = json.loads(metadata["header"])
-
-        def records(name: str, read: Any) -> Records:
-            return Records(*(_decode(header[name][part], read) for part in _PARTS))
-
-        fluctuations = None
-        if header.get("fluctuations") is not None:
-            fluctuations = records("fluctuations", arrays.__getitem__)
-        return cls(
-            records("replicates", arrays.__getitem__),
-            records("exponents", _read_exponents),
-            _decode_width(header["width"]),
-            directions=tuple(header.get("directions", ())),
-            fluctuations=fluctuations,
-            random=bool(header.get("random", False)),
-        )
+            return _from_header(json.loads(metadata["header"]), arrays)
+        except Exception as error:  # whatever nonsense leads to
+            raise Unreadable(
+                f"{path} is damaged: no trajectory was saved like this "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
 
 _PARTS = ("outputs", "observations")
+
+
+def _from_header(header: Any, arrays: dict[str, np.ndarray]) -> Trajectory:
+    """A trajectory from what `save` wrote; anything else raises some exception."""
+
+    def records(name: str, read: Any) -> Records:
+        return Records(*(_decode(header[name][part], read) for part in _PARTS))
+
+    replicates, fluctuations = records("replicates", arrays.__getitem__), None
+    if header.get("fluctuations") is not None:
+        fluctuations = records("fluctuations", arrays.__getitem__)
+    exponents = records("exponents", _read_exponents)
+    for each in (replicates, fluctuations or replicates):
+        _check_axes(each)
+        jax.tree.map(lambda *leaves: None, vars(each), vars(exponents))  # raises where they differ
+    directions = header.get("directions", [])
+    random = header.get("random", False)
+    if not (all(type(count) is int for count in directions) and type(random) is bool):
+        raise ValueError("directions or random have another type")
+    return Trajectory(
+        replicates,
+        exponents,
+        _decode_width(header["width"]),
+        directions=tuple(directions),
+        fluctuations=fluctuations,
+        random=random,
+    )
+
+
+def _check_axes(records: Records) -> None:
+    """All records have the same replicates, and observations are one more than steps."""
+    outputs = {leaf.shape[:2] for leaf in jax.tree.leaves(records.outputs)}
+    observations = [leaf.shape[:2] for leaf in jax.tree.leaves(records.observations)]
+    if len(outputs | {(count, steps - 1) for count, steps in observations}) > 1:
+        raise ValueError("the records have different numbers of replicates or steps")
 
 
 # Runs that blow up have been warned of when they did; their statistics are NaN or infinite.
@@ -336,8 +351,12 @@ def _encode_width(width: Any) -> Any:
 
 
 def _decode_width(code: Any) -> Any:
+    if isinstance(code, dict) and "deferred" in code:
+        return Deferred(code["deferred"])
     if isinstance(code, dict):
-        return code["sizes"] if "sizes" in code else Deferred(_decode_width(code["deferred"]))
+        return {name: _decode_width(size) for name, size in code["sizes"].items()}
+    if code != "inf" and type(code) is not int:
+        raise TypeError(f"{code!r} is no width")
     return inf if code == "inf" else code
 
 
@@ -378,12 +397,11 @@ def _decode(code: Any, read: Any) -> Any:
     if kind == "leaf":
         return read(content)
     children = [_decode(value, read) for value in content]
-    return tuple(children) if kind == "tuple" else children
+    return {"list": list, "tuple": tuple}[kind](children)
 
 
 def _store_array(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
-    # safetensors writes the buffer as it lies in memory, whatever the strides say.
-    arrays[name] = np.array(leaf, order="C")
+    arrays[name] = np.asarray(leaf)
     return name
 
 
@@ -394,8 +412,7 @@ def _store_exponents(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> Any
 
 def _read_exponents(content: Any) -> Any:
     values = [float(v) if "inf" in v else Fraction(v) for v in content["values"]]
-    if not content["shape"]:
-        return values[0]
     array = np.empty(len(values), dtype=object)
     array[:] = values
-    return array.reshape(content["shape"])
+    array = array.reshape(content["shape"])
+    return array if array.ndim else array.item()

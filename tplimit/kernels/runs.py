@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
 
-from tplimit import files
+from tplimit.files import Format, Unreadable, existing
 
 __all__ = ["Ensemble", "KernelRun"]
-
-_VERSION = "1"
 
 
 class Saved:
@@ -21,10 +18,8 @@ class Saved:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write all arrays to one safetensors file."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
-        files.write(target, arrays, {"format": _format(type(self)), "version": _VERSION})
+        _format(type(self)).write(target, {name: getattr(self, name) for name in names})
         return target
 
     @classmethod
@@ -33,21 +28,20 @@ class Saved:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, or holds something else.
+            ValueError: the file is truncated or damaged, holds something else, or is of a newer
+                version.
+
+        Warns:
+            LimitWarning: it is of a version that wrote no checksum.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-        try:
-            metadata, arrays = files.read(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or no file of tplimit: {error}") from error
-        if metadata.get("format") != _format(cls) or metadata.get("version") != _VERSION:
-            raise ValueError(f"{path} is a safetensors file, but no {cls.__name__} of this version")
+        _, arrays = _format(cls).read(existing(path))
+        if arrays.keys() != {field.name for field in fields(cls)}:  # type: ignore[arg-type]
+            raise Unreadable(f"{path} is damaged: it has other arrays than a {cls.__name__}")
         return cls(**arrays)
 
 
-def _format(cls: type) -> str:
-    return f"tplimit.{cls.__name__}"
+def _format(cls: type) -> Format:
+    return Format(f"tplimit.{cls.__name__}", version=2, unchecked=1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
