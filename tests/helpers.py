@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tplimit as tp
+from tplimit import encoding
 
 PyTree = Any
 Array = NDArray[np.float64]
@@ -150,3 +151,34 @@ def tree_difference(first: PyTree, second: PyTree) -> float:
     """Largest absolute difference of two pytrees of arrays."""
     pairs: Sequence[Any] = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
     return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)
+
+
+def bits(tree: Any) -> Any:
+    """Everything in a tree, limit values with their banks included, to be compared with ==."""
+    leaves, structure = jax.tree.flatten(tree)
+    code, arrays = encoding.encode(leaves)
+    arrays = {name: array.tobytes() for name, array in arrays.items()}
+    table: list[Any] = []
+
+    def expanded(code: Any) -> Any:
+        # Constants such as exponents may or may not be one object; what they say counts.
+        if isinstance(code, dict):
+            return {name: expanded(entry) for name, entry in code.items()}
+        if not isinstance(code, list):
+            return arrays[code] if isinstance(code, str) and code in arrays else code
+        return table[code[1]] if code[:1] == ["shared"] else [expanded(entry) for entry in code]
+
+    for entry in code["table"]:
+        table.append(expanded(entry))
+    return structure, expanded(code["value"])
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Two trajectories are equal bit for bit, in all that they hold."""
+    for part in ("outputs", "observations"):
+        assert bits(getattr(one.replicates, part)) == bits(getattr(two.replicates, part))
+        assert bits(getattr(one.exponents, part)) == bits(getattr(two.exponents, part))
+    assert one.width == two.width
+    assert (one.random, one.directions) == (two.random, two.directions)
+    assert bits(one.fluctuations) == bits(two.fluctuations)
+    assert bits(one.state) == bits(two.state)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_same
 from safetensors.numpy import save_file
 
 import tplimit as tp
@@ -82,34 +83,6 @@ def uninterrupted(name):
 
 def every(folder, steps=1):
     return tp.Checkpoint(folder, every=steps)
-
-
-def bits(tree):
-    """Everything in a tree, limit values with their banks included, to be compared with ==."""
-    leaves, structure = jax.tree.flatten(tree)
-    code, arrays = encoding.encode(leaves)
-    arrays = {name: array.tobytes() for name, array in arrays.items()}
-    table = []
-
-    def expanded(code):
-        # Constants such as exponents may or may not be one object; what they say counts.
-        if isinstance(code, dict):
-            return {name: expanded(entry) for name, entry in code.items()}
-        if not isinstance(code, list):
-            return arrays[code] if isinstance(code, str) and code in arrays else code
-        return table[code[1]] if code[:1] == ["shared"] else [expanded(entry) for entry in code]
-
-    for entry in code["table"]:
-        table.append(expanded(entry))
-    return structure, expanded(code["value"])
-
-
-def assert_same(one, two):
-    for part in ("outputs", "observations"):
-        assert bits(getattr(one.replicates, part)) == bits(getattr(two.replicates, part))
-        assert bits(getattr(one.exponents, part)) == bits(getattr(two.exponents, part))
-    assert one.width == two.width
-    assert bits(one.state) == bits(two.state)
 
 
 class Killed(BaseException):

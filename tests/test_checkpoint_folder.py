@@ -1,4 +1,4 @@
-"""The folder of a checkpoint: one call at a time, full disks, other calls, other programs' files."""
+"""The folder of a checkpoint: one call at a time, full disks, other calls and other files."""
 
 import errno
 import os
@@ -53,9 +53,10 @@ def interrupted(folder, **options):
             raise Stop
         write(self, *content)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files.Format, "write", stopping)
-        run(every(folder), **options)
+        with pytest.raises(Stop):
+            run(every(folder), **options)
 
 
 # --- one call at a time

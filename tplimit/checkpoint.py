@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import _jax
-from tplimit.encoding import Malformed, OtherFields, conforms, decode, encode
+from tplimit.encoding import OtherFields, conforms, decode, encode
 from tplimit.errors import LimitWarning, warn
 from tplimit.files import Format, OtherVersion, Unreadable, checksum, locked
 from tplimit.history import History, Packed
-from tplimit.leaves import LimitValue, aval_of, mesh_of, on_mesh
+from tplimit.leaves import LimitValue, aval_of, mesh_of, on_mesh, sound
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -134,7 +134,9 @@ class Checkpoints:
         """What the run had found out about itself when it was saved, or `otherwise`."""
         if self._settings is None:
             return otherwise
-        self._decided = otherwise if self._found is None else self._found["decided"]
+        found = {} if self._found is None else self._found["decided"]
+        # A run at another kind of width decides other things; `history` refuses it.
+        self._decided = found if found.keys() == otherwise.keys() else otherwise
         return self._decided
 
     def begin_again(self, decided: dict[str, int]) -> dict[str, int]:
@@ -157,8 +159,10 @@ class Checkpoints:
         if content is None:
             return History()
         # The parts come last: what the user changed is the better explanation.
-        run = self._run | {"division of the replicates": self._parts}
-        found = content["run"] | {"division of the replicates": content["parts"]}
+        run: dict[str, Any] = self._run | {"number of steps": self._length}
+        run |= {"division of the replicates": self._parts}
+        found = content["run"] | {"number of steps": content["steps"]}
+        found |= {"division of the replicates": content["parts"]}
         other = [name for name in run if found.get(name) != run[name]]
         if other:
             raise ValueError(
@@ -238,6 +242,7 @@ class Checkpoints:
             "decided": self._decided,
             "structure": self._structure,
             "leaves": jax.tree.leaves(state) if keep else None,
+            "shapes": _structure(state)["shapes"] if keep else None,
             "history": history.packed(),
         }
         try:
@@ -357,11 +362,11 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} was written by another version of tplimit ({error}): go on with that version, "
             "or delete the folder to start anew"
         ) from error
-    except (ValueError, RecursionError, Malformed) as error:
+    except Exception as error:  # whatever nonsense leads to
         raise Unreadable(f"{path} is damaged: no run has saved this ({error})") from error
 
 
-_Leaf = LimitValue | jax.Array | np.ndarray | np.generic | float | complex | bool
+_Leaf = LimitValue | jax.Array | np.ndarray | np.generic | int | float | complex | bool
 
 
 class _Structure(TypedDict):
@@ -377,6 +382,7 @@ class _Content(TypedDict):
     decided: dict[str, int]
     structure: _Structure
     leaves: list[_Leaf] | None
+    shapes: list[str] | None
     history: Packed
 
 
@@ -389,6 +395,14 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     needed = len(history.pieces) == len(parts) or bool(history.outputs)
     if needed != (leaves is not None) or min(parts, default=0) < 1:
         raise ValueError("its state and its records do not fit together")
-    if leaves is not None and len(leaves) != content["structure"]["leaves"]:
-        raise ValueError("its state has another number of leaves")
+    decided = content["decided"]
+    if decided.get("together", parts[0]) != parts[0] or not 1 <= decided.get("terms", 1) <= 3:
+        raise ValueError("what it has decided is impossible")
+    many = parts[min(len(history.pieces), len(parts) - 1)]
+    if leaves is not None and (
+        len(leaves) != content["structure"]["leaves"]
+        or [str(aval_of(leaf)) for leaf in leaves] != content["shapes"]
+        or not all(sound(leaf, many) for leaf in leaves if isinstance(leaf, LimitValue))
+    ):
+        raise ValueError("the parts of its state do not fit together")
     return content | {"history": history}

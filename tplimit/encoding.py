@@ -8,7 +8,7 @@ is read has to be what the annotations of the fields say.
 
 import functools
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from fractions import Fraction
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -30,7 +30,7 @@ from tplimit.sampling import Deferred
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
 from tplimit.values import Block, Core, Gaussian, LowRank, Matrices, Matrix, Patch, Tensor, Term
-from tplimit.widths import Exponents, Scale, Size, Width
+from tplimit.widths import NEVER, Exponents, Scale, Size, Width
 
 __all__ = ["Malformed", "OtherFields", "conforms", "decode", "encode"]
 
@@ -220,9 +220,12 @@ class _Decoder:
         values = {field: self.value(code) for field, code in codes.items()}
         hints = _hints(cls)
         for field, value in values.items():
-            # Records are trees of the user's; the others have trees of nothing but these classes.
-            if cls is not Records and not conforms(value, hints[field]):
+            # Records are trees of the user's. What may be None has that as its default.
+            missing = value is None and hints[field] is Any and _default(cls, field) is not None
+            if cls is not Records and (missing or not conforms(value, hints[field])):
                 raise Malformed(f"{name}.{field} is a {type(value).__name__}")
+        if cls is Exponents and not all(map(_is_exponent, values["array"].flat)):
+            raise Malformed("an exponent is no number")
         if issubclass(cls, tuple):
             return cls(**values)
         # Not by the constructor: what it would check or convert has been so already.
@@ -274,11 +277,15 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
+def _default(cls: type, field: str) -> Any:
+    return getattr(cls, field, MISSING)  # as dataclasses and named tuples keep them
+
+
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says; `Any` stands for numbers and arrays."""
+    """Whether a value is what an annotation says; `Any` stands for arrays and dtypes."""
     kind, inner = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value is None or isinstance(value, _NUMBERS) or type(value) in _key_dtypes()
+        return value is None or isinstance(value, _ARRAYS) or type(value) in _key_dtypes()
     if kind in (Union, UnionType):
         return any(conforms(value, one) for one in inner)
     if is_typeddict(hint):
@@ -301,4 +308,8 @@ def conforms(value: Any, hint: Any) -> bool:
     return kind is None or all(conforms(entry, inner[0]) for entry in value)
 
 
-_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, np.dtype)
+_ARRAYS = (jax.Array, np.ndarray, np.generic, np.dtype)
+
+
+def _is_exponent(value: Any) -> bool:
+    return type(value) is Fraction or value == NEVER

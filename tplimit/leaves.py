@@ -13,7 +13,8 @@ from tplimit import _jax, sharding
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
-from tplimit.values import Gaussian, Matrix, Tensor, Value, tensor
+from tplimit.values import Gaussian, Matrix, Tensor, Term, Value, tensor
+from tplimit.widths import Size
 
 
 class Lineage:
@@ -248,6 +249,35 @@ def replicate(tree: Any, index: int) -> Any:
         return LimitValue(value, leaf._aval, own, leaf._origin)
 
     return jax.tree.map(one, tree)
+
+
+def sound(leaf: LimitValue, replicates: int) -> bool:
+    """Whether the parts of a limit value fit together, as far as can be seen without a program."""
+    value, shape, own = leaf._value, leaf._aval.shape, leaf._revealed
+    bank = Bank() if own is None else replace(own.bank, directions=None)
+    many = () if replicates == 1 else (replicates,)
+    if any(np.shape(array)[: len(many)] != many for array in jax.tree.leaves((value, bank))):
+        return False
+
+    def of_rank(term: Term) -> bool:
+        arrays = [a for a in (term.coefficient, term.noise, term.zeros) if a is not None]
+        return all(np.ndim(array) == len(many) + len(shape) for array in arrays)
+
+    def of_stores(matrix: Any) -> bool:
+        if not isinstance(matrix, Matrix):
+            return False
+        used = [g.store for g in matrix.gaussians] + [core.store for core in matrix.cores]
+        return all(0 <= store < len(bank.stores) for store in used)
+
+    axes: tuple[int, ...]
+    if isinstance(value, Tensor):
+        axes = () if value.axis is None else (value.axis,)
+        fits = bool(value.terms) and all(map(of_rank, value.terms))
+    else:
+        axes = value.axes
+        finite = tuple(dim for dim in shape if not isinstance(dim, Size))
+        fits = value.items.shape == finite and all(map(of_stores, value.items.flat))
+    return fits and axes == leaf._aval.width_axes
 
 
 # Entering: banks of the arguments, and their values with labels of the joint bank.

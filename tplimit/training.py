@@ -398,14 +398,17 @@ def _is_random(
 ) -> bool:
     """Whether limits depend on the central-limit terms, the draw of the initial function.
 
-    The first records tell: they are computed with two draws and all else equal.
+    The first records tell, up to those of the last new kind of batch: they are computed with two
+    draws and all else equal.
     """
+    forms = [jax.tree.structure(batch) for batch in batches]
+    last = max(forms.index(form) for form in forms)
     many, limit_only = len(part) > 1, replace(limit, fluctuations=False)
 
     def first_records(redraw: Callable[[Any], Any]) -> list[Any]:
         state, records = start(part, redraw), []
         look, move = moves(len(batches), many)
-        for batch in batches[:_TELLING]:
+        for batch in batches[: last + _TELLING]:
             state, seen = look(state)
             records.append(_numbers(seen, many, limit_only))
             state, output = pair(move(state, batch))

@@ -120,7 +120,7 @@ class Trajectory:
         random: whether the limit depends on the draw of the initial function, another one in each
             replicate: then means and standard errors are those over initial functions. So it is
             in kernel regimes, however many terms were asked for; not with `init_output="zero"`, nor
-            where records tend to numbers. The first two steps of the run tell.
+            where records tend to numbers. The first steps of the run tell.
 
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
