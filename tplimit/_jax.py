@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,12 +26,15 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "entry_function",
     "former_names",
     "inner_program",
     "is_jaxpr",
     "is_key",
     "is_traced",
     "location",
+    "log2_p",
+    "one_minus_square_p",
     "open_jaxpr",
     "primitives",
     "scan_layout",
@@ -48,6 +52,9 @@ split_p: Primitive | None = getattr(jax.lax, "split_p", None)
 stack_p: Primitive | None = getattr(jax.lax, "stack_p", None)
 unstack_p: Primitive | None = getattr(jax.lax, "unstack_p", None)
 tile_p: Primitive | None = getattr(jax.lax, "tile_p", None)
+# New in JAX 0.12.
+log2_p: Primitive | None = getattr(primitives, "log2_p", None)
+one_minus_square_p: Primitive | None = getattr(primitives, "one_minus_square_p", None)
 
 # Frames of this package are never "the user's line". The match is by prefix, hence the separator.
 source_info_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)) + os.sep)
@@ -169,3 +176,28 @@ def weakly_typed(array: jax.Array) -> jax.Array:
     return primitives.convert_element_type_p.bind(
         array, new_dtype=array.dtype, weak_type=True, sharding=None
     )
+
+
+def entry_function(
+    primitive: Primitive, params: dict[str, Any], arrays: list[Any]
+) -> Callable[..., Any] | str:
+    """An operation as a function of arrays that JAX can compile, or why it is not evaluated.
+
+    A user's own primitive may have no lowering, only an implementation in terms of JAX.
+    """
+    if any(is_jaxpr(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_jaxpr)):
+        return "it calls a function"
+
+    def bound(*operands: Any) -> Any:
+        return primitive.bind(*operands, **params)
+
+    def implemented(*operands: Any) -> Any:
+        return primitive.impl(*operands, **params)
+
+    if jax.make_jaxpr(bound)(*arrays).effects:
+        return "it has side effects"
+    try:
+        jax.jit(bound).lower(*arrays)
+    except NotImplementedError:
+        return implemented
+    return bound
