@@ -64,6 +64,7 @@ _INLINE: dict[str, str] = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",
     "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -89,10 +90,32 @@ def open_jaxpr(value: Any) -> tuple[Any, list[Any]]:
 
 def inner_program(equation: Any) -> Any | None:
     """The jaxpr that a call-like equation merely evaluates, or None."""
+    if _is_composite(equation):
+        return _expanded(equation)
     name = _INLINE.get(equation.primitive.name)
-    if name is None:
-        return None
-    return equation.params.get(name)
+    return None if name is None else equation.params.get(name)
+
+
+def _is_composite(equation: Any) -> bool:
+    """Whether an operation stands for a program, as ``searchsorted`` does from JAX 0.12 on."""
+    primitive = equation.primitive
+    if primitive.name in _INLINE or not hasattr(primitive, "to_lojax"):
+        return False
+    return bool(primitive.is_high(*(var.aval for var in equation.invars), **equation.params))
+
+
+def _expanded(equation: Any) -> Any:
+    """The program that a composite operation stands for, at the place of the operation."""
+    shapes = [
+        jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype, weak_type=var.aval.weak_type)
+        for var in equation.invars
+    ]
+
+    def program(*operands: Any) -> Any:
+        return equation.primitive.to_lojax(*operands, **equation.params)
+
+    with source_info_util.user_context(equation.source_info.traceback):
+        return jax.make_jaxpr(program)(*shapes)
 
 
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
