@@ -8,10 +8,21 @@ PAGE = Path(__file__).with_name("operations.md")
 HEAD = """# Supported operations
 
 Generated from the rules (`python docs/operations.py`). A primitive of JAX has a rule, is refused
-with a reason, or is unknown; without a rule, an operation on finite arrays that do not scale with
+with a reason, or is probed; without a rule, an operation on finite arrays that do not scale with
 the width is simply evaluated. Calls (`jit`, `checkpoint`, `custom_jvp_call`, `custom_vjp_call`) are
 expanded in place. `tplimit.RULES` is the table: `@tplimit.RULES(primitive)` enters a rule of your
 own.
+
+An operation that is in no table is evaluated on small arrays. If every entry of its result is one
+function of the entries at the same place (tested by changing, permuting and leaving out others),
+it acts on values of order 1 as `f(c + O(n^rho)) = f(c) + O(n^rho)`; a value whose unknown part
+reaches a jump or the end of the domain is refused. Where the function has derivatives that
+reproduce its values, it is expanded: at 0 for vanishing values, and in several terms. What it
+does at infinity is not guessed. Found this way are `acos`, `acosh`, `asin`, `atan2`, `atanh`,
+`bessel_i0e`, `bessel_i1e`, `clz`, `digamma`, `erf_inv`, `igamma`, `igammac`, `lgamma`,
+`nextafter`, `polygamma`, `population_count`, `regularized_incomplete_beta`, `zeta`, the
+comparisons of a total order (`lt_to`, `le_to`, `eq_to`) and primitives of one's own (with an
+implementation that JAX can trace, or a lowering).
 
 """
 

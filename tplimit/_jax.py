@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,12 +26,15 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "entry_function",
     "former_names",
     "inner_program",
     "is_jaxpr",
     "is_key",
     "is_traced",
     "location",
+    "log2_p",
+    "one_minus_square_p",
     "open_jaxpr",
     "primitives",
     "scan_layout",
@@ -48,6 +52,9 @@ split_p: Primitive | None = getattr(jax.lax, "split_p", None)
 stack_p: Primitive | None = getattr(jax.lax, "stack_p", None)
 unstack_p: Primitive | None = getattr(jax.lax, "unstack_p", None)
 tile_p: Primitive | None = getattr(jax.lax, "tile_p", None)
+# New in JAX 0.12.
+log2_p: Primitive | None = getattr(primitives, "log2_p", None)
+one_minus_square_p: Primitive | None = getattr(primitives, "one_minus_square_p", None)
 
 # Frames of this package are never "the user's line". The match is by prefix, hence the separator.
 source_info_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)) + os.sep)
@@ -57,6 +64,7 @@ _INLINE: dict[str, str] = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",
     "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -82,10 +90,32 @@ def open_jaxpr(value: Any) -> tuple[Any, list[Any]]:
 
 def inner_program(equation: Any) -> Any | None:
     """The jaxpr that a call-like equation merely evaluates, or None."""
+    if _is_composite(equation):
+        return _expanded(equation)
     name = _INLINE.get(equation.primitive.name)
-    if name is None:
-        return None
-    return equation.params.get(name)
+    return None if name is None else equation.params.get(name)
+
+
+def _is_composite(equation: Any) -> bool:
+    """Whether an operation stands for a program, as ``searchsorted`` does from JAX 0.12 on."""
+    primitive = equation.primitive
+    if primitive.name in _INLINE or not hasattr(primitive, "to_lojax"):
+        return False
+    return bool(primitive.is_high(*(var.aval for var in equation.invars), **equation.params))
+
+
+def _expanded(equation: Any) -> Any:
+    """The program that a composite operation stands for, at the place of the operation."""
+    shapes = [
+        jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype, weak_type=var.aval.weak_type)
+        for var in equation.invars
+    ]
+
+    def program(*operands: Any) -> Any:
+        return equation.primitive.to_lojax(*operands, **equation.params)
+
+    with source_info_util.user_context(equation.source_info.traceback):
+        return jax.make_jaxpr(program)(*shapes)
 
 
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
@@ -169,3 +199,28 @@ def weakly_typed(array: jax.Array) -> jax.Array:
     return primitives.convert_element_type_p.bind(
         array, new_dtype=array.dtype, weak_type=True, sharding=None
     )
+
+
+def entry_function(
+    primitive: Primitive, params: dict[str, Any], arrays: list[Any]
+) -> Callable[..., Any] | str:
+    """An operation as a function of arrays that JAX can compile, or why it is not evaluated.
+
+    A user's own primitive may have no lowering, only an implementation in terms of JAX.
+    """
+    if any(is_jaxpr(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_jaxpr)):
+        return "it calls a function"
+
+    def bound(*operands: Any) -> Any:
+        return primitive.bind(*operands, **params)
+
+    def implemented(*operands: Any) -> Any:
+        return primitive.impl(*operands, **params)
+
+    if jax.make_jaxpr(bound)(*arrays).effects:
+        return "it has side effects"
+    try:
+        jax.jit(bound).lower(*arrays)
+    except NotImplementedError:
+        return implemented
+    return bound

@@ -40,10 +40,12 @@ _FOLD_LIMIT = 4096
 @dataclass
 class Rules:
     """Table of rules, keyed by primitive object. A primitive has a rule, is refused with a
-    reason, or is unknown."""
+    reason, or is probed: it may turn out to act entry by entry."""
 
     rules: dict[Primitive, Rule] = field(default_factory=dict)
     refused: dict[Primitive, str] = field(default_factory=dict)
+    #: A rule of an equation whose primitive has none, or why there is no such rule.
+    probed: Callable[[Equation], Rule | str] = lambda equation: "it was not probed"
     #: From the rule of a primitive for values of one term to that for values of several.
     lifted: Callable[[Primitive, Rule], Rule] = lambda primitive, rule: rule
 
@@ -70,7 +72,7 @@ class Rules:
             raise ValueError(f"There is already a rule for {primitive.name}.")
 
     def copy(self) -> "Rules":
-        return Rules(dict(self.rules), dict(self.refused), self.lifted)
+        return Rules(dict(self.rules), dict(self.refused), self.probed, self.lifted)
 
     def describe(self) -> str:
         """A Markdown table of the supported and the refused operations."""
@@ -431,8 +433,11 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         return out
     rule = ctx.rules.rules.get(primitive)
     if rule is None:
-        return _without_rule(ctx, equation, values)
-    if ctx.terms > 1:
+        out = continuous(ctx.bind, equation, values)
+        if out is not None:
+            return out
+        rule = _found(ctx, equation)
+    elif ctx.terms > 1:
         rule = ctx.rules.lifted(primitive, rule)
     try:
         outputs = rule(ctx, *values, **equation.params)
@@ -443,7 +448,8 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
-def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
+def _found(ctx: Context, equation: Equation) -> Rule:
+    """The rule of an operation that is in no table, if it acts entry by entry."""
     primitive = equation.primitive
     if primitive.name.startswith("random_"):
         raise ctx.error(
@@ -452,13 +458,14 @@ def _without_rule(ctx: Context, equation: Equation, values: Sequence[Value]) -> 
             "Derive keys from numbers that do not depend on the width; for random vectors use "
             "parameters made with tp.normal.",
         )
-    out = continuous(ctx.bind, equation, values)
-    if out is not None:
-        return out
     if primitive in ctx.rules.refused:
         raise ctx.error(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
+    found = ctx.rules.probed(equation)
+    if not isinstance(found, str):
+        return found
     raise ctx.error(
-        f"There is no rule for the operation {primitive.name} on values that depend on a width.",
+        f"There is no rule for the operation {primitive.name} on values that depend on a width, "
+        f"and it is not known to act entry by entry: {found}.",
         UnsupportedOperationError,
         "Rewrite it with supported operations (tplimit.RULES.describe() lists them), or enter a "
         "rule: @tplimit.RULES(primitive).",

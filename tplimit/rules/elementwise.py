@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 
 from tplimit import algebra, matrices
-from tplimit._jax import primitives as p
+from tplimit._jax import log2_p, one_minus_square_p, primitives as p
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpret import RULES, Context
+from tplimit.trace import Constant
 from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import NEVER, NONE, ZERO, Exponents, Size
 
@@ -105,6 +106,26 @@ def square(ctx: Context, a: Value, **_: Any) -> Value:
     return integer_power(ctx, a, 2)
 
 
+@RULES(one_minus_square_p)
+def one_minus_square(ctx: Context, a: Value, **_: Any) -> Value:
+    """``1 - a^2``, the derivative of tanh: a difference, which cancels where tanh saturates."""
+    if isinstance(a, Matrices):
+        return matrices.unsupported(ctx, "one_minus_square, entry by entry,")
+    out = algebra.add(ctx, tensor(np.ones((), a.dtype)), integer_power(ctx, a, 2), sign=-1)
+    return as_computed(ctx, a, out)
+
+
+def as_computed(ctx: Context, a: Tensor, out: Tensor) -> Tensor:
+    """The leading coefficient as the operation itself computes it where nothing scales.
+
+    ``(1 + a) (1 - a)`` is precise near 1, where ``1 - a^2`` is not.
+    """
+    if not a.exponents == out.exponents == ZERO:
+        return out
+    first = replace(out.terms[0], coefficient=ctx.rebind(a.coefficient))
+    return replace(out, terms=(first, *out.terms[1:]))
+
+
 @RULES(p.sqrt_p)
 def sqrt(ctx: Context, a: Value, **_: Any) -> Value:
     """Square root: half the exponent."""
@@ -193,7 +214,11 @@ for _primitive, _fn, _saturation in FUNCTIONS:
     _enter(_primitive, _fn, _saturation)
 
 
-@RULES(p.log_p)
+#: Logarithms, with their functions.
+LOGARITHMS = {p.log_p: jnp.log} | ({} if log2_p is None else {log2_p: jnp.log2})
+
+
+@RULES(*LOGARITHMS)
 def logarithm(ctx: Context, a: Value, **_: Any) -> Value:
     """Logarithm of a value that neither grows nor vanishes."""
     if isinstance(a, Matrices):
@@ -205,8 +230,10 @@ def logarithm(ctx: Context, a: Value, **_: Any) -> Value:
         )
     algebra.known(ctx, a, "The logarithm")
     algebra.not_zero(ctx, a, "The logarithm of")
-    noise = None if a.noise is None else a.noise / jnp.abs(a.coefficient)
-    return tensor(jnp.log(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
+    assert ctx.equation is not None
+    fn = LOGARITHMS[ctx.equation.primitive]
+    noise = algebra.pointwise_noise(fn, a)
+    return tensor(fn(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
 
 
 @RULES(p.abs_p)
@@ -335,7 +362,55 @@ def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
         ctx.check(jnp.all(gap > algebra.ZERO_SIGMAS * a.noise), error)
 
 
-@RULES(p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p)
+@RULES(p.bitcast_convert_type_p)
+def bits(ctx: Context, a: Value, new_dtype: Any) -> Value:
+    """Bits of a number: of one that is not known exactly, or scales, the sign bit alone."""
+    if isinstance(a, Matrices):
+        return matrices.unsupported(ctx, "a bit pattern, entry by entry,")
+    whole = a.exact and a.noise is None and algebra.order_one(a)
+    if whole and not a.terms[1:]:
+        return tensor(ctx.rebind(a.coefficient), ZERO, NONE, a.axis, a.space)
+    if a.dtype.kind != "f" or not _sign_bit_alone(ctx):
+        ctx.fail(
+            "The bits of a number that is known up to a remainder or scales with the width.",
+            NoLimitError,
+            "Of such a number only the sign bit is known (jnp.signbit, jnp.copysign).",
+        )
+    return _bits_of_sign(ctx, a)
+
+
+def _sign_bit_alone(ctx: Context) -> bool:
+    """Whether nothing but the first bit of what the current equation gives is used."""
+    assert ctx.equation is not None and ctx.program is not None
+    (slot,) = ctx.equation.outputs
+    last = 8 * np.dtype(ctx.equation.out_avals[0].dtype).itemsize - 1
+    uses = [e for e in ctx.program.equations if slot in e.inputs]
+    return slot not in ctx.program.outputs and all(
+        e.primitive in (p.shift_right_arithmetic_p, p.shift_right_logical_p)
+        and isinstance(e.inputs[1], Constant)
+        and bool(np.all(e.inputs[1].fitted.coefficient == last))
+        for e in uses
+    )
+
+
+def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
+    known = sign(ctx, a)
+    assert isinstance(known, Tensor)
+    zero = jnp.asarray(known.coefficient) == 0
+    error = ctx.error(
+        "The sign bit of a value that is exactly zero is an accident of rounding.",
+        CancellationError,
+        "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
+    )
+    accident = ~algebra.beyond_accident(zero, a.dtype) if a.axis is not None else ~jnp.any(zero)
+    ctx.check(accident, error)
+    return tensor(ctx.rebind(known.coefficient), ZERO, known.remainder, a.axis, a.space)
+
+
+@RULES(
+    p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p,
+    p.shift_left_p, p.shift_right_arithmetic_p, p.shift_right_logical_p,
+)  # fmt: skip
 def discrete(ctx: Context, *operands: Value, **_: Any) -> Value:
     """Logical and rounding operations on values that do not scale with the width."""
     tensors = [value for value in operands if isinstance(value, Tensor)]

@@ -11,7 +11,15 @@ import numpy as np
 from jax import lax
 
 from tplimit import algebra, expansion, matrices, patches
-from tplimit._jax import Primitive, primitives as p, split_p, stack_p, tile_p, unstack_p
+from tplimit._jax import (
+    Primitive,
+    one_minus_square_p,
+    primitives as p,
+    split_p,
+    stack_p,
+    tile_p,
+    unstack_p,
+)
 from tplimit.errors import CancellationError
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.parity import EVEN, Behaviour, behaviour_of_power
@@ -60,10 +68,10 @@ _RELATIONS = {primitive: fn for primitive, fn, _ in selection.RELATIONS}
 
 Values = Sequence[Value]
 Lifted = Callable[[Context, Rule, Values, dict[str, Any]], Any]
-_OWN: dict[Primitive, Lifted] = {}
+_OWN: dict[Primitive | None, Lifted] = {}
 
 
-def _lifts(*primitives: Primitive) -> Callable[[Lifted], Lifted]:
+def _lifts(*primitives: Primitive | None) -> Callable[[Lifted], Lifted]:
     def enter(function: Lifted) -> Lifted:
         _OWN.update(dict.fromkeys(primitives, function))
         return function
@@ -83,7 +91,7 @@ def lifted(primitive: Primitive, rule: Rule) -> Rule:
         if any(isinstance(value, Matrices) for value in values):
             return _with_matrices(ctx, primitive, rule, values, params)
         if own is None:
-            return _leading(ctx, rule, values, params)
+            return leading(ctx, rule, values, params)
         return own(ctx, rule, values, params)
 
     return apply
@@ -97,7 +105,7 @@ def _outputs(out: Any) -> list[Value]:
     return list(out) if isinstance(out, (list, tuple)) else [out]
 
 
-def _leading(ctx: Context, rule: Rule, values: Values, params: dict[str, Any]) -> list[Value]:
+def leading(ctx: Context, rule: Rule, values: Values, params: dict[str, Any]) -> list[Value]:
     """The rule on the leading terms; it acts on each coordinate by itself."""
     first = [collapsed(v) if isinstance(v, Tensor) else v for v in values]
     parity = expansion.plus_parity(values)
@@ -113,7 +121,7 @@ def _with_matrices(
         return rule(ctx, *values, **params)
     factors = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.terms[1:]]
     if primitive is not p.mul_p or not factors:
-        return _leading(ctx, rule, values, params)
+        return leading(ctx, rule, values, params)
     (place,) = factors
     factor, total = values[place], None
     assert isinstance(factor, Tensor)
@@ -158,23 +166,23 @@ def _linearly(
 def _convert(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     (value,) = _tensors(values)
     if not np.issubdtype(params["new_dtype"], np.floating) or value.dtype.kind != "f":
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     (out,) = _tensors(_linearly(ctx, rule, values, params, (0,)))
-    return _vanishing_with(ctx, value, out)
+    return vanishing_with(ctx, value, out)
 
 
 @_lifts(p.neg_p)
 def _negate(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     (value,) = _tensors(values)
     (out,) = _tensors(_linearly(ctx, rule, values, params, (0,)))
-    return _vanishing_with(ctx, value, out)
+    return vanishing_with(ctx, value, out)
 
 
 @_lifts(p.sub_p)
 def _subtract(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     a, b = _tensors(values)
     if a is b or a.dtype.kind in "iub":
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     return expansion.minus(ctx, a, b)
 
 
@@ -182,18 +190,18 @@ def _subtract(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
 def _multiply(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     a, b = _tensors(values)
     if a.axis is not None and b.axis is not None and a.axis != b.axis:
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     out = expansion.multiply(ctx, a, b)
     if a.axis is not None and b.axis is not None:
         return out
-    return _vanishing_with(ctx, b if a.axis is None else a, out)
+    return vanishing_with(ctx, b if a.axis is None else a, out)
 
 
 @_lifts(p.div_p)
 def _divide(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     a, b = _tensors(values)
     if b.dtype.kind in "iu":
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     return expansion.multiply(ctx, a, _powered(ctx, b, Fraction(-1)))
 
 
@@ -213,8 +221,16 @@ def _power(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     assert ctx.equation is not None
     y = params.get("y", 2)
     if isinstance(y, Size):
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     return _powered(ctx, value, _ROOTS.get(ctx.equation.primitive, Fraction(y)))
+
+
+@_lifts(one_minus_square_p)
+def _one_minus_square(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
+    (value,) = _tensors(values)
+    square = _powered(ctx, value, Fraction(2))
+    out = expansion.minus(ctx, tensor(np.ones((), value.dtype)), square)
+    return elementwise.as_computed(ctx, value, out)
 
 
 def _function(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
@@ -226,7 +242,7 @@ def _function(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     )
     fn = _FUNCTIONS[primitive]
     out = expansion.smooth(ctx, lambda x: rule(ctx, x, **params), value, fn, behaviour)
-    return _vanishing_with(ctx, value, out) if algebra.taylor(fn)[0] == 0 else out
+    return vanishing_with(ctx, value, out) if algebra.taylor(fn)[0] == 0 else out
 
 
 _OWN.update(dict.fromkeys(_FUNCTIONS, _function))
@@ -258,18 +274,20 @@ def _exponential(ctx: Context, rule: Rule, values: Values, params: Any) -> Value
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
 
 
-@_lifts(p.log_p)
+@_lifts(*elementwise.LOGARITHMS)
 def _logarithm(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     """Unlike the other functions it has no expansion at 0."""
     (value,) = _tensors(values)
+    assert ctx.equation is not None
+    fn = elementwise.LOGARITHMS[ctx.equation.primitive]
     simple = not value.terms[1:] and not value.patches
     if simple or value.exponents.levels() != [0]:
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     lead = replace(collapsed(value), terms=(replace(value.terms[0], zeros=None),))
     algebra.not_zero(ctx, lead, "The logarithm of")
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
     value = patches.spread(value)
-    return expansion.smooth(ctx, lambda x: rule(ctx, x, **params), value, jnp.log, "neither")
+    return expansion.smooth(ctx, lambda x: rule(ctx, x, **params), value, fn, "neither")
 
 
 # --- sums over a width
@@ -332,7 +350,7 @@ def _contract(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
 # --- choices
 
 
-def _vanishing_with(ctx: Context, value: Tensor, out: Tensor) -> Tensor:
+def vanishing_with(ctx: Context, value: Tensor, out: Tensor) -> Tensor:
     """Note that a vector is 0 where another one is."""
     if out.axis is not None:
         ctx.notes[id(out)] = (out, _root(ctx, value))
@@ -372,7 +390,7 @@ def _mask(ctx: Context, rule: Rule, a: Tensor, b: Tensor, params: Any) -> Tensor
     assert ctx.equation is not None
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     if a is b or simple or a.dtype.kind != "f" or algebra.infinite(a) or algebra.infinite(b):
-        (mask,) = _tensors(_leading(ctx, rule, (a, b), params))
+        (mask,) = _tensors(leading(ctx, rule, (a, b), params))
         bare = replace(mask, remainder=NONE)
         return expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
     relation = _RELATIONS[ctx.equation.primitive]
@@ -405,12 +423,12 @@ def _extremum(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     if with_zero and whole and side == 1 and id(other) in ctx.positive:
         return other
     if simple or algebra.infinite(a) or algebra.infinite(b):
-        (out,) = _tensors(_leading(ctx, rule, values, params))
+        (out,) = _tensors(leading(ctx, rule, values, params))
     else:
         out = expansion.extremum(ctx, a, b, side)
     if with_zero and whole and side == 1 and out.axis is not None:
         ctx.positive[id(out)] = (out, other)
-    return _vanishing_with(ctx, other, out) if with_zero else out
+    return vanishing_with(ctx, other, out) if with_zero else out
 
 
 @_lifts(p.reduce_max_p, p.reduce_min_p)
@@ -420,7 +438,7 @@ def _largest(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
     assert ctx.equation is not None
     simple = not value.terms[1:] and not value.patches and value.exponents.uniform
     if simple or value.axis in params["axes"] or value.dtype.kind != "f":
-        return _leading(ctx, rule, values, params)[0]
+        return leading(ctx, rule, values, params)[0]
     side = 1 if ctx.equation.primitive is p.reduce_max_p else -1
     for axis in sorted(params["axes"], reverse=True):
         before: tuple[slice, ...] = (slice(None),) * axis
@@ -441,7 +459,7 @@ def _absolute(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
         # The size of the leading term; the others carry its sign.
         first = replace(out.terms[0], parity=a.parity.under("even"))
         out = replace(out, terms=(first, *out.terms[1:]))
-    return _vanishing_with(ctx, a, out)
+    return vanishing_with(ctx, a, out)
 
 
 @_lifts(p.select_n_p)
@@ -458,7 +476,7 @@ def _select(ctx: Context, rule: Rule, values: Values, params: Any) -> Value:
         part = _part_of(ctx, cases[1])
         if cases[0].vanishes and id(which) in ctx.positive and _part_of(ctx, which) is part:
             ctx.positive[id(out)] = (out, part)
-        return _vanishing_with(ctx, gate, out)
+        return vanishing_with(ctx, gate, out)
     zeros = [expansion.zero(case) for case in cases]
     known = replace(which, patches=())
     mask = which.parity if which.axis is not None else EVEN
