@@ -27,7 +27,16 @@ from tplimit.errors import (
 from tplimit.gaussian import deferred
 from tplimit.parity import EVEN
 from tplimit.plain import continuous, evaluated
-from tplimit.trace import Constant, Equation, Operand, Program, Slot
+from tplimit.trace import (
+    COMPLEX,
+    COMPLEX_ADVICE,
+    Constant,
+    Equation,
+    Operand,
+    Program,
+    Slot,
+    is_complex,
+)  # fmt: skip
 from tplimit.values import Tensor, Value, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Size
 
@@ -429,6 +438,8 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     out = evaluated(ctx.bind, equation, values)
     if out is not None:
         return out
+    if any(is_complex(aval) for aval in (*equation.in_avals, *equation.out_avals)):
+        ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     rule = ctx.rules.rules.get(primitive)
     if rule is None:
         return _without_rule(ctx, equation, values)

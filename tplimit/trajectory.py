@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from tplimit import files
+from tplimit.arguments import Deferred, inf
 from tplimit.errors import LimitWarning, warn
-from tplimit.sampling import Deferred, inf
 
 __all__ = ["Records", "Trajectory", "width_label"]
 
