@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 n, m = tp.Width("n"), tp.Width("m", ratio=2)
 KEY, RAW = jax.random.key(0), jax.random.PRNGKey(0)
 THETA = {"U": tp.normal((2, n)), "v": tp.normal((n,), std=1 / n)}
+NTK = {"U": tp.normal((2, n)), "v": tp.normal((n,))}
 X = jnp.asarray([[1.0, -0.5], [0.4, 1.2]])
 NAN, INF = float("nan"), float("inf")
 WIDTHS = (8, tp.Deferred(16), tp.inf)
@@ -34,7 +35,7 @@ def step(theta: Any, batch: Any) -> Any:
 
 
 def apply(theta: Any, x: Any) -> Any:
-    return jnp.tanh(x @ theta["U"]) @ theta["v"] * theta["v"].shape[0] ** 0.5
+    return jnp.tanh(x @ theta["U"]) @ theta["v"] / theta["v"].shape[0] ** 0.5
 
 
 def sample(**options: Any) -> Any:
@@ -125,7 +126,9 @@ for value in (8, None, "ab", {"n": 8}):
 for value in ([], [8, 8]):
     BAD += everywhere("at least one and all different", ValueError, {"widths": value}, compare)
 half = {"v": tp.normal((n / 2,))}
-BAD += everywhere("3.5 .* no whole number", tp.WidthError, {"theta": half, "widths": [8, 7]}, compare)
+BAD += everywhere(
+    "3.5 .* no whole number", tp.WidthError, {"theta": half, "widths": [8, 7]}, compare
+)
 BAD += everywhere("3.5 .* no whole number", tp.WidthError, {"theta": half, "width": 7}, train)
 
 # Options by name, flags, functions.
@@ -292,7 +295,7 @@ def test_keys_of_the_old_kind_give_the_same_draws(width):
 def test_keys_of_the_old_kind_compare_and_classify():
     new, old = (compare(step=step, key=key) for key in (KEY, RAW))
     assert new.rms == old.rms
-    f = lambda key: tp.ntk(apply, THETA, X, method="particles", samples=64, replicates=2, key=key)
+    f = lambda key: tp.ntk(apply, NTK, X, method="particles", samples=64, replicates=2, key=key)
     np.testing.assert_array_equal(f(KEY).value, f(RAW).value)
     scaling, model = tp.parameterizations.mup, tp.mlp(1, inputs=2)
     trained = scaling.step(model, "mse", 0.1), scaling.theta(model), (X, jnp.ones(2))
@@ -338,7 +341,7 @@ def test_nested_lists_are_arrays_of_inputs():
     rows = X.tolist()
     net = kernels.mlp(1)
     np.testing.assert_array_equal(net(rows).ntk, net(X).ntk)
-    np.testing.assert_array_equal(tp.ntk(apply, THETA, rows).value, tp.ntk(apply, THETA, X).value)
+    np.testing.assert_array_equal(tp.ntk(apply, NTK, rows).value, tp.ntk(apply, NTK, X).value)
     assert descent(kernel_tt=[[1.0, 0.0], [0.0, 1.0]], y=[1.0, 1.0]).train.shape == (4, 2)
 
 
