@@ -204,8 +204,8 @@ def test_values_on_different_meshes():
 
 
 def hinge(theta, x):
-    hidden = jax.nn.relu(jax.nn.relu(x @ theta["u"]) @ theta["w"])
-    return hidden @ theta["v"] / theta["v"].shape[0] ** 0.5
+    root = theta["v"].shape[0] ** 0.5
+    return jax.nn.relu(jax.nn.relu(x @ theta["u"]) @ theta["w"] / root) @ theta["v"] / root
 
 
 def test_kinks_with_two_terms():
@@ -217,7 +217,7 @@ def test_kinks_with_two_terms():
         return jax.tree.map(lambda p, g: p - 0.1 * g, theta, gradient), value
 
     options = {"width": tp.inf, "samples": 64, "terms": 2, "progress": False}
-    theta = {name: THETA[name] for name in "uwv"}
+    theta = {"u": THETA["u"], "w": tp.normal((N, N)), "v": THETA["v"]}
     one, shared = (
         tp.train(step, theta, [0, 1], key=jax.random.key(0), mesh=mesh, **options)
         for mesh in (None, MESH)

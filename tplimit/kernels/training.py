@@ -123,7 +123,7 @@ def train(
     >>> run.train[:, 0].round(9).tolist(), run.loss.round(9).tolist()
     ([0.0, 0.5, 0.75], [0.5, 0.125, 0.03125])
     """
-    lr, steps = arguments.positive("lr", lr), arguments.whole("steps", steps, least=0, example=100)
+    lr, steps = arguments.positive("lr", lr), arguments.whole("steps", steps, least=0, most=2**62)
     arguments.one_of("method", method, _METHODS)
     resolve(loss)
     how = {"which": which, "dtype": dtype, "block": block, "memory": memory, "progress": progress}
