@@ -203,9 +203,24 @@ def test_vectors_and_numbers_are_added_to_matrices(terms):
         assert float(found[name]) == pytest.approx(exact, rel=2e-2), name
 
 
-def test_deviations_of_a_matrix_are_refused_by_name():
-    with pytest.raises(tp.UnsupportedOperationError, match="with two width axes"):
-        tp.limit(lambda t: t["W"].std())(sample(theta=MATRIX))
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda t: t["W"].std(),
+        lambda t: jnp.where(t["v"] > 0, t["W"], 0.0).mean(),
+        lambda t: jnp.maximum(t["W"], t["v"]).mean(),
+    ],
+    ids=["std", "where", "maximum"],
+)
+def test_what_no_rule_does_to_matrices_is_refused_by_name(program):
+    with pytest.raises(tp.UnsupportedOperationError, match="of a matrix with two width axes"):
+        tp.limit(program)(sample(theta=MATRIX))
+
+
+def test_integers_that_follow_the_width_stay_integers_at_a_true_one():
+    """As in `jnp.eye(n)`, which counts rows."""
+    sizes = lambda t: (jnp.zeros((), int) + t["v"].shape[0]) * jnp.mean(t["v"] ** 0)
+    assert float(tp.limit(sizes)(sample(width=tp.Deferred(16)))) == 16
 
 
 def levels(theta: Any) -> Any:

@@ -5,7 +5,6 @@ import traceback
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 

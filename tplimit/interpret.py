@@ -438,11 +438,11 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     out = evaluated(ctx.bind, equation, values)
     if out is not None:
         return out
-    if any(is_complex(aval) for aval in (*equation.in_avals, *equation.out_avals)):
-        ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     rule = ctx.rules.rules.get(primitive)
     if rule is None:
         return _without_rule(ctx, equation, values)
+    if any(is_complex(aval) for aval in equation.in_avals):
+        ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     if ctx.terms > 1:
         rule = ctx.rules.lifted(primitive, rule)
     try:
