@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import tplimit as tp
 from tplimit import checkpoint, encoding, evaluation, sampling, sharding, training
@@ -201,6 +201,38 @@ def test_values_on_different_meshes():
     )
     with pytest.raises(LimitError, match="different meshes"):
         tp.limit(lambda a, b: a.mean() + b.mean())(one, two)
+
+
+def hinge(theta, x):
+    root = theta["v"].shape[0] ** 0.5
+    return jax.nn.relu(jax.nn.relu(x @ theta["u"]) @ theta["w"] / root) @ theta["v"] / root
+
+
+def test_kinks_with_two_terms():
+    """A step of a rank-one update that is masked by active units, in the kernel regime."""
+
+    def step(theta, batch):
+        loss = lambda t: jnp.mean((hinge(t, X) - Y) ** 2)
+        value, gradient = jax.value_and_grad(loss)(theta)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, theta, gradient), value
+
+    options = {"width": tp.inf, "samples": 64, "terms": 2, "progress": False}
+    theta = {"u": THETA["u"], "w": tp.normal((N, N)), "v": THETA["v"]}
+    one, shared = (
+        tp.train(step, theta, [0, 1], key=jax.random.key(0), mesh=mesh, **options)
+        for mesh in (None, MESH)
+    )
+    np.testing.assert_allclose(shared.outputs, one.outputs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [DEVICES[3:4], DEVICES[:4]], ids=["one other", "four"])
+def test_data_on_other_devices_come_to_the_particles(devices):
+    """Inputs that lie, committed, on other devices than the mesh, or than the first one."""
+    elsewhere = jax.device_put(X, NamedSharding(Mesh(devices, ("x",)), PartitionSpec()))
+    for mesh in (MESH, None):
+        theta = tp.sample(THETA, jax.random.key(0), width=tp.inf, samples=64, mesh=mesh)
+        found = tp.limit(predict)(theta, elsewhere)
+        np.testing.assert_allclose(found, tp.limit(predict)(theta, X), rtol=1e-5)
 
 
 def long_arrays(text, length):

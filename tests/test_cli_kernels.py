@@ -1,5 +1,8 @@
 """The command `tplimit kernels`: files, options, errors as text."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +61,9 @@ def test_the_file_is_read_as_the_output_says(tmp_path):
         (["--activation", "tan"], 1, "no activation is named 'tan'"),
         (["--kernel", "other"], 2, "--kernel"),
         (["--depth", "-1"], 2, "--depth"),
+        (["--w-std", "nan"], 1, "w_std=nan is not finite"),
+        (["--b-std", "inf"], 1, "b_std=inf is not finite"),
+        (["--data", "random", "--seed", "-1"], 2, "--seed"),
     ],
 )
 def test_wrong_options(arguments, code, message, tmp_path):
@@ -65,4 +71,41 @@ def test_wrong_options(arguments, code, message, tmp_path):
     assert result.exit_code == code, result.output
     assert message in plain(result.output)
     assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def lying(x: np.ndarray, shape: tuple[int, ...], path: Path) -> None:
+    """A file whose header says more than the data hold."""
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(x.dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+        file.write(x.tobytes())
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (lambda path: path.write_text("1.0 2.0\n3.0 4.0\n"), "no .npy file of numbers, or dam"),
+    "empty": (lambda path: path.write_bytes(b""), "no .npy file of numbers, or damaged"),
+    "longer": (lambda path: lying(np.ones((3, 2)), (300, 2), path), "or damaged"),
+    "huge": (lambda path: lying(np.ones((3, 2)), (10**12, 2), path), "or damaged"),
+    "negative": (lambda path: lying(np.ones((3, 2)), (-3, 2), path), "or damaged"),
+    "objects": (lambda path: np.save(path, np.array([[None]])), "no .npy file of numbers"),
+    "number": (lambda path: np.save(path, np.float64(3)), "has shape (), (points, features)"),
+    "vector": (lambda path: np.save(path, np.ones(3)), "has shape (3,), (points, features)"),
+    "no points": (lambda path: np.save(path, np.ones((0, 3))), "has to hold points"),
+    "letters": (lambda path: np.save(path, np.array([["a"]])), "has dtype <U1, real numbers are"),
+    "complex": (lambda path: np.save(path, np.ones((2, 2)) * 1j), "has dtype complex128, real"),
+    "nan": (lambda path: np.save(path, np.full((2, 2), np.nan)), "entries that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_hold_no_inputs(name, tmp_path):
+    """Each is refused in words, whatever its header says; nothing in it is run."""
+    write, message = FILES[name]
+    path = tmp_path / "x.npy"
+    write(path)
+    result = invoke("kernels", "--data", str(path), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1, result.output
+    assert message in plain(result.output)
+    assert "pickle" not in plain(result.output) and "Traceback" not in result.output
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "_jax",
     "cache",
+    "arguments",
     "widths",
     "constants",
     "parity",

@@ -218,7 +218,7 @@ def test_float32_without_the_flag():
         ({"x": X[:, 0]}, "paths have the axes"),
         ({"x": X * np.nan}, "x has entries that are not finite"),
         ({"y": Y[:, :1]}, "x has 2 channels and y has 1"),
-        ({"refine": 0}, "refine is a number of steps"),
+        ({"refine": 0}, "refine=0 is out of range"),
         ({"shared": False, "y": Y[:-1]}, "at the same times"),
         ({"shared": True, "times": TIMES}, "does not depend on the times"),
         ({"shared": False, "times": TIMES[::-1]}, "times have to be increasing"),

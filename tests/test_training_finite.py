@@ -140,9 +140,9 @@ def test_batches_may_be_an_iterator_or_one_array(key):
         ([], ValueError, "batches is empty"),
         (np.ones((0, 2)), ValueError, "batches is empty"),
         ({"x": np.ones((3, 2)), "y": np.ones(3)}, TypeError, r"write list\(zip\(X, Y\)\)"),
-        (np.float32(1.0), TypeError, "batches is"),
-        (None, TypeError, "batches is of type NoneType"),
-        ("abc", TypeError, "batches is of type str"),
+        (np.float32(1.0), TypeError, "batches="),
+        (None, TypeError, "batches=None is of type NoneType"),
+        ("abc", TypeError, "batches='abc' is of type str"),
     ],
 )
 def test_wrong_batches(wrong, error, message, key):
@@ -157,7 +157,7 @@ def test_wrong_width(width, key):
 
 
 def test_wrong_replicates(key):
-    with pytest.raises(ValueError, match="replicates has to be at least 1"):
+    with pytest.raises(ValueError, match="replicates=0 is out of range"):
         run(key, replicates=0)
 
 

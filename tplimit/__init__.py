@@ -1,6 +1,7 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
 from tplimit import kernels as kernels, parameterizations as parameterizations, rules as rules
+from tplimit.arguments import Deferred, inf
 from tplimit.checkpoint import Checkpoint
 from tplimit.comparison import Comparison, compare
 from tplimit.errors import (
@@ -20,7 +21,7 @@ from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.parameters import full, normal, rademacher, uniform
 from tplimit.regimes import Regime, classify
-from tplimit.sampling import Deferred, inf, sample
+from tplimit.sampling import sample
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
 from tplimit.transforms import Leading, Series, leading, limit, series

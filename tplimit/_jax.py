@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 
@@ -182,16 +181,9 @@ def is_key(value: Any) -> bool:
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def random_key(value: Any) -> Any:
-    """A random key, typed or of the old kind.
-
-    Raises:
-        TypeError: something else, such as an integer.
-    """
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not (is_key(value) or (dtype == np.uint32 and value.ndim == 1)):
-        raise TypeError(f"key={value!r} is no random key: pass jax.random.key(0), for instance")
-    return value
+def raw_key_shape() -> tuple[int, ...]:
+    """Shape of a random key of the old kind, ``jax.random.PRNGKey(0)``."""
+    return tuple(jax.eval_shape(jax.random.PRNGKey, 0).shape)
 
 
 def weakly_typed(array: jax.Array) -> jax.Array:

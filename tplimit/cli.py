@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tplimit import cli_kernels, parameterizations, regimes
+from tplimit import arguments, cli_kernels, parameterizations, regimes
 from tplimit.comparison import Comparison, compare as compare_widths
 from tplimit.data import SOURCES, Data
 from tplimit.errors import LimitError
@@ -85,9 +85,10 @@ def run_study(study: Study) -> Comparison:
     Full-batch gradient descent, or minibatches in a fixed order where `batch_size` is given.
 
     Raises:
-        ValueError: sizes that do not fit, no such parameterization; LimitError: the program has no
-            limit.
+        ValueError: sizes that do not fit, a rate that is not positive, no such parameterization;
+            LimitError: the program has no limit.
     """
+    lr = arguments.positive("--lr", study.lr)
     data = SOURCES[study.data](study.train, study.test, seed=study.seed)
     parameterization = parse_parameterization(study.parameterization)
     if parameterization.biases is not None and study.bias is not Bias.all:
@@ -101,7 +102,7 @@ def run_study(study: Study) -> Comparison:
     points = jnp.asarray(data.x_test)
     predict = parameterization.predict(model)
     return compare_widths(
-        parameterization.step(model, "mse", study.lr),
+        parameterization.step(model, "mse", lr),
         parameterization.theta(model),
         _minibatches(data, study.batch_size, study.steps),
         widths=study.widths,
@@ -260,7 +261,7 @@ def compare(
     seeds: Seeds = _DEFAULT.seeds,
     samples: Samples = _DEFAULT.samples,
     replicates: Replicates = _DEFAULT.replicates,
-    seed: Annotated[int, typer.Option(help="Of the data and of all keys.")] = _DEFAULT.seed,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data and of all keys.")] = _DEFAULT.seed,
     out: Out = Path("tplimit-compare"),
 ) -> None:
     """The same for a network, a parameterization and data of your choice."""

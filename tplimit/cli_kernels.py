@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from tplimit.data import SOURCES
+from tplimit.data import SOURCES, points_of
 from tplimit.errors import LimitError
 from tplimit.files import Format
 from tplimit.kernels import gram, mlp
@@ -36,7 +36,7 @@ Weights = Annotated[float, typer.Option(help="Standard deviation of the weights.
 Biases = Annotated[float, typer.Option(help="Standard deviation of the biases.")]
 Kind = Annotated[Which, typer.Option(help="Covariance at initialisation, or tangent kernel.")]
 Double = Annotated[bool, typer.Option("--float64", help="Compute in double precision.")]
-Seed = Annotated[int, typer.Option(help="Of the data.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the data.")]
 Out = Annotated[Path, typer.Option(help="Folder for the files.")]
 
 
@@ -99,7 +99,4 @@ def _inputs(data: str, points: int, seed: int) -> tuple[np.ndarray, np.ndarray |
         return found.x, found.y
     if not data.endswith(".npy"):
         raise ValueError(f"unknown data {data!r}: digits, random, or a file that ends in .npy")
-    x = np.load(data, allow_pickle=False)
-    if x.ndim != 2 or not np.issubdtype(x.dtype, np.number):
-        raise ValueError(f"{data} has shape {x.shape}, (points, features) is expected")
-    return x, None
+    return points_of(data), None

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from tplimit._jax import random_key
+from tplimit import arguments
+from tplimit.arguments import inf
 from tplimit.errors import LimitWarning, warn
 from tplimit.files import write_text
-from tplimit.sampling import inf
+from tplimit.sampling import width_of
 from tplimit.training import Step, train
 from tplimit.trajectory import Trajectory, quiet, width_label
 from tplimit.transforms import align
@@ -350,7 +351,7 @@ def compare(
         replicates: independent samplings of the limit, for its error.
 
     Raises:
-        ValueError: no width, or one twice; and what `tplimit.train` raises.
+        ValueError: no width, or one twice, less than one seed; and what `tplimit.train` raises.
         TypeError, LimitError: as in `tplimit.train`.
 
     Warns:
@@ -374,10 +375,9 @@ def compare(
     >>> result.rms[64] > result.rms[1024]
     True
     """
-    widths = [int(n) for n in widths]
-    if not widths or len(set(widths)) < len(widths):
-        raise ValueError(f"widths have to be at least one and all different, got {widths}")
-    batches = list(batches) if not isinstance(batches, Mapping | tuple) else batches
+    key, batches, theta = arguments.key(key), arguments.batches(batches), arguments.theta(theta)
+    widths = [width_of(theta, n) for n in arguments.widths(widths)]
+    seeds = arguments.replicates(seeds, "seeds")
     options: dict[str, Any] = {
         "init": init,
         "observe": observe,
@@ -386,7 +386,7 @@ def compare(
     }
 
     def run(width: Any, count: int, label: int) -> Trajectory:
-        own = jax.random.fold_in(random_key(key), label)
+        own = jax.random.fold_in(key, label)
         return train(step, theta, batches, width=width, key=own, replicates=count, **options)
 
     # The limit first: a program without one is refused before hours of finite networks.
@@ -399,8 +399,7 @@ def compare(
                 "means and spreads over `limit.replicates` and `finite[n].replicates`."
             )
         )
-    if not isinstance(batches, Mapping) and not hasattr(batches, "shape"):
-        align(step, limit.state, batches[0], widths=widths)
+    align(step, limit.state, batches[0], widths=widths)
     return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)})
 
 

@@ -63,7 +63,7 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
         fit = _fit_entry(stacked[entry], np.asarray(ns, dtype=np.float64), float(precision))
         coefficient[index], exponents[index], remainder[index] = fit
     dtype = first.dtype if first.dtype.kind == "f" else np.dtype(np.float32)
-    last = np.asarray(values[-1]).astype(dtype)
+    last = np.asarray(values[-1])  # of the program's own type: at a true width it is no power
     return Fitted(coefficient.astype(dtype), Exponents(exponents), Exponents(remainder), last)
 
 

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["SOURCES", "Data", "digits", "random_points"]
+from tplimit import arguments
+
+__all__ = ["SOURCES", "Data", "digits", "points_of", "random_points"]
 
 
 class Data(NamedTuple):
@@ -53,6 +55,26 @@ def random_points(train: int, test: int, inputs: int = 16, seed: int = 0) -> Dat
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((train + test, inputs))
     return _split(x, generator.choice([-1.0, 1.0], train + test), train)
+
+
+def points_of(path: str) -> np.ndarray:
+    """The array (points, features) of a .npy file, as `numpy.save` writes it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, is damaged, or holds something else.
+    """
+    try:
+        # Mapped, so that the file has to be as long as its header says before memory is taken.
+        x = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no .npy file of numbers, or damaged ({error}): write the inputs with "
+            "numpy.save(path, x)"
+        ) from error
+    if x.ndim != 2:
+        raise ValueError(f"{path} has shape {x.shape}, (points, features) is expected")
+    return np.array(arguments.points(path, x))
 
 
 def _split(x: np.ndarray, y: np.ndarray, train: int) -> Data:

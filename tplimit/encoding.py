@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 from jaxtyping import AbstractArray
 
 from tplimit import _jax
+from tplimit.arguments import Deferred
 from tplimit.bank import Bank
 from tplimit.errors import Location
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter
 from tplimit.parity import Parity
-from tplimit.sampling import Deferred
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
 from tplimit.values import Block, Core, Gaussian, LowRank, Matrices, Matrix, Patch, Tensor, Term

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import _jax, matrices, sharding
+from tplimit import arguments, matrices, sharding
 from tplimit.bank import Bank
-from tplimit.errors import LimitError, LimitWarning, Location, WidthError
+from tplimit.errors import LimitError, LimitWarning, Location
 from tplimit.gaussian import noise
 from tplimit.interpret import Context, NeedDecision, evaluate
-from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, gathered, weak
+from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
 from tplimit.lint import lint
 from tplimit.plain import is_plain
-from tplimit.trace import WIDTHS, Aval, Program, Slot, trace
+from tplimit.trace import WIDTHS, Aval, Program, Slot, failed_at_width, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
 from tplimit.widths import Dim, Size
 
@@ -77,6 +77,7 @@ class Evaluator:
                     "A parameter that was only declared is passed to a limited function.",
                     advice="Sample it first: theta = tp.sample(theta, key, width=tp.inf).",
                 )
+        leaves = beside(leaves)
         revealed, values = gathered(leaves)
         avals = [aval_of(leaf) for leaf in leaves]
         exact = revealed is not None and revealed.bank.law.exact
@@ -111,15 +112,15 @@ class Evaluator:
 
             def flat(*inputs: Any) -> Any:
                 args, kwargs = jax.tree.unflatten(tree, inputs)
-                return self.function(*args, **kwargs)
+                return arguments.returned(self.function, self.function(*args, **kwargs))
 
-            def arguments(n: int) -> list[Any]:
+            def inputs_at(n: int) -> list[Any]:
                 return [
                     jax.ShapeDtypeStruct(_lengths(a.shape, n), a.dtype, weak_type=w)
                     for a, w in zip(avals, weaknesses, strict=True)
                 ]
 
-            self.programs[key] = trace(flat, arguments, multiple, also)
+            self.programs[key] = trace(flat, inputs_at, multiple, also)
             _apart(flat, avals, weaknesses, multiple)
             lint(self.programs[key][0])
         return self.programs[key]
@@ -229,11 +230,13 @@ def _apart(
     ]
     try:
         jax.eval_shape(flat, *inputs)
-    except (TypeError, ValueError) as error:
-        raise WidthError(
+    except LimitError:
+        raise
+    except Exception as error:
+        raise failed_at_width(
+            error,
             f"Different widths ({', '.join(names)}) are combined coordinate by coordinate.",
-            location=_jax.user_location(error),
-            advice="Give both axes the same width, or connect them by a matrix.",
+            "Give both axes the same width, or connect them by a matrix.",
         ) from error
 
 
@@ -337,10 +340,15 @@ def _decision(
             value if place[s] is None else _common(value)
             for s, value in zip(ordered, arguments, strict=True)
         ]
-    try:
-        (out,) = evaluate(Context(None), part, arguments)
-    except LimitError:
-        return None
+    inner: dict[Slot, np.ndarray | None] = {}
+    while True:
+        try:
+            (out,) = evaluate(Context(None, decisions=inner), part, arguments)
+            break
+        except NeedDecision as need:  # of something computed before
+            inner[need.slot] = _decision(program, need.slot, values, axes)
+        except LimitError:
+            return None
     assert isinstance(out, Tensor)
     return np.asarray(out.coefficient)
 

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import structure
+from tplimit import arguments, structure
 from tplimit._jax import primitives as p
+from tplimit.arguments import inf
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
 from tplimit.leaves import LimitValue
 from tplimit.parameters import Parameter
 from tplimit.regimes import Regime, regime_of
-from tplimit.sampling import inf, sample
+from tplimit.sampling import sample
 from tplimit.trace import Aval, Equation, Program, Slot
 from tplimit.values import Matrices, Tensor
 from tplimit.widths import HALF, NEVER, Exponent, Exponents
@@ -82,7 +83,12 @@ def classify_step(
     >>> regime.feature_learning, regime.name
     (True, 'mean-field')
     """
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else arguments.key(key)
+    arguments.function("step", step, "(state, batch) -> (state, output)")
+    if init is not None:
+        arguments.function("init", init, "(theta) -> state")
+    theta, steps = arguments.theta(theta), arguments.whole("steps", steps, example=3)
+    arguments.arrays("batch", batch, "pass arrays and numbers")
     for name, tree in (("theta", theta), ("batch", batch)):
         _check_numbers(name, tree)
     # Tiny residuals of repeated vectors would be new directions: changes where there are none.
@@ -106,12 +112,11 @@ def _check_numbers(name: str, tree: Any) -> None:
     """What follows from an empty batch, from NaN or infinity tells nothing of the program."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name_of_leaf = name + jax.tree_util.keystr(path)
-        if isinstance(leaf, Parameter):
-            numbers = np.array([leaf.scale.coefficient, leaf.mean.coefficient])
-        elif jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), np.number):
-            numbers = np.asarray(leaf)
-        else:
+        if isinstance(leaf, Parameter):  # its scales are finite
             continue
+        if not jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), np.number):
+            continue
+        numbers = np.asarray(leaf)
         if numbers.size == 0:
             raise ValueError(f"{name_of_leaf} is empty, its shape is {numbers.shape}")
         if np.any(lost := ~np.isfinite(numbers)):

@@ -27,7 +27,16 @@ from tplimit.errors import (
 from tplimit.gaussian import deferred
 from tplimit.parity import EVEN
 from tplimit.plain import continuous, evaluated
-from tplimit.trace import Constant, Equation, Operand, Program, Slot
+from tplimit.trace import (
+    COMPLEX,
+    COMPLEX_ADVICE,
+    Constant,
+    Equation,
+    Operand,
+    Program,
+    Slot,
+    is_complex,
+)  # fmt: skip
 from tplimit.values import Tensor, Value, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Size
 
@@ -436,6 +445,9 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         out = continuous(ctx.bind, equation, values)
         if out is not None:
             return out
+    if any(is_complex(aval) for aval in equation.in_avals):
+        ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
+    if rule is None:
         rule = _found(ctx, equation)
     elif ctx.terms > 1:
         rule = ctx.rules.lifted(primitive, rule)

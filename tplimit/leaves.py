@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from tplimit import _jax, sharding
+from tplimit import sharding
+from tplimit._jax import is_key, is_traced
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.trace import Aval
@@ -52,6 +53,7 @@ class LimitValue:
     It is a leaf of pytrees. Use it through ``tp.limit(fn)(value)``.
     """
 
+    tplimit_value: ClassVar[bool] = True
     __slots__ = ("_aval", "_origin", "_revealed", "_value")
     _aval: Aval
     _origin: Location | None
@@ -145,6 +147,30 @@ def mesh_of(leaves: Iterable[Any]) -> Mesh | None:
     return None
 
 
+def beside(leaves: Sequence[Any]) -> list[Any]:
+    """The same leaves with ordinary arrays moved to the devices that the limit values lie on."""
+    home = next((s for s in map(_sharding, leaves) if s is not None), None)
+
+    def brought(leaf: Any) -> Any:
+        if home is None or not isinstance(leaf, jax.Array) or is_traced(leaf):
+            return leaf
+        elsewhere = leaf.committed and leaf.sharding.device_set != home.device_set
+        return jax.device_put(leaf, home) if elsewhere else leaf
+
+    return [brought(leaf) for leaf in leaves]
+
+
+def _sharding(leaf: Any) -> Sharding | None:
+    """Where arrays lie that are not divided, beside a limit value; None for what is none."""
+    if not isinstance(leaf, LimitValue) or leaf._revealed is None:
+        return None
+    bank = leaf._revealed.bank
+    if bank.mesh is not None:
+        return NamedSharding(bank.mesh, PartitionSpec())
+    arrays = [array for array in jax.tree.leaves(leaf._value) if isinstance(array, jax.Array)]
+    return arrays[0].sharding if arrays and not is_traced(arrays[0]) else None
+
+
 def on_mesh(mesh: Mesh | None, leaves: Sequence[Any]) -> list[Any]:
     """The same leaves with their limit values moved onto the mesh; what they share stays shared."""
     if mesh is None:
@@ -216,7 +242,7 @@ def with_other_draws(tree: Any) -> Any:
         if id(revealed) not in banks:
             key = revealed.bank.key
             if key is not None:
-                replicated = key.ndim > (0 if _jax.is_key(key) else 1)
+                replicated = key.ndim > (0 if is_key(key) else 1)
                 key = (jax.vmap(_another) if replicated else _another)(key)
             banks[id(revealed)] = Revealed(replace(revealed.bank, key=key), Lineage())
         return banks[id(revealed)]

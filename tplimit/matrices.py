@@ -23,6 +23,7 @@ from tplimit.values import (
     demoted,
     map_items,
     tensor,
+    with_parity,
 )  # fmt: skip
 from tplimit.widths import NEVER, NONE, Exponent, Exponents, Size
 
@@ -68,9 +69,23 @@ def _both(ctx: Context, a: Value, b: Value) -> tuple[Matrices, Matrices]:
 
 
 def _like(ctx: Context, value: Tensor, other: Matrices) -> Matrices:
-    if value.axis is not None or value.shape:
-        ctx.fail("A matrix and a vector are added entry by entry without being broadcast.")
-    return other.map(lambda m: constant(ctx, m.rows, m.columns, value))
+    if value.axis is None and all(d == 1 for d in value.shape):
+        number = at(value, (0,) * len(value.shape))
+        return other.map(lambda m: constant(ctx, m.rows, m.columns, number))
+    others = [d for i, d in enumerate(value.shape) if i != value.axis]
+    if value.axis not in other.axes or any(d != 1 for d in others):
+        ctx.fail("A matrix is added, entry by entry, to an array that is no number and no vector.")
+    transposed = value.axis == other.axes[1]
+    return other.map(lambda m: repeated(ctx, m.rows, m.columns, value, transposed))
+
+
+def repeated(ctx: Context, rows: Size, columns: Size, value: Tensor, transposed: bool) -> Matrix:
+    """A matrix all of whose columns (if ``transposed``, rows) are one vector: rank one."""
+    dtype = value.dtype if value.dtype.kind == "f" else jnp.result_type(float)
+    ones = jnp.ones(ctx.size(rows if transposed else columns), dtype)
+    constant = with_parity(tensor(ones, axis=0), EVEN)
+    left, right = (constant, value) if transposed else (value, constant)
+    return outer(ctx, left, right, rows, columns, 1)
 
 
 def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
@@ -146,9 +161,15 @@ def _merged_gaussians(ctx: Context, parts: Sequence[Gaussian]) -> tuple[Gaussian
     return tuple(part for part in merged.values() if part.scale.exponents.max() != NEVER)
 
 
-def scaled(ctx: Context, value: Value, factor: Tensor) -> Matrices:
+def negative(ctx: Context, value: Value) -> Value:
+    """Minus a value of any kind."""
+    if isinstance(value, Tensor):
+        return expansion.negative(value)
+    return scaled(ctx, value, tensor(np.float32(-1)))
+
+
+def scaled(ctx: Context, value: Matrices, factor: Tensor) -> Matrices:
     """A matrix array times a finite number."""
-    assert isinstance(value, Matrices)
     return value.map(lambda matrix: scale(ctx, matrix, factor))
 
 
@@ -381,7 +402,9 @@ __all__ = [
     "constant",
     "crossed",
     "multiply",
+    "negative",
     "outer",
+    "repeated",
     "scale",
     "scaled",
     "select",

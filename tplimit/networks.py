@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit import arguments
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoints
 from tplimit.divergence import Watch
@@ -37,7 +38,9 @@ def train_networks(
     start_all = _starts(init, tuple(leaves), structure, sizes)
     step_all, observe_all = _steps(step), _observations(observe)
     # Traced anew: 8.0 equals 8, but is refused.
-    state = jax.eval_shape(lambda key: init(sample(theta, key, width=width)), keys[0])
+    state = jax.eval_shape(
+        lambda key: arguments.returned(init, init(sample(theta, key, width=width))), keys[0]
+    )
     chunks = _chunks(keys, state)
     history = checkpoints.history([len(chunk) for chunk in chunks])
     watch = Watch(width_label(width))
@@ -51,18 +54,18 @@ def train_networks(
             state = _unshare(checkpoints.restore(start_all(chunk)))
             advance("" if history.pieces else "compiling the first step")
             for batch in batches[len(history.outputs) :]:
-                history.observations.append(_numpy(observe_all(state)))
+                history.observations.append(_numpy(observe, observe_all(state)))
                 with warnings.catch_warnings():
                     # Not every state can be updated in place; then it is copied, as it should be.
                     warnings.filterwarnings(
                         "ignore", message="Some donated buffers were not usable"
                     )
                     state, output = pair(step_all(state, batch))
-                history.outputs.append(_numpy(output))
+                history.outputs.append(_numpy(step, output))
                 watch.look(history)
                 checkpoints.save(state, history)
                 advance("training")
-            history.observations.append(_numpy(observe_all(state)))
+            history.observations.append(_numpy(observe, observe_all(state)))
             history.finish_part()
             watch.look(history)
             checkpoints.save(state, history)
@@ -90,12 +93,16 @@ def _steps(step: Any) -> Callable[[Any, Any], Any]:
 
     The state is donated: a wide network is then held once rather than twice.
     """
-    return jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
+
+    def checked(state: Any, batch: Any) -> Any:
+        return arguments.returned(step, step(state, batch))
+
+    return jax.jit(jax.vmap(checked, in_axes=(0, None)), donate_argnums=0)
 
 
 @cached
 def _observations(observe: Any) -> Callable[[Any], Any]:
-    return jax.jit(jax.vmap(observe))
+    return jax.jit(jax.vmap(lambda state: arguments.returned(observe, observe(state))))
 
 
 def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:
@@ -132,6 +139,7 @@ def pair(result: Any) -> tuple[Any, Any]:
     return result
 
 
-def _numpy(tree: Any) -> Any:
+def _numpy(source: Any, record: Any) -> Any:
     # A copy: an array of JAX may share its memory with a state that is donated to the next step.
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    arguments.records(source, record)
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), record)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from tplimit import arguments
 from tplimit.errors import LimitError, WidthError
 from tplimit.widths import Scale, Width, as_scale
 
@@ -53,14 +53,34 @@ class Parameter:
         return jnp.zeros(shape, dtype)
 
 
-def _declared(shape: Any, law: str, scale: Any, mean: Any) -> Parameter:
-    dims = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    for dim in dims:
-        if not isinstance(dim, (int, np.integer, Width, Scale)) or isinstance(dim, bool):
-            raise WidthError(
-                f"A shape consists of integers and widths, not of {type(dim).__name__}."
-            )
-    return Parameter(dims, law, as_scale(scale), as_scale(mean))
+def _declared(shape: Any, law: str, scale: Scale, mean: Scale) -> Parameter:
+    given = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    return Parameter(tuple(_dim(dim) for dim in given), law, scale, mean)
+
+
+def _dim(dim: Any) -> Any:
+    """An axis of a declared shape: a positive integer, a width or a multiple of one."""
+    wanted = "A shape consists of positive integers and widths or multiples of them, as in (3, n)."
+    if isinstance(dim, Width):
+        return dim
+    if isinstance(dim, Scale):
+        length, power = dim.on_ray()
+        if power not in (0, 1) or length <= 0 or (power == 0 and length % 1):
+            raise WidthError(f"An axis of length {dim} is not a width.", advice=wanted)
+        return dim
+    try:
+        return arguments.whole("an axis of shape", dim)
+    except (TypeError, ValueError):
+        raise WidthError(
+            f"shape has an axis of length {arguments.shown(dim)}.", advice=wanted
+        ) from None
+
+
+def _spread(name: str, value: Any) -> Scale:
+    """A standard deviation, or another scale that is not negative."""
+    scale = as_scale(value, name)
+    arguments.not_negative(name, scale.coefficient)
+    return scale
 
 
 def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
@@ -70,12 +90,16 @@ def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
         shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
         std, mean: numbers or scales ``c * n**p``.
 
+    Raises:
+        WidthError: an axis of the shape is no positive integer and no multiple of a width.
+        TypeError, ValueError: ``std`` or ``mean`` is no number, not finite, or ``std`` negative.
+
     Example:
         >>> import tplimit as tp
         >>> n = tp.Width("n")
         >>> W = tp.normal((n, n), std=n**-0.5)
     """
-    return _declared(shape, "normal", std, mean)
+    return _declared(shape, "normal", _spread("std", std), as_scale(mean, "mean"))
 
 
 def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
@@ -84,7 +108,7 @@ def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
     For matrices with two widths the limit is that of Gaussian entries of the same variance
     (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
     """
-    return _declared(shape, "uniform", scale, 0.0)
+    return _declared(shape, "uniform", _spread("scale", scale), Scale(0.0))
 
 
 def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
@@ -93,12 +117,12 @@ def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
     For matrices with two widths the limit is that of Gaussian entries of the same variance
     (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
     """
-    return _declared(shape, "rademacher", scale, 0.0)
+    return _declared(shape, "rademacher", _spread("scale", scale), Scale(0.0))
 
 
 def full(shape: Any, value: Any) -> Parameter:
     """Constant entries: a number or a scale ``c * n**p``."""
-    return _declared(shape, "full", 0.0, value)
+    return _declared(shape, "full", Scale(0.0), as_scale(value, "value"))
 
 
 def is_parameter(leaf: Any) -> bool:

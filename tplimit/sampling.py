@@ -6,10 +6,9 @@ arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``
 
 import functools
 import math
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tplimit import expansion, matrices, sharding
-from tplimit._jax import random_key
+from tplimit import arguments, expansion, matrices, sharding
+from tplimit.arguments import Deferred, inf
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, WidthError
 from tplimit.gaussian import deferred, noise, sobol
@@ -32,28 +31,10 @@ from tplimit.trace import Aval
 from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Dim, Exponents, Scale, Size, Width, as_scale
 
-#: The infinite width.
-inf = math.inf
-
 _SALT = 0x7470_6C69
 
 #: New directions below this share of a row's second moment are dropped in the limit.
 RANK_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Deferred:
-    """A finite width ``n``, exact in law, whose random matrices are never formed.
-
-    A network of width ``n`` costs ``O(n r)`` per product, with ``r`` the number of vectors its
-    matrices have met, instead of ``O(n^2)``.
-    """
-
-    n: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.n, (int, np.integer)) or self.n <= 0:
-            raise WidthError(f"tp.Deferred needs a positive whole number, not {self.n!r}.")
 
 
 def sample(
@@ -91,11 +72,13 @@ def sample(
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 
     Raises:
-        WidthError: undeclared ratios, sizes that are no whole numbers, or particles that cannot be
-            divided evenly among the devices.
-        LimitError: an unknown kind of noise or initial output, a rank tolerance outside of [0, 1),
-            or less than one term.
-        TypeError: ``key`` is no random key, or ``mesh`` no mesh.
+        WidthError: ``width`` is no width, undeclared ratios, sizes that are no whole numbers, or
+            particles that cannot be divided evenly among the devices.
+        TypeError: an argument is of another kind: ``key`` is no random key, ``samples`` no integer,
+            ``mesh`` no mesh.
+        ValueError: an argument is out of range: an array of keys, an unknown kind of noise or
+            initial output, less than two samples, a rank tolerance outside of [0, 1), or other
+            than 1, 2 or 3 terms.
 
     Warns:
         LimitWarning: Sobol' noise with ``samples`` that are no power of two. It works; the points
@@ -107,24 +90,75 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
-    key = random_key(key)
+    return drawn(
+        theta,
+        arguments.key(key),
+        width=width_of(theta, width),
+        samples=arguments.samples(samples),
+        noise=arguments.noise(noise),
+        rank_tolerance=arguments.rank_tolerance(rank_tolerance),
+        mesh=arguments.mesh(mesh),
+        terms=arguments.terms(terms),
+        init_output=arguments.init_output(init_output),
+    )
+
+
+def drawn(
+    theta: Any,
+    key: jax.Array,
+    *,
+    width: Any,
+    samples: int,
+    noise: str,
+    rank_tolerance: float | None,
+    mesh: Mesh | None,
+    terms: int,
+    init_output: str,
+) -> Any:
+    """``sample`` with arguments that are checked; several keys give as many replicates of limit
+    values."""
     leaves, tree = jax.tree.flatten(theta, is_leaf=is_parameter)
-    widths, law = _widths(leaves), law_of(width, noise, rank_tolerance)
-    if isinstance(width, Deferred) or width == inf:
-        _check_ratios(widths)
-        n = _count(width, samples)
+    if is_limit(width):
+        law = law_of(width, noise, rank_tolerance)
+        n = width.n if isinstance(width, Deferred) else samples
         _warn_of_balance(law, n)
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
         dtype = np.dtype(jnp.result_type(float))
-        draw = Draw(law, n, dtype, mesh, *series_options(law, terms, init_output))
-        sampled = _limit_values(leaves, key, draw)
+        # A network of finite width is what it is, without any expansion.
+        kept = 1 if law.exact else terms
+        values = _limit_values(
+            leaves, key, Draw(law, n, dtype, mesh, kept, init_output == "sample")
+        )
     else:
-        sizes, key = _sizes(width, widths), jax.random.fold_in(key, _SALT)
-        sampled = [
+        sizes, key = _sizes(width, _widths(leaves)), jax.random.fold_in(key, _SALT)
+        values = [
             _dense(leaf, jax.random.fold_in(key, i), sizes) if is_parameter(leaf) else leaf
             for i, leaf in enumerate(leaves)
         ]
-    return jax.tree.unflatten(tree, sampled)
+    return jax.tree.unflatten(tree, values)
+
+
+def is_limit(width: Any) -> bool:
+    """Whether what is sampled at a width are limit values, not ordinary arrays."""
+    return isinstance(width, Deferred) or width == inf
+
+
+def width_of(theta: Any, width: Any) -> Any:
+    """A width that the declarations in a tree can be sampled at.
+
+    Raises:
+        WidthError: it is none, ratios are not declared, or sizes are no whole numbers.
+    """
+    parameters = [leaf for leaf in jax.tree.leaves(theta) if is_parameter(leaf)]
+    widths = _widths(parameters)
+    width = arguments.width(width, widths)
+    if is_limit(width):
+        _check_ratios(widths)
+    else:
+        sizes = _sizes(width, widths)
+        for parameter in parameters:
+            _shape(parameter, sizes)
+    return width
 
 
 def _widths(leaves: Sequence[Any]) -> dict[str, Width]:
@@ -151,30 +185,27 @@ def _check_ratios(widths: Mapping[str, Width]) -> None:
 
 def _sizes(width: Any, widths: Mapping[str, Width]) -> dict[str, int]:
     if isinstance(width, Mapping):
-        missing = sorted(set(widths) - set(width))
-        if missing:
-            raise WidthError(f"No size is given for the widths {', '.join(missing)}.")
-        return {name: int(size) for name, size in width.items()}
-    if not isinstance(width, (int, np.integer)) or isinstance(width, bool) or width <= 0:
-        raise WidthError(
-            f"width={width!r} is not a width.",
-            advice="Use a positive integer, {name: integer}, tp.Deferred(n) or tp.inf.",
-        )
-    return {name: Size(w.ratio).at(int(width)) for name, w in widths.items()}
+        return dict(width)
+    return {name: Size(w.ratio).at(width) for name, w in widths.items()}
 
 
-def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
+def _shape(parameter: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:
     shape = []
     for dim in parameter.shape:
         length = as_scale(dim).at(sizes)
         if abs(length - round(length)) > 1e-9 * max(length, 1):
-            raise WidthError(f"An axis has length {length}, which is no whole number.")
+            raise WidthError(
+                f"An axis of length {dim} has length {length} at {dict(sizes)}, which is no whole "
+                "number."
+            )
         shape.append(round(length))
-    dtype = jnp.result_type(float)
+    return tuple(shape)
+
+
+def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
+    dtype, shape = jnp.result_type(float), _shape(parameter, sizes)
     std, mean = parameter.std.at(sizes), parameter.mean.at(sizes)
-    return jnp.asarray(mean, dtype) + jnp.asarray(std, dtype) * parameter.draw(
-        key, tuple(shape), dtype
-    )
+    return jnp.asarray(mean, dtype) + jnp.asarray(std, dtype) * parameter.draw(key, shape, dtype)
 
 
 def _dims(parameter: Parameter) -> tuple[Dim, ...]:
@@ -184,30 +215,14 @@ def _dims(parameter: Parameter) -> tuple[Dim, ...]:
         coefficient, power = scale.on_ray()
         if power == 0:
             dims.append(round(coefficient))
-        elif power == 1:
+        else:
             name = "*".join(sorted(width.name for width in scale.widths))
             dims.append(Size(Fraction(coefficient).limit_denominator(10**6), name=name))
-        else:
-            raise WidthError(f"An axis of length n^{power} is not a width.")
     return tuple(dims)
 
 
 def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
-    """How noise is drawn at a width, from the arguments of ``sample``.
-
-    Raises:
-        LimitError: they are out of range, whatever the width.
-    """
-    if kind not in noise.NOISE_KINDS:
-        raise LimitError(
-            f"noise={kind!r} is not known.",
-            advice=f"Use one of: {', '.join(map(repr, noise.NOISE_KINDS))}.",
-        )
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise LimitError(
-            f"rank_tolerance={tolerance} is no share of a second moment.",
-            advice="Use a number from 0 (round-off) to below 1, for instance 1e-6.",
-        )
+    """How noise is drawn at a width, from the arguments of ``sample``."""
     exact = isinstance(width, Deferred)
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
     # Directions made of round-off would be amplified: with 50 eps, training that converges fails
@@ -216,16 +231,8 @@ def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
     default = smallest if exact else RANK_TOLERANCE
     # At finite width the noise is pseudo-random, whatever is asked for in the limit.
     kind = "random" if exact else kind
-    tolerance = default if tolerance is None else max(float(tolerance), smallest)
+    tolerance = default if tolerance is None else max(tolerance, smallest)
     return Law(exact, tolerance, kind)
-
-
-def _count(width: Any, samples: int) -> int:
-    """Coordinates per common width: particles in the limit."""
-    n = int(width.n) if isinstance(width, Deferred) else operator.index(samples)
-    if n < 2:
-        raise WidthError(f"{n} samples are too few.")
-    return n
 
 
 def _warn_of_balance(law: Law, n: int) -> None:
@@ -236,7 +243,7 @@ def _warn_of_balance(law: Law, n: int) -> None:
                 f"samples={n} is no power of two: Sobol' points are then balanced less well. "
                 f'Use {lower} or {2 * lower}, or noise="random".'
             ),
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -249,22 +256,6 @@ class Draw(NamedTuple):
     mesh: Mesh | None = None
     terms: int = 1
     fluctuating: bool = True
-
-
-def series_options(law: Law, terms: int, init_output: str) -> tuple[int, bool]:
-    """Terms to keep, and whether sums over a width fluctuate, from the arguments of ``sample``.
-
-    Raises:
-        LimitError: they are out of range, whatever the width.
-    """
-    if init_output not in ("sample", "zero"):
-        raise LimitError(
-            f"init_output={init_output!r} is not known.", advice="Use 'sample' or 'zero'."
-        )
-    if isinstance(terms, bool) or not isinstance(terms, (int, np.integer)) or not 1 <= terms <= 3:
-        raise LimitError(f"terms={terms!r} is no number of terms.", advice="Use 1, 2 or 3.")
-    # A network of finite width is what it is, without any expansion.
-    return (1 if law.exact else int(terms)), init_output == "sample"
 
 
 def _limit_values(leaves: Sequence[Any], key: jax.Array, how: Draw) -> list[Any]:

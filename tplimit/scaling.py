@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from tplimit import arguments
 from tplimit.errors import WidthError
 from tplimit.losses import Loss, resolve
 from tplimit.models import Model
@@ -265,6 +266,8 @@ class Parameterization:
     def _rates(self, model: Model, which: str, lr: Factors) -> dict[str, tuple[float, Fraction]]:
         """Base learning rate and exponent of every parameter; a bias has its layer's base rate."""
         rates = self._per_layer("learning rates", lr, model)
+        for rate in rates:
+            arguments.scalar("lr", rate)
         rates += tuple(rates[l - 1] for l in model.biased)
         powers = self._powers(model, which)
         return {k: (rate, power) for rate, (k, power) in zip(rates, powers.items(), strict=True)}

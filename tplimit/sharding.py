@@ -24,10 +24,7 @@ def for_particles(mesh: Mesh, samples: int) -> Mesh:
 
     Raises:
         WidthError: ``samples`` is no multiple of the number of devices.
-        TypeError: it is no mesh.
     """
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f'mesh={mesh!r} is no mesh: pass jax.make_mesh((4,), ("particles",))')
     if samples % mesh.size:
         raise WidthError(
             f"{samples} samples cannot be divided evenly among {mesh.size} devices.",
@@ -53,8 +50,14 @@ def layout(mesh: Mesh, tree: Any) -> Any:
             return jax.tree.map(lambda array: place(array, value.axis), value)
         if isinstance(value, LowRank):
             scale = jax.tree.map(lambda array: place(array, None), value.scale)
-            rows, columns = place(value.rows, 1), place(value.columns, 1)
-            return replace(value, rows=rows, columns=columns, scale=scale)
+            return replace(
+                value,
+                rows=place(value.rows, 1),
+                columns=place(value.columns, 1),
+                scale=scale,
+                row_mask=place(value.row_mask, 0),
+                column_mask=place(value.column_mask, 0),
+            )
         if isinstance(value, Store):
             finite = jax.tree.map(lambda array: place(array, None), value)
             return replace(finite, X=place(value.X, 1), Y=place(value.Y, 1))

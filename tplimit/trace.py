@@ -15,7 +15,13 @@ import numpy as np
 
 from tplimit import _jax
 from tplimit.constants import Fitted, Misfit, fit_constant, fit_dim
-from tplimit.errors import Location, NoLimitError, WidthError
+from tplimit.errors import (
+    LimitError,
+    Location,
+    NoLimitError,
+    UnsupportedOperationError,
+    WidthError,
+)  # fmt: skip
 from tplimit.widths import NEVER, NONE, ZERO, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -46,6 +52,15 @@ class Aval:
     def __str__(self) -> str:
         name = "key" if _jax.is_key(self) else np.dtype(self.dtype).name
         return f"{name}[{','.join(map(str, self.shape))}]"
+
+
+COMPLEX = "Complex numbers that depend on a width are not supported."
+COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
+
+
+def is_complex(aval: Any) -> bool:
+    """Whether a variable holds complex numbers."""
+    return bool(jax.numpy.issubdtype(aval.dtype, np.complexfloating))
 
 
 @dataclass(frozen=True)
@@ -147,8 +162,12 @@ def trace(
                     advice="Write lengths and their products as floats: x / float(n * n).",
                 ) from error
             continue
-        except (TypeError, ValueError) as error:
-            raise _shape_error(error, inputs, arguments(2 * n)) from error
+        except LimitError:
+            raise
+        except Exception as error:
+            if _about_widths(error, function, arguments(2 * n)):
+                raise failed_at_width(error, _COMBINED) from error
+            raise
         if n not in required and len(jaxpr.eqns) > 2 * len(traces[0].eqns):
             continue
         traces.append(jaxpr)
@@ -159,19 +178,33 @@ def trace(
     return _program(traces, tuple(widths), None), trees[0]
 
 
-def _shape_error(error: Exception, inputs: Sequence[Any], wider: Sequence[Any]) -> Exception:
-    """A ``WidthError`` when a failure of the user's code is about lengths of width axes."""
-    pairs = [
-        p for a, b in zip(inputs, wider, strict=True) for p in zip(a.shape, b.shape, strict=True)
-    ]
-    lengths = {str(length) for length, longer in pairs if length != longer}
-    numbers = set(re.findall(r"\d+", str(error)))
-    if not lengths & numbers:
-        return error
+_COMBINED = "Axes of different widths, or a width and a finite axis, are combined."
+
+
+def _about_widths(error: Exception, function: Callable[..., Any], wider: Sequence[Any]) -> bool:
+    """Whether a failure of the user's code, of JAX's or of a library is about lengths of axes.
+
+    Its text then has a number that doubles, or quadruples, at twice the width. Other failures are
+    the user's to see as they are.
+    """
+    numbers = re.findall(r"\d+", str(error))
+    try:
+        jax.make_jaxpr(function)(*wider)
+    except Exception as other:
+        if type(other) is not type(error):
+            return True
+        pairs = zip(numbers, re.findall(r"\d+", str(other)), strict=False)
+        return any(int(a) and int(b) in (2 * int(a), 4 * int(a)) for a, b in pairs)
+    return True
+
+
+def failed_at_width(error: Exception, reason: str, advice: str = "") -> WidthError:
+    """What the user's code raised at a trial width, as an error about widths that quotes it."""
+    said = (str(error).splitlines() or ["nothing"])[0]
     return WidthError(
-        "Axes of different widths, or a width and a finite axis, are combined.",
+        reason,
         location=_jax.user_location(error),
-        advice=f"JAX says (at a trial width): {str(error).splitlines()[0]}",
+        advice=f"{advice} {type(error).__name__} at a trial width: {said}".lstrip(),
     )
 
 
@@ -245,6 +278,8 @@ class _Builder:
                 raise NoLimitError("A random key depends on the width.", location=where)
             return Constant(Fitted(values[0], ZERO, NONE, values[0]), aval)
         arrays = [np.asarray(value) for value in values]
+        if is_complex(aval) and not all(np.array_equal(arrays[0], a) for a in arrays[1:]):
+            raise UnsupportedOperationError(COMPLEX, location=where, advice=COMPLEX_ADVICE)
         if aval.width_axes:
             arrays = [_one_coordinate(array, aval, where) for array in arrays]
         fitted = self.fitted(fit_constant, "A constant", arrays, where)

@@ -1,9 +1,9 @@
 """Training at any width: run a plain JAX step over batches and record what it returns."""
 
-import operator
+import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,17 +12,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tplimit._jax import random_key
+from tplimit import arguments
+from tplimit.arguments import Deferred, inf
 from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.divergence import Watch
-from tplimit.errors import CancellationError, LimitError, LimitWarning
+from tplimit.errors import CancellationError, LimitWarning, WidthError
 from tplimit.evaluation import ReplicatesDiffer
-from tplimit.leaves import LimitValue, replicate, revealed_directions, with_other_draws
+from tplimit.leaves import replicate, revealed_directions, with_other_draws
 from tplimit.networks import pair, train_networks
-from tplimit.parameters import Parameter
 from tplimit.progress import bar
-from tplimit.sampling import Deferred, inf, law_of, sample, series_options
+from tplimit.sampling import drawn, is_limit, width_of
 from tplimit.trajectory import Records, Trajectory, width_label
 from tplimit.transforms import (
     MORE_TERMS,
@@ -141,17 +141,18 @@ def train(
     >>> run.outputs.tolist()
     [1.0, 0.25, 0.0625]
     """
-    batches = _batches(batches)
-    replicates = operator.index(replicates)
-    if replicates < 1:
-        raise ValueError(f"replicates has to be at least 1, got {replicates}")
-    keys = jax.random.split(random_key(key), replicates)
-    _check_declared(theta)
-    functions = (init or _identity, step, observe or _nothing)
-    width = _whole(width)
+    functions = _functions(step, init, observe)
+    batches, theta, key = arguments.batches(batches), arguments.theta(theta), arguments.key(key)
+    width, mesh = width_of(theta, width), arguments.mesh(mesh)
     # What is no option is refused at every width.
-    law = law_of(width, noise, rank_tolerance)
-    series_options(law, 1 if terms is None else terms, init_output)
+    samples, replicates = arguments.samples(samples), arguments.replicates(replicates)
+    noise, rank_tolerance = arguments.noise(noise), arguments.rank_tolerance(rank_tolerance)
+    terms = None if terms is None else arguments.terms(terms)
+    init_output = arguments.init_output(init_output)
+    progress = arguments.flag("progress", progress)
+    bias_check = arguments.flag("bias_check", bias_check)
+    fluctuations = arguments.flag("fluctuations", fluctuations)
+    keys = jax.random.split(key, replicates)
     if bias_check and replicates < 2:
         raise ValueError("bias_check compares with the standard error: use replicates=2 or more")
     if checkpoint is not None and mesh is not None and mesh.is_multi_process:
@@ -171,7 +172,7 @@ def train(
         raise ValueError(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
-    if _is_finite(width):
+    if not is_limit(width):
         with checkpoints.open():
             return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
     terms = 2 if terms is None and fluctuations else terms
@@ -209,7 +210,7 @@ class Limit:
         return self.width.n if isinstance(self.width, Deferred) else self.samples
 
     def sample(self, theta: Any, key: jax.Array) -> Any:
-        return sample(
+        return drawn(
             theta, key, width=self.width, samples=self.samples, noise=self.noise,
             rank_tolerance=self.rank_tolerance, mesh=self.mesh,
             terms=self.terms or 1, init_output=self.init_output,
@@ -226,17 +227,13 @@ class Limit:
         return isinstance(self.width, Deferred) or self.series
 
 
-def _check_declared(theta: Any) -> None:
-    """Sampled parameters would be the same in every replicate, whatever the width and the key."""
-    leaves = jax.tree.leaves(theta)
-    declared = any(isinstance(leaf, Parameter) for leaf in leaves)
-    if declared and not any(isinstance(leaf, LimitValue) for leaf in leaves):
-        return
-    raise LimitError(
-        "theta is sampled already, or declares no parameter.",
-        advice="Pass the declarations (tp.normal, ...) as theta: tp.train samples them itself, "
-        "once for every replicate.",
-    )
+def _functions(step: Any, init: Any, observe: Any) -> tuple[Any, Any, Any]:
+    arguments.function("step", step, "(state, batch) -> (state, output)")
+    if init is not None:
+        arguments.function("init", init, "(theta) -> state")
+    if observe is not None:
+        arguments.function("observe", observe, "(state) -> arrays")
+    return init or _identity, step, observe or _nothing
 
 
 def _identity(theta: Any) -> Any:
@@ -245,40 +242,6 @@ def _identity(theta: Any) -> Any:
 
 def _nothing(state: Any) -> None:
     return None
-
-
-def _is_finite(width: Any) -> bool:
-    """Whether networks of this width are ordinary arrays; `sample` refuses what is no width."""
-    return not isinstance(width, Deferred) and width != inf
-
-
-def _whole(width: Any) -> Any:
-    """NumPy's integers as Python's, which files and figures can name."""
-    if isinstance(width, Mapping):
-        return {name: _whole(size) for name, size in width.items()}
-    return int(width) if isinstance(width, np.integer) else width
-
-
-# --- batches
-
-
-def _batches(batches: Any) -> list[Any]:
-    """One entry per step."""
-    if isinstance(batches, (tuple, Mapping)):
-        raise TypeError(
-            f"batches is a {type(batches).__name__}: is it one batch, a list of batches, or arrays "
-            "stacked over steps? For stacked arrays X and Y write list(zip(X, Y)); for one step "
-            "with (x, y) write [(x, y)]"
-        )
-    if isinstance(batches, str) or not np.iterable(batches):
-        raise TypeError(
-            f"batches is of type {type(batches).__name__}: give a list of batches, or arrays "
-            "stacked along a leading axis"
-        )
-    batches = list(batches)
-    if not batches:
-        raise ValueError("batches is empty: there is no step to make")
-    return batches
 
 
 # --- infinite and deferred width
@@ -344,7 +307,7 @@ def _train_as_decided(
     steps = len(batches) * (len(parts) - done) - len(history.outputs)
     with bar(steps, width_label(limit.width), progress) as advance:
         if history.empty and limit.series and limit.init_output == "sample":
-            history.random = _is_random(start, moves, parts[0], batches, limit)
+            history.random = _is_random(functions, start, moves, parts[0], batches, limit)
         if history.random and not limit.may_be_random:
             raise ValueError(
                 "bias_check cannot tell the bias of a random limit, whose replicates have initial "
@@ -359,19 +322,20 @@ def _train_as_decided(
                 try:
                     state, output = pair(move(state, batch))
                 except CancellationError as error:
-                    _numbers(seen, many, limit)  # if it diverges already, that is the cause
+                    # If it diverges already, that is the cause.
+                    _numbers(observe, seen, many, limit)
                     watch.explain(error)
                     raise
                 # Numbers at once, so that a program without a limit is refused at its first step.
-                history.observations.append(_numbers(seen, many, limit))
-                history.outputs.append(_numbers(output, many, limit))
+                history.observations.append(_numbers(observe, seen, many, limit))
+                history.outputs.append(_numbers(step, output, many, limit))
                 history.raise_exponents("observations", _exponents(seen))
                 history.raise_exponents("outputs", _exponents(output))
                 watch.look(history)
                 checkpoints.save(state, history)
                 advance("training")
             state, seen = look(state)
-            history.observations.append(_numbers(seen, many, limit))
+            history.observations.append(_numbers(observe, seen, many, limit))
             history.raise_exponents("observations", _exponents(seen))
             history.finish_part()
             watch.look(history)
@@ -390,6 +354,7 @@ def _train_as_decided(
 
 
 def _is_random(
+    functions: tuple[Any, Any, Any],
     start: Callable[..., Any],
     moves: Callable[[int, bool], tuple[Any, Any]],
     part: jax.Array,
@@ -401,6 +366,7 @@ def _is_random(
     The first records tell, up to those of the last new kind of batch: they are computed with two
     draws and all else equal.
     """
+    _, step, observe = functions
     forms = [jax.tree.structure(batch) for batch in batches]
     last = max(forms.index(form) for form in forms)
     many, limit_only = len(part) > 1, replace(limit, fluctuations=False)
@@ -410,10 +376,11 @@ def _is_random(
         look, move = moves(len(batches), many)
         for batch in batches[: last + _TELLING]:
             state, seen = look(state)
-            records.append(_numbers(seen, many, limit_only))
+            records.append(_numbers(observe, seen, many, limit_only))
             state, output = pair(move(state, batch))
-            records.append(_numbers(output, many, limit_only))
-        return jax.tree.leaves([*records, _numbers(look(state)[1], many, limit_only)])
+            records.append(_numbers(step, output, many, limit_only))
+        records.append(_numbers(observe, look(state)[1], many, limit_only))
+        return jax.tree.leaves(records)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)  # the run itself warns
@@ -447,11 +414,12 @@ def _observer(observe: Any, calls: int, keep: bool, many: bool) -> Callable[[Any
 @cached
 def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
     """Observation with the state beside it; one function for one, so that it is compiled once."""
-    return lambda state: (state, observe(state))
+    return functools.wraps(observe)(lambda state: (state, observe(state)))
 
 
-def _numbers(record: Any, many: bool, limit: Limit) -> Any:
+def _numbers(source: Any, record: Any, many: bool, limit: Limit) -> Any:
     """A record as arrays with the leading axis replicate; with fluctuations, a pair of such."""
+    _check_record(source, record)
     kinds: list[Any] = [to_limit]
     if limit.fluctuations:
         kinds.append(lambda leaf: to_series(leaf).at(Fraction(-1, 2)))
@@ -460,6 +428,20 @@ def _numbers(record: Any, many: bool, limit: Limit) -> Any:
         arrays = jax.tree.map(lambda leaf, kind=kind: np.array(kind(leaf)), record)
         found.append(arrays if many else jax.tree.map(lambda array: array[None], arrays))
     return tuple(found) if limit.fluctuations else found[0]
+
+
+def _check_record(source: Any, record: Any) -> None:
+    """Records are numbers: what has a width is a random variable for each of its coordinates."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(record):
+        if leaf._aval.width_axes:
+            raise WidthError(
+                f"output{jax.tree_util.keystr(path)} of {arguments.described(source)} has a width, "
+                f"{leaf!r}, and so no record at tp.inf or tp.Deferred(n).",
+                location=leaf._origin,
+                advice="Return averages over the width, such as jnp.mean(h**2), or outputs of the "
+                "network; the state at the end is Trajectory.state.",
+            )
+    arguments.records(source, jax.tree.map(lambda leaf: leaf._aval, record))
 
 
 def _exponents(record: Any) -> Any:

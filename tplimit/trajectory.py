@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from tplimit.arguments import Deferred, inf
 from tplimit.errors import LimitWarning, warn
 from tplimit.files import Format, Unreadable, existing
-from tplimit.sampling import Deferred, inf
 
 __all__ = ["Records", "Trajectory", "width_label"]
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit import arguments
 from tplimit.algebra import ZERO_SIGMAS, significant
 from tplimit.cache import cached
 from tplimit.errors import (
@@ -188,7 +189,7 @@ def _evaluator(function: Callable[..., Any]) -> Evaluator:
 def _transformed(
     function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
 ) -> Any:
-    evaluator = _evaluator(function)
+    evaluator = _evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 
     def evaluated(given: Any) -> Any:
         return jax.tree.map(convert, evaluator(*given))

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Rational
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from tplimit import arguments
 from tplimit.errors import WidthError
 
 #: Exponents are rationals with at most this denominator.
@@ -31,8 +32,10 @@ Exponent = Fraction | float
 
 def rational(value: Any, what: str = "exponent") -> Fraction:
     """``value`` as a fraction with small denominator; ``WidthError`` if it is none."""
-    fraction = Fraction(value).limit_denominator(MAX_DENOMINATOR)
-    if abs(float(fraction) - float(value)) > 1e-6:
+    number = arguments.real(what, value, "a rational number such as 0.5")
+    exact = Fraction(value) if isinstance(value, Rational) else Fraction(number)
+    fraction = exact.limit_denominator(MAX_DENOMINATOR)
+    if abs(float(fraction) - number) > 1e-6 or (fraction == 0) != (number == 0):
         raise WidthError(
             f"The {what} {value} is not a rational number with denominator up to "
             f"{MAX_DENOMINATOR}.",
@@ -41,11 +44,73 @@ def rational(value: Any, what: str = "exponent") -> Fraction:
     return fraction
 
 
+class _Arithmetic:
+    """Products, quotients and powers of widths are scales; sums are not known yet."""
+
+    def __mul__(self, other: Any) -> "Scale":
+        first, second = as_scale(self), as_scale(other)
+        powers = dict(first.powers)
+        for width, power in second.powers:
+            powers[width] = powers.get(width, Fraction(0)) + power
+        kept = tuple((width, power) for width, power in powers.items() if power != 0)
+        return Scale(first.coefficient * second.coefficient, kept)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Scale":
+        return self * -1
+
+    def __pow__(self, power: Any) -> "Scale":
+        exact, base = rational(power), as_scale(self)
+        if (base.coefficient == 0 and exact < 0) or (
+            base.coefficient < 0 and exact.denominator > 1
+        ):
+            raise ValueError(f"({base}) ** {exact} is no real number")
+        powers = tuple((width, old * exact) for width, old in base.powers if exact != 0)
+        try:
+            coefficient = base.coefficient ** float(exact)
+        except OverflowError:
+            coefficient = math.inf
+        return Scale(coefficient, powers)
+
+    def sqrt(self) -> "Scale":
+        """The square root; ``np.sqrt(width)`` calls it."""
+        return self**0.5
+
+    def __truediv__(self, other: Any) -> "Scale":
+        return self * as_scale(other) ** -1
+
+    def __rtruediv__(self, other: Any) -> "Scale":
+        return as_scale(other) * self**-1
+
+    def _no_sum(self, other: Any) -> NoReturn:
+        text = " and ".join(sorted(map(str, (self, other))))
+        raise WidthError(
+            f"A sum or difference of {text} is neither a size nor a scale that tplimit knows yet.",
+            advice="Sizes and scales are c * n**p. Declare the parts of such a parameter by "
+            "themselves, tp.normal((3, 4 * n)) and tp.normal((n, 4 * n)) instead of "
+            "tp.normal((3 + n, 4 * n)), and add their products in the program.",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = _no_sum
+
+    def _no_rest(self, other: Any) -> NoReturn:
+        raise WidthError(
+            f"A width has no whole part and no rest: {self} is divided by {other}.",
+            advice="Write n / 2; an integer width then has to be divisible by 2.",
+        )
+
+    __floordiv__ = __mod__ = _no_rest
+
+
 @dataclass(frozen=True)
-class Scale:
+class Scale(_Arithmetic):
     """``coefficient * product of widths to rational powers``, for standard deviations and sizes.
 
     Made by arithmetic on widths: ``2 * n**-0.5``, ``n / m``, ``(3 * n)``.
+
+    Raises:
+        ValueError: the coefficient is NaN or infinite.
 
     Example:
         >>> import tplimit as tp
@@ -56,6 +121,14 @@ class Scale:
 
     coefficient: float
     powers: tuple[tuple["Width", Fraction], ...] = ()
+
+    def __post_init__(self) -> None:
+        number = arguments.real("the coefficient of a scale", self.coefficient)
+        object.__setattr__(self, "coefficient", number)
+
+    def __str__(self) -> str:
+        names = (w.name if p == 1 else f"{w.name}**{p}" for w, p in self.powers)
+        return " * ".join([*([f"{self.coefficient:g}"] if self.coefficient != 1 else []), *names])
 
     def at(self, sizes: Mapping[str, int]) -> float:
         """The number at given widths, ``{name: size}``."""
@@ -76,34 +149,9 @@ class Scale:
     def widths(self) -> tuple["Width", ...]:
         return tuple(width for width, _ in self.powers)
 
-    def __mul__(self, other: Any) -> "Scale":
-        other = as_scale(other)
-        powers = dict(self.powers)
-        for width, power in other.powers:
-            powers[width] = powers.get(width, Fraction(0)) + power
-        kept = tuple((width, power) for width, power in powers.items() if power != 0)
-        return Scale(self.coefficient * other.coefficient, kept)
-
-    __rmul__ = __mul__
-
-    def __pow__(self, power: Any) -> "Scale":
-        exact = rational(power)
-        powers = tuple((width, old * exact) for width, old in self.powers if exact != 0)
-        return Scale(float(self.coefficient) ** float(exact), powers)
-
-    def sqrt(self) -> "Scale":
-        """The square root; ``np.sqrt(scale)`` calls it."""
-        return self**0.5
-
-    def __truediv__(self, other: Any) -> "Scale":
-        return self * as_scale(other) ** -1
-
-    def __rtruediv__(self, other: Any) -> "Scale":
-        return as_scale(other) * self**-1
-
 
 @dataclass(frozen=True)
-class Width:
+class Width(_Arithmetic):
     """A width: an axis length that goes to infinity, ``ratio`` times the common ``n``.
 
     Args:
@@ -111,7 +159,13 @@ class Width:
         ratio: this width divided by the common ``n``. With two differently named widths the
             limit depends on their ratio, so it must be declared (else ``WidthError``).
 
-    Arithmetic gives scales: ``n**-0.5``, ``2 / n``, ``3 * n``. The exponents are exact.
+    Arithmetic gives scales: ``n**-0.5``, ``2 / n``, ``3 * n``. The exponents are exact. Sums such
+    as ``3 + n`` are not supported yet (``WidthError``).
+
+    Raises:
+        WidthError: no name, or a ratio that is not positive, or no rational number with denominator
+            up to 24.
+        TypeError, ValueError: the ratio is no real number, or not finite.
 
     Example:
         >>> import tplimit as tp
@@ -125,48 +179,36 @@ class Width:
 
     def __init__(self, name: str, ratio: Rational | float | None = None) -> None:
         if not isinstance(name, str) or not name:
-            raise WidthError("A width needs a name.", advice='Write for instance tp.Width("n").')
-        exact = None if ratio is None else rational(ratio, "ratio of widths")
+            raise WidthError(
+                f"name={arguments.shown(name)} is no name of a width.",
+                advice='Write for instance tp.Width("n").',
+            )
+        exact = None if ratio is None else rational(ratio, "ratio")
         if exact is not None and exact <= 0:
-            raise WidthError(f"The ratio of width {name!r} is {ratio}; it must be positive.")
+            raise WidthError(f"ratio={ratio} of width {name!r} is not positive.")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "declared", exact)
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def ratio(self) -> Fraction:
         return Fraction(1) if self.declared is None else self.declared
 
-    def __pow__(self, power: Any) -> Scale:
-        return as_scale(self) ** power
 
-    def __mul__(self, other: Any) -> Scale:
-        return as_scale(self) * other
+def as_scale(value: Any, name: str = "a factor of a width") -> Scale:
+    """A number, width or scale as a scale.
 
-    __rmul__ = __mul__
-
-    def sqrt(self) -> Scale:
-        """The square root; ``np.sqrt(width)`` calls it."""
-        return as_scale(self) ** 0.5
-
-    def __truediv__(self, other: Any) -> Scale:
-        return as_scale(self) / other
-
-    def __rtruediv__(self, other: Any) -> Scale:
-        return as_scale(other) / as_scale(self)
-
-
-def as_scale(value: Any) -> Scale:
-    """A number, width or scale as a scale."""
+    Raises:
+        TypeError: it is something else; ``name`` says what it is for.
+        ValueError: a number that is not finite.
+    """
     if isinstance(value, Scale):
         return value
     if isinstance(value, Width):
         return Scale(1.0, ((value, Fraction(1)),))
-    if isinstance(value, (int, float, np.number)):
-        return Scale(float(value))
-    raise WidthError(
-        f"A scale cannot be made from a {type(value).__name__}.",
-        advice="Use a number, a width, or c * n**p.",
-    )
+    return Scale(arguments.real(name, value, "a finite number, a width, or c * n**p"))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from tplimit import arguments
 from tplimit._jax import is_traced
 from tplimit.errors import ActivationError
 from tplimit.gaussian import closed_forms
@@ -111,11 +112,11 @@ class Dual:
         >>> bool(dual("tanh").error(0.5, 1.0, 1.0)[0] < 1e-6)
         True
         """
-        arguments = _checked(cov, var1, var2)
+        arrays = _checked(cov, var1, var2)
         if self.estimate is None:
-            zero = jnp.zeros_like(arguments[0] + arguments[1] + arguments[2])
+            zero = jnp.zeros_like(arrays[0] + arrays[1] + arrays[2])
             return zero, zero
-        return _evaluate(self.estimate, *arguments)
+        return _evaluate(self.estimate, *arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,10 +126,12 @@ def _evaluate(moments: Moments, cov: Array, var1: Array, var2: Array) -> tuple[A
     return jnp.broadcast_to(value, shape), jnp.broadcast_to(derivative, shape)
 
 
-def _checked(*arguments: ArrayLike) -> list[Array]:
+def _checked(*given: ArrayLike) -> list[Array]:
     """Arrays of one floating dtype and equal rank, with possible covariances where concrete."""
-    dtype = jnp.result_type(*arguments, float)
-    arrays = [jnp.asarray(a, dtype) for a in arguments]
+    names = ("cov", "var1", "var2")
+    found = [arguments.numbers(name, a) for name, a in zip(names, given, strict=True)]
+    dtype = jnp.result_type(*found, float)
+    arrays = [jnp.asarray(a, dtype) for a in found]
     if not any(map(is_traced, arrays)):
         cov, var1, var2 = (np.asarray(a, np.float64) for a in arrays)
         if not all(np.isfinite(a).all() for a in (cov, var1, var2)):
@@ -150,6 +153,7 @@ def _closed(name: str, function: Callable[[Any], Any], moments: Moments) -> Dual
 
 def leaky_relu(slope: float) -> Dual:
     """max(x, 0) + ``slope`` min(x, 0)."""
+    slope = arguments.real("slope", slope)
     function = lambda x: jnp.where(x >= 0, x, slope * x)
     return _closed(f"leaky_relu({slope})", function, closed_forms.piecewise_linear(slope, 1.0))
 
@@ -160,16 +164,15 @@ def relu_power(degree: int) -> Dual:
     >>> float(relu_power(2).value(1.0, 1.0, 1.0))  # E[u^4] / 2
     1.5
     """
-    if degree != int(degree) or degree < 0:
-        raise ValueError("degree must be 0, 1, 2, ...; pass other powers as a JAX function")
+    arguments.whole("degree", degree, least=0)
     function = lambda x: jnp.where(x > 0, x, 0) ** degree if degree else jnp.heaviside(x, 0.5)
     return _closed(f"relu_power({degree})", function, closed_forms.relu_power(int(degree)))
 
 
 def polynomial(coefficients: Sequence[float]) -> Dual:
     """Σ_n ``coefficients[n]`` x^n."""
-    c = tuple(float(a) for a in coefficients)
-    if not c or not np.isfinite(c).all():
+    c = tuple(arguments.real("a coefficient", a) for a in coefficients)
+    if not c:
         raise ValueError("coefficients must be one or more finite numbers")
     function = lambda x: jnp.polyval(jnp.asarray(c[::-1], jnp.result_type(x)), x)
     return _closed(f"polynomial{c}", function, closed_forms.polynomial(c))
@@ -183,8 +186,14 @@ def hermite(coefficients: Sequence[float]) -> Dual:
     >>> float(hermite([0, 0, 1]).value(0.5, 1.0, 1.0))
     0.25
     """
+    if not np.iterable(coefficients):
+        raise TypeError(
+            f"coefficients={arguments.shown(coefficients)} are no list of numbers: pass for "
+            "instance [0, 0, 1] for h_2"
+        )
     norms = [math.sqrt(math.factorial(k)) for k in range(len(coefficients))]
-    series = [a / norm for a, norm in zip(coefficients, norms, strict=True)]
+    given = [arguments.real("a coefficient", a) for a in coefficients]
+    series = [a / norm for a, norm in zip(given, norms, strict=True)]
     found = polynomial(np.polynomial.hermite_e.herme2poly(series).tolist())
     return dataclasses.replace(found, name=f"hermite{tuple(map(float, coefficients))}")
 

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int, Key
 from tplimit.gaussian.sobol import Points
 
 NoiseKind = Literal["sobol", "random"]
-NOISE_KINDS: tuple[str, ...] = ("sobol", "random")
 
 #: Matching stops (a row stays unmatched) once this share of the particles is used up by rows.
 MATCHING_SHARE = 0.5

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from tplimit import arguments
 from tplimit.kernels._neural_tangents import Imported
 from tplimit.kernels.network import Network
 from tplimit.kernels.recurrent import Recurrent
@@ -109,14 +110,13 @@ class Evaluated:
         block: int = BLOCK,
         dtype: Any = None,
     ) -> None:
-        if block < 1:
-            raise ValueError(f"block has to be positive, got {block}")
-        self.kernel, self.which, self.block = kernel, which, block
+        arguments.function("kernel", kernel, "(x1, x2) -> matrix")
+        self.block = arguments.whole("block", block, example=BLOCK)
+        self.kernel, self.which = kernel, which
         self.symmetric = x2 is None
-        self.x, self.x2 = np.asarray(x), np.asarray(x if x2 is None else x2)
+        self.x = np.asarray(arguments.points("x", x))
+        self.x2 = self.x if x2 is None else np.asarray(arguments.points("x2", x2))
         for name, points in (("x", self.x), ("x2", self.x2)):
-            if points.ndim == 0 or len(points) == 0:
-                raise ValueError(f"{name} has to hold points along its first axis")
             if not np.all(np.isfinite(points)):
                 raise ValueError(f"{name} has entries that are not finite")
         self.shape = (len(self.x), len(self.x2))
@@ -208,12 +208,10 @@ def as_matrix(
         if found.shape[0] * found.shape[1] * found.dtype.itemsize > memory:
             return found
         return Held(found.matrix(progress))
-    matrix = np.asarray(getattr(kernel, which, kernel))
-    if matrix.ndim != 2:
+    matrix = np.asarray(arguments.numbers(name, getattr(kernel, which, kernel)))
+    if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{name} has shape {matrix.shape}, a matrix is expected")
     if not np.issubdtype(matrix.dtype, np.floating):
-        if not np.issubdtype(matrix.dtype, np.integer):
-            raise ValueError(f"{name} has dtype {matrix.dtype}, real numbers are expected")
         matrix = matrix.astype(np.float64)
     if dtype is not None or matrix.dtype.itemsize < 4:
         matrix = matrix.astype(np.float32 if dtype is None else dtype)

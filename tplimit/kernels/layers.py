@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from tplimit import arguments
 from tplimit.errors import UnsupportedOperationError
 from tplimit.gaussian.activations import Activation, Dual, dual
 
@@ -97,6 +98,8 @@ def dense(w_std: ArrayLike = 1.0, b_std: ArrayLike = 0.0) -> Layer:
 
     The width of what comes in is ``n``, the number of features for the inputs of a network.
     """
+    arguments.scalar("w_std", w_std)
+    arguments.scalar("b_std", b_std)
     return Layer(_dense, (w_std, b_std))
 
 
@@ -108,7 +111,7 @@ def _dense(kernel: Kernel, w_std: ArrayLike, b_std: ArrayLike) -> Kernel:
 
 def bias(b_std: ArrayLike = 1.0) -> Layer:
     """``h + b_std b`` with ``b`` standard normal and trained."""
-    return Layer(_bias, (b_std,))
+    return Layer(_bias, (arguments.scalar("b_std", b_std),))
 
 
 def _bias(kernel: Kernel, b_std: ArrayLike) -> Kernel:
@@ -194,9 +197,8 @@ def repeat(times: int, *layers: LayerLike) -> Layer:
     Compiled once, however often. What comes out must have the form of what goes in: both Gaussian,
     or both not.
     """
-    if times != int(times) or times < 0:
-        raise ValueError("times is a number of repetitions: 0, 1, 2, ...")
-    return Layer(_repeated(int(times)), (serial(*layers),))
+    count = arguments.whole("times", times, least=0, example=2)
+    return Layer(_repeated(count), (serial(*layers),))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from tplimit import arguments
 from tplimit._jax import is_traced
 from tplimit.errors import ActivationError
 from tplimit.gaussian.activations import Activation, Dual
@@ -49,6 +50,7 @@ class Network:
             ValueError: wrong shapes, or inputs that are not finite.
             ActivationError: a moment is infinite or exceeds the range of the dtype.
         """
+        block = arguments.whole("block", block, example=BLOCK)
         a, b = _inputs(x1, x2)
         nngp, ntk, var1, var2, finite = _gram(self.layer, a, b, block=block)
         if not is_traced(finite) and not finite:
@@ -97,17 +99,15 @@ def mlp(
     >>> mlp(1, "relu")(x).ntk  # E[φφ] = |x|²/2d, plus |x|²/d times E[φ'φ'] = 1/2
     Array([[12.5]], dtype=float32)
     """
-    if depth != int(depth) or depth < 0:
-        raise ValueError("depth is the number of hidden layers: 0, 1, 2, ...")
+    depth = arguments.whole("depth", depth, least=0, example=2)
     hidden = dense(w_std, b_std), activation_layer(activation)
-    return network(repeat(int(depth), *hidden), dense(w_std, b_std))
+    return network(repeat(depth, *hidden), dense(w_std, b_std))
 
 
 def _inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Array, Array | None]:
-    given = [x1] if x2 is None else [x1, x2]
+    given = [arguments.numbers("x1", x1)]
+    given += [] if x2 is None else [arguments.numbers("x2", x2)]
     dtype = jnp.result_type(*given, float)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"inputs must be real numbers, not {dtype}")
     arrays = [jnp.asarray(x, dtype) for x in given]
     for x in arrays:
         if x.ndim != 2 or 0 in x.shape:

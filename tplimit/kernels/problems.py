@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import losses
+from tplimit import arguments, losses
 from tplimit.cache import cached
 from tplimit.kernels.grams import Evaluated, Held, as_matrix, check_kernel
 from tplimit.losses import Loss
@@ -186,7 +186,7 @@ def record_steps(record: Any, steps: int, most: int) -> np.ndarray:
 
 
 def _targets(y: Any, points: int, objective: Any, dtype: np.dtype) -> np.ndarray:
-    targets = np.asarray(y)
+    targets = np.asarray(arguments.numbers("y", y))
     if targets.ndim == 0 or len(targets) != points:
         raise ValueError(f"y has shape {targets.shape} for {points} training points")
     if not np.all(np.isfinite(targets)):

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tplimit import structure
+from tplimit import arguments, structure
+from tplimit.arguments import inf
 from tplimit.errors import LimitError
 from tplimit.evaluation import Evaluator
 from tplimit.kernels.recognition import NotRecognised, program_of, recognised
 from tplimit.leaves import aval_of
 from tplimit.parameters import Parameter, is_parameter
-from tplimit.sampling import inf, sample
+from tplimit.sampling import sample
 from tplimit.trace import Program, Slot
 from tplimit.transforms import limit
 from tplimit.widths import Scale, Width
@@ -146,14 +147,17 @@ def _kernel(
     replicates: int,
     key: Array | None,
 ) -> KernelMatrix:
-    if method not in ("auto", "closed_form", "particles"):
-        raise ValueError(f'method is "auto", "closed_form" or "particles", not {method!r}')
-    a, b = jax.tree.map(jnp.asarray, (x1, x1 if x2 is None else x2))
+    arguments.function("apply", apply, "(theta, x) -> outputs")
+    arguments.one_of("method", method, ("auto", "closed_form", "particles"))
+    samples, replicates = arguments.samples(samples), arguments.replicates(replicates)
+    key = jax.random.key(0) if key is None else arguments.key(key)
+    a = _inputs("x1", x1)
+    b = a if x2 is None else _inputs("x2", x2)
     _check(theta, a, b)
-    for x in (a,) if x2 is None else (a, b):
-        _check_outputs(apply, theta, x)
     if all(isinstance(x, jax.Array) for x in (a, b)) and a.shape[1:] != b.shape[1:]:
         raise ValueError(f"x1 of shape {a.shape} and x2 of shape {b.shape} hold different points")
+    for x in (a,) if x2 is None else (a, b):
+        _check_outputs(apply, theta, x)
     if method != "particles":
         try:
             value = recognised(apply, theta, a, b, which)
@@ -167,6 +171,15 @@ def _kernel(
     if len(found) > 1:
         error = jnp.std(found, axis=0, ddof=1) / len(found) ** 0.5
     return KernelMatrix(jnp.mean(found, axis=0), error, "particles")
+
+
+def _inputs(name: str, x: Any) -> Any:
+    """Inputs as arrays of JAX: one, from nested lists of numbers too, or a tree of arrays."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or all(isinstance(leaf, (bool, int, float, complex)) for leaf in leaves):
+        x = np.asarray(arguments.points(name, x))
+    arguments.arrays(name, x, "pass inputs with the points along the first axis")
+    return jax.tree.map(jnp.asarray, x)
 
 
 def _check(theta: Any, a: Any, b: Any) -> None:
@@ -210,10 +223,10 @@ def _check_outputs(apply: Apply, theta: Any, x: Any) -> None:
 
 
 def _by_particles(
-    which: str, apply: Apply, theta: Any, a: Any, b: Any, samples: int, replicates: int, key: Any
+    which: str, apply: Apply, theta: Any, a: Any, b: Any, samples: int, replicates: int, key: Array
 ) -> Array:
     """One kernel matrix for each replicate."""
-    keys = jax.random.split(jax.random.key(0) if key is None else key, replicates)
+    keys = jax.random.split(key, replicates)
     draw = lambda key: sample(theta, key, width=inf, samples=samples)
     first = draw(keys[0])
     if which == "ntk":

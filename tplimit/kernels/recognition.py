@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from tplimit._jax import Primitive, primitives as p
+from tplimit.arguments import inf
 from tplimit.errors import DivergenceError, UnsupportedOperationError
 from tplimit.evaluation import Evaluator
 from tplimit.gaussian.activations import Dual, dual
@@ -39,7 +40,7 @@ from tplimit.kernels.fields import (
 )
 from tplimit.leaves import aval_of
 from tplimit.parameters import Parameter, is_parameter
-from tplimit.sampling import inf, sample
+from tplimit.sampling import sample
 from tplimit.trace import Constant, Equation, Program, Slot
 from tplimit.widths import HALF, NEVER, Size
 

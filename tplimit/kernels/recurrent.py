@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from tplimit import arguments
 from tplimit._jax import is_traced
 from tplimit.errors import ActivationError
 from tplimit.gaussian.activations import Activation, Dual, dual
@@ -54,7 +55,8 @@ class Recurrent:
         """
         if output not in ("last", "mean", "all"):
             raise ValueError(f'output is "last", "mean" or "all", not {output!r}')
-        given = [x1] if x2 is None else [x1, x2]
+        given = [arguments.numbers("x1", x1)]
+        given += [] if x2 is None else [arguments.numbers("x2", x2)]
         dtype = jnp.result_type(*given, float)
         arrays = [_sequences(x, dtype) for x in given]
         a, b = arrays[0], arrays[-1]
@@ -104,7 +106,7 @@ def rnn(
 
 def _sequences(x: ArrayLike, dtype: Any) -> Array:
     x = jnp.asarray(x, dtype)
-    if x.ndim != 3 or 0 in x.shape or not jnp.issubdtype(dtype, jnp.floating):
+    if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"inputs are real sequences (number, length, features), not {x.shape}")
     if not is_traced(x) and not jnp.isfinite(x).all():
         raise ValueError("inputs must be finite, without NaN, also where they are padded")

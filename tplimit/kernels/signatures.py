@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from tplimit import arguments
 from tplimit._jax import is_traced
 from tplimit.gaussian.activations import Activation, Dual, dual
 
@@ -77,8 +78,7 @@ def signature(
         raise ValueError(
             f"x has {first.shape[2]} channels and y has {second.shape[2]}: they have to agree"
         )
-    if refine != int(refine) or refine < 1:
-        raise ValueError(f"refine is a number of steps per segment, got {refine}")
+    refine = arguments.whole("refine", refine)
     if not shared and first.shape[1] != second.shape[1]:
         raise ValueError(
             f"with fresh weights both paths are at the same times, got {first.shape[1]} and "
@@ -87,12 +87,12 @@ def signature(
     if shared and times is not None:
         raise ValueError("with shared weights the kernel does not depend on the times")
     sigmas = tuple(jnp.asarray(s, first.dtype) for s in (sigma_a, sigma_b, sigma_0))
-    dx, dy = (_increments(path, int(refine)) for path in (first, second))
+    dx, dy = (_increments(path, refine) for path in (first, second))
     phi = dual(activation)
     if shared:
         k = _shared(phi, sigmas, dx, dy, grid)
     else:
-        dt = _intervals(times, first.shape[1], int(refine), first.dtype)
+        dt = _intervals(times, first.shape[1], refine, first.dtype)
         k = _fresh(phi, sigmas, dx, dy, dt)
         k = k if grid else k[..., -1]
     k = k if jnp.ndim(x) == 3 else k[0]
@@ -101,7 +101,8 @@ def signature(
 
 
 def _paths(name: str, given: ArrayLike) -> Array:
-    path = jnp.asarray(given, jnp.result_type(given, float))
+    found = arguments.numbers(name, given)
+    path = jnp.asarray(found, jnp.result_type(found, float))
     path = path[None] if path.ndim == 2 else path
     if path.ndim != 3 or path.shape[1] < 2 or path.shape[2] < 1:
         raise ValueError(

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit import arguments
 from tplimit.cache import cached
 from tplimit.errors import DivergenceError, LimitWarning, warn
 from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.optimizers import check_linear, move
 from tplimit.kernels.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.runs import KernelRun
-from tplimit.losses import Loss
+from tplimit.losses import Loss, resolve
 from tplimit.progress import bar
 
 if TYPE_CHECKING:
@@ -122,17 +123,16 @@ def train(
     >>> run.train[:, 0].round(9).tolist(), run.loss.round(9).tolist()
     ([0.0, 0.5, 0.75], [0.5, 0.125, 0.03125])
     """
+    lr, steps = arguments.positive("lr", lr), arguments.whole("steps", steps, least=0, most=2**62)
+    arguments.one_of("method", method, _METHODS)
+    resolve(loss)
     how = {"which": which, "dtype": dtype, "block": block, "memory": memory, "progress": progress}
     problem = Problem.of(kernel_tt, kernel_st, y, loss, f0, outputs, x, x_test, **how)
-    if not (np.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr has to be positive, got {lr}")
-    if steps != int(steps) or steps < 0:
-        raise ValueError(f"steps has to be a number of steps, got {steps}")
-    wanted = record_steps(record, int(steps), _affordable_records(problem))
+    wanted = record_steps(record, steps, _affordable_records(problem))
     rows = _batches(batches, problem.points)
     with precision(problem.dtype):
         if optimizer is not None:
-            check_linear(optimizer, lr, int(steps), problem.dtype)
+            check_linear(optimizer, lr, steps, problem.dtype)
         if _spectral(method, problem, rows):
             beta = _by_modes(problem, optimizer, lr, wanted, progress)
         else:
@@ -167,8 +167,6 @@ def finish(problem: Problem, times: np.ndarray, beta: np.ndarray) -> KernelRun:
 
 
 def _spectral(method: str, problem: Problem, rows: np.ndarray | None) -> bool:
-    if method not in _METHODS:
-        raise ValueError(f"unknown method {method!r}: use one of {', '.join(_METHODS)}")
     possible = problem.squared and rows is None and isinstance(problem.kernel, Held)
     if method == "spectral" and not possible:
         raise ValueError(

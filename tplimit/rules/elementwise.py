@@ -32,7 +32,7 @@ def subtract(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
     if isinstance(a, Matrices) or isinstance(b, Matrices):
         if a is b and isinstance(b, Matrices):
             return b.map(lambda matrix: matrices.zero(matrix.rows, matrix.columns))
-        return matrices.add(ctx, a, matrices.scaled(ctx, b, tensor(np.float32(-1))))
+        return matrices.add(ctx, a, matrices.negative(ctx, b))
     return algebra.add(ctx, a, b, sign=-1)
 
 
@@ -66,7 +66,7 @@ def divide(ctx: Context, a: Value, b: Value, **_: Any) -> Value:
 def negate(ctx: Context, a: Value, **_: Any) -> Value:
     """Negation."""
     if isinstance(a, Matrices):
-        return matrices.scaled(ctx, a, tensor(np.float32(-1)))
+        return matrices.negative(ctx, a)
     return algebra.linear(a, lambda x: -x)
 
 

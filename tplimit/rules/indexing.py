@@ -208,10 +208,7 @@ def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value
         ctx.fail("A width is padded: its coordinates would no longer be alike.", NoLimitError)
     if value.axis is not None and tuple(padding_config[value.axis]) != (0, 0, 0):
         return _other_shares(ctx, value, filler)
-    if not filler.vanishes and filler.exponents != value.exponents:
-        ctx.fail("Padding with a value of another order in the width.")
-    out = moved(ctx, value, filler.coefficient)
-    return out
+    return moved(ctx, value, filler=filler)
 
 
 def _by_shares(config: Any) -> bool:

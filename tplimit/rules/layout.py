@@ -17,23 +17,38 @@ from tplimit.widths import NONE, Exponents, Size
 NO_ORDER = "The coordinates along a width are exchangeable: they have no order and no first one."
 
 
-def moved(ctx: Context, value: Tensor, *indices: Any) -> Tensor:
-    """The current primitive on coefficient, exponents and masks alike."""
+def moved(ctx: Context, value: Tensor, *indices: Any, filler: Tensor | None = None) -> Tensor:
+    """The current primitive on coefficient, exponents and masks alike.
+
+    ``filler`` is its last operand where entries are put beside those of ``value``.
+    """
     assert ctx.equation is not None
     axes = ctx.equation.out_avals[0].width_axes
     axis = axes[0] if axes else None
 
-    def move(array: Any) -> Any:
-        return None if array is None else ctx.rebind(array, *indices)
+    def move(array: Any, fill: Any) -> Any:
+        if array is None:
+            return None
+        filling = () if filler is None else (jnp.asarray(fill, array.dtype),)
+        return ctx.rebind(array, *indices, *filling)
 
     value, known = _movable(ctx, value, indices)
-    coefficient = move(value.coefficient)
-    exponents = _moved_exponents(ctx, value.exponents, value, axis, known)
-    remainder = _moved_exponents(ctx, value.remainder, value, axis, known)
-    noise = value.noise
+    beside = tensor(np.zeros((), value.dtype), NONE) if filler is None else filler
+    coefficient = move(value.coefficient, beside.coefficient)
+    noise, zeros = value.noise, value.zeros
     if noise is not None:
-        noise = move(jnp.broadcast_to(noise, value.shape))
-    zeros = None if axis is None or p.scatter_add_p is ctx.equation.primitive else move(value.zeros)
+        fill_noise = 0 if beside.noise is None else beside.noise
+        noise = move(jnp.broadcast_to(noise, value.shape), fill_noise)
+    if axis is None or p.scatter_add_p is ctx.equation.primitive:
+        zeros = None
+    exponents, remainder = (
+        _moved_exponents(ctx, own, value, axis, known, None if filler is None else fill)
+        for own, fill in (
+            (value.exponents, beside.exponents),
+            (value.remainder, beside.remainder),
+        )
+    )
+    zeros = move(zeros, beside.vanishes)
     space = value.space if axis is not None and _same_width(ctx, axis) else None
     return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
 
@@ -45,7 +60,7 @@ def _movable(ctx: Context, value: Tensor, indices: Any) -> tuple[Tensor, Any]:
     assert ctx.equation is not None
     found = [
         index if isinstance(index, (np.ndarray, np.generic)) else ctx.decided(operand)
-        for index, operand in zip(indices, ctx.equation.inputs[1:], strict=True)
+        for index, operand in zip(indices, ctx.equation.inputs[1:], strict=False)
     ]
     if all(index is not None for index in found):
         return value, found
@@ -59,21 +74,26 @@ def _same_width(ctx: Context, axis: int) -> bool:
 
 
 def _moved_exponents(
-    ctx: Context, exponents: Exponents, value: Tensor, axis: int | None, indices: Any
+    ctx: Context,
+    exponents: Exponents,
+    value: Tensor,
+    axis: int | None,
+    indices: Any,
+    fill: Exponents | None,
 ) -> Exponents:
-    if exponents.uniform:
+    # What is exactly zero has any exponent.
+    if exponents.uniform and fill in (None, NONE, exponents):
         return exponents
-    levels = sorted(set(exponents.array.flat))
+    levels = sorted({*exponents.array.flat, *(() if fill is None else fill.levels())})
     code = {level: number for number, level in enumerate(levels)}
     codes = np.broadcast_to(
         np.vectorize(code.__getitem__, otypes=[np.int32])(exponents.array), value.shape
     )
     assert ctx.equation is not None
     params = ctx.resolve(ctx.equation.params)
+    operands = [codes, *indices, *(() if fill is None else [np.int32(code[fill.value])])]
     with jax.ensure_compile_time_eval():
-        out = np.asarray(
-            ctx.equation.primitive.bind(jnp.asarray(codes), *map(jnp.asarray, indices), **params)
-        )
+        out = np.asarray(ctx.equation.primitive.bind(*map(jnp.asarray, operands), **params))
     if axis is not None:
         out = np.take(out, [0], axis=axis)
     return Exponents(np.array(levels, dtype=object)[out])
@@ -117,11 +137,7 @@ def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
         return Matrices(items, (first, second))
     if value.axis is None or len(value.shape) > 1 or shape:
         ctx.fail("This array is broadcast along two width axes.")
-    ones = jnp.ones((1, ctx.size(columns if source[value.axis] == first else rows)), value.dtype)
-    constant = tensor(ones, axis=1)
-    row = tensor(value.coefficient[None], value.exponents, value.remainder, 1, value.space)
-    left, right = (row, constant) if source[value.axis] == first else (constant, row)
-    items[()] = matrices.outer(ctx, left, right, rows, columns, 1)
+    items[()] = matrices.repeated(ctx, rows, columns, value, source[value.axis] == second)
     return Matrices(items, (first, second))
 
 

@@ -96,7 +96,8 @@ def select(ctx: Context, which: Value, *cases: Value) -> Value:
 
     A finite predicate whose value decides an exponent is computed before the run.
     """
-    assert isinstance(which, Tensor)
+    if isinstance(which, Matrices):
+        matrices.unsupported(ctx, "a choice by the entries")
     if which.finite:
         chosen = which.constant
         if chosen is None and needs_decision(cases):
