@@ -96,7 +96,8 @@ def warn(warning: Warning) -> None:
 
 
 def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == __name__.partition(".")[0]
+    # A context manager of tplimit is entered by way of contextlib.
+    return module.partition(".")[0] in (__name__.partition(".")[0], "contextlib")
 
 
 OPAQUE = (
