@@ -1,7 +1,10 @@
 """Everything tplimit takes from JAX outside its public numerical API. No other file does."""
 
+import contextlib
+import itertools
 import os
 import traceback
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ JaxprEqn = jex_core.JaxprEqn
 ClosedJaxpr = jex_core.ClosedJaxpr
 Literal = jex_core.Literal
 Var = jex_core.Var
+jaxpr_as_fun = jex_core.jaxpr_as_fun
 
 __all__ = [
     "ClosedJaxpr",
@@ -25,18 +29,25 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "evaluated_params",
     "former_names",
     "inner_program",
     "is_jaxpr",
     "is_key",
     "is_traced",
+    "is_weak",
+    "jaxpr_as_fun",
     "location",
     "open_jaxpr",
+    "plain_literal",
     "primitives",
     "scan_layout",
+    "settings",
     "split_p",
     "stack_p",
     "tile_p",
+    "traced",
+    "traced_anew",
     "unstack_p",
     "user_location",
     "weakly_typed",
@@ -93,6 +104,59 @@ def inner_program(equation: Any) -> Any | None:
     if name is None:
         return None
     return equation.params.get(name)
+
+
+# Parameters that an evaluation does not look at: names, rules of differentiation, and the function
+# beside the jaxpr that was made of it.
+_UNUSED = {
+    "jit": {"name"},
+    "pjit": {"name"},
+    "remat2": {"policy"},
+    "checkpoint": {"policy"},
+    "reduce": {"computation"},
+}
+
+
+def evaluated_params(equation: Any) -> dict[str, Any]:
+    """The parameters of an equation that its evaluation depends on."""
+    name = equation.primitive.name
+    if name.startswith(("custom_jvp_call", "custom_vjp_call")):
+        return {"body": inner_program(equation)}
+    if name == "call_hi_primitive":  # an object made anew at every use; JAX's own have no state
+        kind = type(equation.params["_prim"])
+        if kind.__module__.startswith("jax."):
+            return {"kind": kind, "params": equation.params["_prim"].params}
+    unused = _UNUSED.get(name, set())
+    return {key: value for key, value in equation.params.items() if key not in unused}
+
+
+def settings(equation: Any) -> Hashable:
+    """Settings of JAX that an equation was traced with and is evaluated with."""
+    context = equation.ctx
+    names = (name for name in type(context).__slots__ if not name.startswith("_"))
+    return tuple((name, getattr(context, name, None)) for name in names)
+
+
+_TRACING = jax.make_user_context(None)
+_TIMES = itertools.count()
+
+
+@contextlib.contextmanager
+def traced_anew() -> Iterator[None]:
+    """Tracing inside of this uses nothing that JAX remembers of earlier times.
+
+    JAX keeps what it traced of a jitted function, the body of a loop or a branch, by the function,
+    so that a global variable that has changed since would be seen with its old value.
+    """
+    with _TRACING(next(_TIMES)):
+        yield
+
+
+def traced(function: Any, *args: Any) -> tuple[Any, Any]:
+    """The jaxpr of a function as it is now, and its output as shapes."""
+    with traced_anew():
+        # A function of its own: JAX remembers what it traced by function.
+        return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
 
 
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
@@ -169,6 +233,18 @@ def random_key(value: Any) -> Any:
     if dtype is None or not (is_key(value) or (dtype == np.uint32 and value.ndim == 1)):
         raise TypeError(f"key={value!r} is no random key: pass jax.random.key(0), for instance")
     return value
+
+
+def is_weak(value: Any) -> bool:
+    """Whether an array has the dtype of a Python scalar, which gives way to other dtypes."""
+    return bool(getattr(value, "weak_type", False))
+
+
+def plain_literal(value: Any) -> Any:
+    """A number in a jaxpr as Python, NumPy or JAX know it."""
+    if isinstance(value, (bool, int, float, complex, np.ndarray, np.generic, jax.Array)):
+        return value
+    return np.asarray(value)
 
 
 def weakly_typed(array: jax.Array) -> jax.Array:

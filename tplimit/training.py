@@ -12,10 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tplimit._jax import random_key
-from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.errors import CancellationError, LimitError
-from tplimit.evaluation import ReplicatesDiffer
+from tplimit.evaluation import Evaluator, ReplicatesDiffer
 from tplimit.leaves import LimitValue, replicate, revealed_directions
 from tplimit.networks import pair, train_networks
 from tplimit.parameters import Parameter
@@ -133,7 +132,6 @@ def train(
         raise ValueError(f"replicates has to be at least 1, got {replicates}")
     keys = jax.random.split(random_key(key), replicates)
     _check_declared(theta)
-    functions = (init or _identity, step, observe or _nothing)
     width = _whole(width)
     # What is no option is refused at every width.
     law = law_of(width, noise, rank_tolerance)
@@ -156,7 +154,9 @@ def train(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
     if _is_finite(width):
-        return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
+        plain = (init or _identity, step, observe or _nothing)
+        return train_networks(plain, theta, batches, width, keys, progress, checkpoints)
+    functions = _Functions(init, step, observe)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     if not bias_check or isinstance(width, Deferred):
@@ -173,6 +173,31 @@ def train(
             'functions of their own: use init_output="zero"'
         )
     return trajectory.with_bias_from(cheap)
+
+
+class _Functions:
+    """The functions of a run, each traced once for all of its parts and attempts."""
+
+    def __init__(self, init: Any, step: Any, observe: Any) -> None:
+        self.init = None if init is None else Evaluator(init)
+        self.step = Evaluator(step)
+        self.observe = None if observe is None else Evaluator(observe)
+        self.observe_and_keep = Evaluator(lambda state: (state, observe(state)))
+
+    def observer(self, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
+        """A function from a state to (state, observation).
+
+        A network of finite width is one function: what an observation reveals of its weights has
+        to hold for all that follow, so the state must `keep` it; and so it is for the terms that
+        tell how one wide network differs from another. In the limit averages do not depend on it,
+        and forgetting is cheaper.
+        """
+        if self.observe is None:
+            return lambda state: (state, None)
+        if keep:
+            return consuming(self.observe_and_keep, calls, replicated=many)
+        forget = raw(self.observe, many)
+        return lambda state: (state, forget(state))
 
 
 @dataclass(frozen=True)
@@ -265,7 +290,7 @@ def _batches(batches: Any) -> list[Any]:
 
 
 def _train_limit(
-    functions: tuple[Any, Any, Any],
+    functions: "_Functions",
     theta: Any,
     batches: list[Any],
     limit: Limit,
@@ -287,7 +312,7 @@ def _train_limit(
 
 
 def _train_terms(
-    functions: tuple[Any, Any, Any],
+    functions: "_Functions",
     theta: Any,
     batches: list[Any],
     limit: Limit,
@@ -296,13 +321,12 @@ def _train_terms(
     checkpoints: Checkpoints,
     together: int | None,
 ) -> Trajectory:
-    init, step, observe = functions
     together = together or checkpoints.together() or _together(len(keys), limit.coordinates)
     parts = [keys[i : i + together] for i in range(0, len(keys), together)]
 
     def start(part: jax.Array) -> Any:
         state = limit.sample(theta, part if len(part) > 1 else part[0])
-        return state if init is _identity else raw(init, len(part) > 1)(state)
+        return raw(functions.init, len(part) > 1)(state) if functions.init else state
 
     history = checkpoints.history([len(part) for part in parts])
     done = len(history.pieces)
@@ -314,8 +338,8 @@ def _train_terms(
             many = len(part) > 1
             state = checkpoints.restore(start(part))
             left = len(batches) - len(history.outputs)
-            move = consuming(step, left, lambda: advance("compiling"), many)
-            look = _observer(observe, left + 1, limit.keeps_reveals, many)
+            move = consuming(functions.step, left, lambda: advance("compiling"), many)
+            look = functions.observer(left + 1, limit.keeps_reveals, many)
             for batch in batches[len(history.outputs) :]:
                 try:
                     state, seen = look(state)
@@ -359,28 +383,6 @@ def _together(replicates: int, coordinates: int) -> int:
     bound = _TOGETHER_CPU if jax.default_backend() == "cpu" else _TOGETHER
     most = max(1, bound // coordinates)
     return max(size for size in range(1, replicates + 1) if replicates % size == 0 and size <= most)
-
-
-def _observer(observe: Any, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
-    """A function from a state to (state, observation).
-
-    A network of finite width is one function: what an observation reveals of its weights has to
-    hold for all that follow, so the state must `keep` it; and so it is for the terms that tell how
-    one wide network differs from another. In the limit averages do not depend on it, and
-    forgetting is cheaper.
-    """
-    if observe is _nothing:
-        return lambda state: (state, None)
-    if keep:
-        return consuming(_kept(observe), calls, replicated=many)
-    forget = raw(observe, many)
-    return lambda state: (state, forget(state))
-
-
-@cached
-def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
-    """Observation with the state beside it; one function for one, so that it is compiled once."""
-    return lambda state: (state, observe(state))
 
 
 def _numbers(record: Any, many: bool, limit: Limit) -> Any:

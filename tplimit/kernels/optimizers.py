@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tplimit.cache import cached
 from tplimit.errors import UnsupportedOperationError
+from tplimit.store import compiled
 
 __all__ = ["check_linear", "move"]
 
@@ -39,7 +39,6 @@ def move(
     return beta + lr * updates, memory
 
 
-@cached
 def check_linear(
     optimizer: optax.GradientTransformation, lr: float, steps: int, dtype: Any
 ) -> None:
@@ -108,4 +107,4 @@ def _errors(
             1
         ]
 
-    return jax.jit(jax.vmap(one))(sizes)
+    return compiled(jax.vmap(one))(sizes)

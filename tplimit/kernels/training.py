@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tplimit.cache import cached
 from tplimit.errors import DivergenceError, LimitWarning
 from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.optimizers import check_linear, move
@@ -17,6 +16,7 @@ from tplimit.kernels.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.runs import KernelRun
 from tplimit.losses import Loss
 from tplimit.progress import bar
+from tplimit.store import compiled
 
 __all__ = ["train"]
 
@@ -329,7 +329,7 @@ def _evaluated(
     progress: bool,
 ) -> Iterator[np.ndarray]:
     """Products by a kernel that is evaluated anew in each."""
-    react = _reaction(problem.objective, optimizer, problem.vector)
+    react = compiled(_reaction(problem.objective, optimizer, problem.vector))
     y = jnp.asarray(problem.targets)
     beta = jnp.zeros_like(problem.start)
     carry = (beta, () if optimizer is None else optimizer.init(beta))
@@ -351,7 +351,6 @@ def _evaluated(
             shown("training")
 
 
-@cached
 def _reaction(objective: Any, optimizer: Any, vector: bool) -> Callable[..., Any]:
     """From outputs at a batch to new coefficients and memory."""
     derivatives = slopes(objective, vector)
@@ -364,12 +363,11 @@ def _reaction(objective: Any, optimizer: Any, vector: bool) -> Callable[..., Any
         beta, memory = move(optimizer, lr, gradient, memory, beta)
         return beta.astype(f.dtype), memory
 
-    return jax.jit(react)
+    return react
 
 
-@cached
 def _advancer(objective: Any, optimizer: Any, vector: bool, batched: bool) -> Callable[..., Any]:
-    """Steps `start` to `stop`, compiled once; the kernel is a matrix, or its eigenvalues."""
+    """Steps `start` to `stop`, compiled; the kernel is a matrix, or its eigenvalues."""
     react = _reaction(objective, optimizer, vector)
 
     def product(kernel: Any, beta: Any) -> Any:
@@ -389,7 +387,7 @@ def _advancer(objective: Any, optimizer: Any, vector: bool, batched: bool) -> Ca
 
         return jax.lax.fori_loop(start, stop, step, carry)
 
-    return jax.jit(advance)
+    return compiled(advance)
 
 
 def _collect(found: Iterator[np.ndarray], wanted: np.ndarray) -> np.ndarray:
