@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tplimit.plotting import save_figure
+from tplimit.store import PROGRAMS
 
 __all__ = [
     "Experiment",
@@ -237,6 +238,7 @@ class Experiment:
         picture = out / f"{script}.png"
         start = time.monotonic()
         # What earlier scripts compiled takes memory, and holds constants of their precision.
+        PROGRAMS.clear()
         jax.clear_caches()
         try:
             result = self.load(script).run(quick)

@@ -68,7 +68,8 @@ def train(
     The same plain JAX functions serve every width. At an integer width (or {name: integer}) the
     replicates are independent networks, trained together as ordinary arrays; at `tplimit.inf` and
     `tplimit.Deferred(n)` they are independent samplings of the limit, small ones in one call, large
-    ones one after the other.
+    ones one after the other. Every run traces the functions anew, whatever they have closed over;
+    programs that were compiled before, for these functions or others, are not compiled again.
 
     Args:
         step: from (state, batch) to (state, output).

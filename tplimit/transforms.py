@@ -210,8 +210,9 @@ def limit(function: Callable[..., Any]) -> Callable[..., Any]:
     The call is traced and compiled by itself. ``tp.limit(function)`` traces ``function`` at its
     first call with arguments of a form, global variables and attributes with the values that they
     have then, and keeps the trace, as ``jax.jit`` does; where these have changed, write
-    ``tp.limit(function)`` again. Compiled programs are kept apart from functions: another one that
-    is traced to the same program is not compiled again.
+    ``tp.limit(function)`` again. Tracing takes about a tenth of a second, so that a loop had better
+    call one limited function. Compiled programs are kept apart from functions: whatever is traced
+    to the same program is not compiled again.
 
     Each call knows what the values it receives have revealed of the random matrices, and forgets
     what it reveals unless it returns values with a width. Where numbers are random (several terms,
