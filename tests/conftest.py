@@ -9,6 +9,7 @@ import pytest
 from helpers import fast_compilation
 
 from tplimit.kernels import import_neural_tangents
+from tplimit.store import PROGRAMS
 
 
 @pytest.fixture
@@ -41,5 +42,6 @@ def compile_fast() -> Iterator[None]:
 def _bounded_memory() -> Iterator[None]:
     """Compiled programs of one module are of no use to the next."""
     yield
+    PROGRAMS.clear()
     jax.clear_caches()
     gc.collect()

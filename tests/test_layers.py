@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "tplimit"
 LAYERS = (
     "errors",
     "_jax",
-    "cache",
+    "identity",
+    "store",
     "arguments",
     "widths",
     "constants",

@@ -1,11 +1,14 @@
 """Everything tplimit takes from JAX outside its public numerical API. No other file does."""
 
+import contextlib
+import itertools
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 
@@ -17,6 +20,7 @@ JaxprEqn = jex_core.JaxprEqn
 ClosedJaxpr = jex_core.ClosedJaxpr
 Literal = jex_core.Literal
 Var = jex_core.Var
+jaxpr_as_fun = jex_core.jaxpr_as_fun
 
 __all__ = [
     "ClosedJaxpr",
@@ -26,20 +30,27 @@ __all__ = [
     "Primitive",
     "Var",
     "entry_function",
+    "evaluated_params",
     "former_names",
     "inner_program",
     "is_jaxpr",
     "is_key",
     "is_traced",
+    "is_weak",
+    "jaxpr_as_fun",
     "location",
     "log2_p",
     "one_minus_square_p",
     "open_jaxpr",
+    "plain_literal",
     "primitives",
     "scan_layout",
+    "settings",
     "split_p",
     "stack_p",
     "tile_p",
+    "traced",
+    "traced_anew",
     "unstack_p",
     "user_location",
     "weakly_typed",
@@ -117,6 +128,59 @@ def _expanded(equation: Any) -> Any:
         return jax.make_jaxpr(program)(*shapes)
 
 
+# Parameters that an evaluation does not look at: names, rules of differentiation, and the function
+# beside the jaxpr that was made of it.
+_UNUSED = {
+    "jit": {"name"},
+    "pjit": {"name"},
+    "remat2": {"policy"},
+    "checkpoint": {"policy"},
+    "reduce": {"computation"},
+}
+
+
+def evaluated_params(equation: Any) -> dict[str, Any]:
+    """The parameters of an equation that its evaluation depends on."""
+    name = equation.primitive.name
+    if name.startswith(("custom_jvp_call", "custom_vjp_call")):
+        return {"body": inner_program(equation)}
+    if name == "call_hi_primitive":  # an object made anew at every use; JAX's own have no state
+        kind = type(equation.params["_prim"])
+        if kind.__module__.startswith("jax."):
+            return {"kind": kind, "params": equation.params["_prim"].params}
+    unused = _UNUSED.get(name, set())
+    return {key: value for key, value in equation.params.items() if key not in unused}
+
+
+def settings(equation: Any) -> Hashable:
+    """Settings of JAX that an equation was traced with and is evaluated with."""
+    context = equation.ctx
+    names = (name for name in type(context).__slots__ if not name.startswith("_"))
+    return tuple((name, getattr(context, name, None)) for name in names)
+
+
+_TRACING = jax.make_user_context(None)
+_TIMES = itertools.count()
+
+
+@contextlib.contextmanager
+def traced_anew() -> Iterator[None]:
+    """Tracing inside of this uses nothing that JAX remembers of earlier times.
+
+    JAX keeps what it traced of a jitted function, the body of a loop or a branch, by the function,
+    so that a global variable that has changed since would be seen with its old value.
+    """
+    with _TRACING(next(_TIMES)):
+        yield
+
+
+def traced(function: Any, *args: Any) -> tuple[Any, Any]:
+    """The jaxpr of a function as it is now, and its output as shapes."""
+    with traced_anew():
+        # A function of its own: JAX remembers what it traced by function.
+        return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
+
+
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     """Numbers of constants and of carried values of a ``scan`` equation.
 
@@ -184,6 +248,18 @@ def is_key(value: Any) -> bool:
 def raw_key_shape() -> tuple[int, ...]:
     """Shape of a random key of the old kind, ``jax.random.PRNGKey(0)``."""
     return tuple(jax.eval_shape(jax.random.PRNGKey, 0).shape)
+
+
+def is_weak(value: Any) -> bool:
+    """Whether an array has the dtype of a Python scalar, which gives way to other dtypes."""
+    return bool(getattr(value, "weak_type", False))
+
+
+def plain_literal(value: Any) -> Any:
+    """A number in a jaxpr as Python, NumPy or JAX know it."""
+    if isinstance(value, (bool, int, float, complex, np.ndarray, np.generic, jax.Array)):
+        return value
+    return np.asarray(value)
 
 
 def weakly_typed(array: jax.Array) -> jax.Array:

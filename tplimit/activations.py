@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from tplimit._jax import jaxpr_as_fun, traced
+from tplimit.store import kept
 
 __all__ = ["ACTIVATIONS", "Activation", "Orders", "orders", "resolve"]
 
@@ -51,6 +53,9 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 
 # Small enough for the leading power to show, large enough for float32 to see 1 - cos(z).
 _SMALL = 2.0**-6
+_NEAR = np.array([-1.0, 1.0]) * _SMALL
+_FAR = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
+_POINTS = np.concatenate([[0.0], _NEAR, 2 * _NEAR, _FAR, 2 * _FAR]).astype(np.float32)
 _ROUND_OFF = 1e-5
 # Powers are told from their neighbours, multiples of 1/4, in spite of the next term at _SMALL.
 _POWER_ERROR = 0.06
@@ -78,7 +83,6 @@ def resolve(activation: Activation) -> Callable[[jax.Array], jax.Array]:
     return activation if callable(activation) else ACTIVATIONS[activation]
 
 
-@lru_cache(maxsize=256)
 def orders(activation: Activation) -> Orders:
     """Leading powers of an activation, found from its values near 0 and on both sides.
 
@@ -88,10 +92,15 @@ def orders(activation: Activation) -> Orders:
     >>> orders("relu2").value, orders("tanh").value, orders("sigmoid").value
     (Fraction(2, 1), Fraction(1, 1), Fraction(0, 1))
     """
-    near = np.array([-1.0, 1.0]) * _SMALL
-    far = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
-    zero, small, twice_small, phi, phi_of_twice = _evaluate(
-        resolve(activation), [np.zeros(1), near, 2 * near, far, 2 * far]
+    program, _ = traced(resolve(activation), _POINTS)
+    return kept("orders", lambda: _orders(jaxpr_as_fun(program)), program)
+
+
+def _orders(program: Callable[[jax.Array], Sequence[jax.Array]]) -> Orders:
+    # Compiled ahead, for it may be called where JAX is tracing.
+    (values,) = jax.jit(program).lower(_POINTS).compile()(_POINTS)
+    zero, small, twice_small, phi, phi_of_twice = np.split(
+        np.asarray(values, np.float64), np.cumsum([1, 2, 2, 6])
     )
     degree = _power(small - zero, twice_small - zero)
     if degree is None:
@@ -104,15 +113,6 @@ def orders(activation: Activation) -> Orders:
     homogeneous = np.allclose(phi_of_twice, 2.0 ** float(degree) * phi, _ROUND_OFF, _ROUND_OFF)
     odd = np.allclose(phi[::-1], -phi, _ROUND_OFF, _ROUND_OFF)
     return Orders(degree, degree - 1, homogeneous, odd)
-
-
-def _evaluate(
-    phi: Callable[[jax.Array], jax.Array], points: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Values at each array of points. Compiled ahead, for it may be called where JAX is tracing."""
-    z = np.concatenate(points).astype(np.float32)
-    values = jax.jit(phi).lower(jax.ShapeDtypeStruct(z.shape, z.dtype)).compile()(z)
-    return np.split(np.asarray(values, np.float64), np.cumsum([len(p) for p in points])[:-1])
 
 
 def _power(values: np.ndarray, at_twice: np.ndarray) -> Fraction | None:

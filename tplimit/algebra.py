@@ -63,11 +63,12 @@ def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
     level = other.exponents.value
     ctx.check(
         ratio <= WIDTH_OF_NETWORKS ** float(gap),
-        LimitWarning(
+        ctx.error(
             f"The constant {float(np.mean(constant)):.3g} dominates a term of order n^{level} only "
             f"at widths above {WIDTH_OF_NETWORKS:.0e}: the formal limit is not the behaviour of "
-            f"networks that exist.\n{ctx.where()}\n"
-            f"Scale the constant with the width, by n**({level})."
+            "networks that exist.",
+            LimitWarning,
+            f"Scale the constant with the width, by n**({level}).",
         ),
     )
 

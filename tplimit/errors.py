@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Location:
         return f"{self.file}:{self.line} ({self.function})"
 
 
-class LimitError(Exception):
-    """Base of all errors of tplimit.
+class _Explained(Exception):
+    """What errors and warnings say.
 
     Args:
         reason: what is wrong, in plain words.
@@ -48,11 +49,15 @@ class LimitError(Exception):
             lines.append(advice)
         super().__init__("\n".join(lines))
 
-    def fresh(self) -> "LimitError":
-        """The same error without the traceback of an earlier raise."""
+    def at(self, location: Location | None) -> Self:
+        """The same at another place, without the traceback of an earlier raise."""
         return type(self)(
-            self.reason, operation=self.operation, location=self.location, advice=self.advice
+            self.reason, operation=self.operation, location=location, advice=self.advice
         )
+
+
+class LimitError(_Explained):
+    """Base of all errors of tplimit; see `_Explained` for its arguments."""
 
 
 class DivergenceError(LimitError):
@@ -83,7 +88,7 @@ class OpaqueAttributeError(LimitError, AttributeError):
     """An attribute of an array was asked of an opaque limit value."""
 
 
-class LimitWarning(UserWarning):
+class LimitWarning(_Explained, UserWarning):
     """The result is well defined but probably not what is meant."""
 
 

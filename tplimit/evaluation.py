@@ -1,5 +1,11 @@
-"""Evaluation of a user's function on limit values: traced once, interpreted, compiled, cached."""
+"""Evaluation of a user's function on limit values: traced, interpreted, compiled.
 
+An evaluator traces its function once for arguments of a form, so that there is a new one for every
+run. What has been compiled belongs to the program that was traced, not to the function, and equal
+programs share it.
+"""
+
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import arguments, matrices, sharding
+from tplimit import _jax, arguments, matrices, sharding
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location
 from tplimit.gaussian import noise
-from tplimit.interpret import Context, NeedDecision, evaluate
+from tplimit.interpret import RULES, Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
 from tplimit.lint import lint
 from tplimit.plain import is_plain
+from tplimit.store import Store, kept
 from tplimit.trace import WIDTHS, Aval, Program, Slot, failed_at_width, trace
 from tplimit.values import Core, Matrices, Matrix, Tensor, Value
 from tplimit.widths import Dim, Size
@@ -41,14 +48,29 @@ class _Plan:
     compiled: set[tuple[bool, int]] = field(default_factory=set)
 
 
+#: Compiled plans kept of one program: for other forms of the values, and other decisions.
+_PLANS = 16
+
+
+@dataclass
+class _Planning:
+    """A program with its plans, for all evaluators that traced an equal one.
+
+    ``deciding`` are the finite variables whose values have to be known before a run.
+    """
+
+    program: Program
+    deciding: list[Slot] = field(default_factory=list)
+    plans: Store[_Plan] = field(default_factory=lambda: Store(_PLANS))
+
+
 class Evaluator:
-    """A user's function with its programs and compiled plans."""
+    """A user's function as it is when it is first called, with its programs."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.programs: dict[Any, tuple[Program, Any]] = {}
-        self.plans: dict[Any, _Plan] = {}
-        self.deciding: dict[int, list[Slot]] = {}
+        self.plannings: dict[int, _Planning] = {}
 
     def __call__(
         self,
@@ -120,15 +142,17 @@ class Evaluator:
                     for a, w in zip(avals, weaknesses, strict=True)
                 ]
 
-            self.programs[key] = trace(flat, inputs_at, multiple, also)
-            _apart(flat, avals, weaknesses, multiple)
+            with _jax.traced_anew():
+                self.programs[key] = trace(flat, inputs_at, multiple, also)
+                _apart(flat, avals, weaknesses, multiple)
             lint(self.programs[key][0])
         return self.programs[key]
 
     def run(
         self, program: Program, values: list[Value], revealed: Revealed | None, call: "_Call"
     ) -> tuple[list[Value], Revealed | None]:
-        plan = self.plan(program, values, revealed, call.axes)
+        planning = self.planning(program)
+        plan = _plan(planning, values, revealed, call.axes)
         bank = None
         if revealed is not None:
             revealed = _with_room(revealed, plan.revealed, call.calls)
@@ -143,7 +167,7 @@ class Evaluator:
                 call.on_compile()
         out, new_bank, oks = (plan.consume if call.last else plan.run)(stores, rest, values)
         if oks:
-            _verify(oks, plan.errors)
+            _verify(oks, plan.errors, planning.program, program)
         if revealed is None or new_bank is None:
             return out, None
         if bank is not None:
@@ -153,28 +177,31 @@ class Evaluator:
             used[index] = used.get(index, 0) + count
         return out, Revealed(new_bank, Lineage(revealed.lineage), used)
 
-    def plan(
-        self,
-        program: Program,
-        values: list[Value],
-        revealed: Revealed | None,
-        axes: tuple[int | None, ...] | None,
-    ) -> _Plan:
-        bank = None if revealed is None else revealed.bank
-        form = (id(program), _form(values), _form(bank), axes)
-        slots = self.deciding.setdefault(id(program), [])
-        while True:
-            decisions = {slot: _decision(program, slot, values, axes) for slot in slots}
-            key = (
-                form,
-                tuple(None if d is None else (d.shape, d.tobytes()) for d in decisions.values()),
-            )
-            if key in self.plans:
-                return self.plans[key]
-            try:
-                self.plans[key] = _planned(program, values, bank, decisions, axes)
-            except NeedDecision as need:
-                slots.append(need.slot)
+    def planning(self, program: Program) -> _Planning:
+        if id(program) not in self.plannings:
+            rules = tuple(RULES.rules.items())  # users may enter their own
+            planning = kept("plans", lambda: _Planning(program), program, rules)
+            self.plannings[id(program)] = planning
+        return self.plannings[id(program)]
+
+
+def _plan(
+    planning: _Planning,
+    values: list[Value],
+    revealed: Revealed | None,
+    axes: tuple[int | None, ...] | None,
+) -> _Plan:
+    program, slots = planning.program, planning.deciding
+    bank = None if revealed is None else revealed.bank
+    form = (_form(values), _form(bank), axes)
+    while True:
+        decisions = {slot: _decision(program, slot, values, axes) for slot in slots}
+        known = tuple(None if d is None else (d.shape, d.tobytes()) for d in decisions.values())
+        make = functools.partial(_planned, program, values, bank, decisions, axes)
+        try:
+            return planning.plans.get((form, known), make)
+        except NeedDecision as need:
+            slots.append(need.slot)
 
 
 @dataclass(frozen=True)
@@ -273,7 +300,7 @@ def _planned(
     errors: list[LimitError | LimitWarning] = []
 
     # What finite results have revealed is forgotten, and the stores need not be written.
-    kept = any(aval.width_axes for aval in program.out_avals)
+    written = any(aval.width_axes for aval in program.out_avals)
 
     def run(stores: Any, rest: Bank | None, values: list[Value]) -> Any:
         bank = None if rest is None else replace(rest, stores=stores)
@@ -285,7 +312,7 @@ def _planned(
         errors[:] = [check.error for check in ctx.checks]
         results = (
             out,
-            ctx.closed() if kept else None,
+            ctx.closed() if written else None,
             [jnp.asarray(check.ok) for check in ctx.checks],
         )
         return sharding.constrained(mesh, results)
@@ -302,15 +329,26 @@ def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Valu
     return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
 
 
-def _verify(oks: Sequence[Any], errors: Sequence[LimitError | LimitWarning]) -> None:
-    """Raise (or warn of) the conditions that did not hold in a run."""
-    for ok, error in zip(jax.device_get(list(oks)), errors, strict=True):
-        if np.all(ok):
-            continue
-        if isinstance(error, LimitWarning):
-            warnings.warn(error, stacklevel=2)
-        else:
-            raise error.fresh()
+def _verify(
+    oks: Sequence[Any],
+    errors: Sequence[LimitError | LimitWarning],
+    planned: Program,
+    program: Program,
+) -> None:
+    """Raise (or warn of) the conditions that did not hold in a run.
+
+    The errors are those of the program that was planned; their lines are those of the equal one
+    that was run.
+    """
+    failed = [e for ok, e in zip(jax.device_get(list(oks)), errors, strict=True) if not np.all(ok)]
+    if not failed:
+        return
+    places = dict(zip(map(id, planned.locations), program.locations, strict=True))
+    for error in failed:
+        error = error.at(places.get(id(error.location), error.location))
+        if isinstance(error, LimitError):
+            raise error
+        warnings.warn(error, stacklevel=2)
 
 
 def _decision(

@@ -328,8 +328,12 @@ class Context:
     # Failures -------------------------------------------------------------------------------
 
     def error(
-        self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""
-    ) -> LimitError:
+        self,
+        reason: str,
+        kind: type[LimitError] | type[LimitWarning] = UnsupportedOperationError,
+        advice: str = "",
+    ) -> Any:
+        """An error or a warning that names the current operation and the user's line."""
         equation = self.equation
         return kind(
             reason,
@@ -352,11 +356,6 @@ class Context:
         self.checks.append(Check(jnp.asarray(False), error))
         shape, dtype = np.shape(value.coefficient), jnp.result_type(float)
         return tensor(jnp.full(shape, jnp.nan, dtype), axis=value.axis, space=value.space)
-
-    def where(self) -> str:
-        """Operation and the user's line, for messages."""
-        equation = self.equation
-        return "" if equation is None else f"operation: {equation}\nat: {equation.location}"
 
     def fail(
         self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""

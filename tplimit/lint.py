@@ -2,6 +2,7 @@
 
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from tplimit.trace import Constant, Equation, Program, Slot
 #: Widths that people write into programs.
 _PLAUSIBLE = tuple(2**k for k in range(7, 15))
 _POWERS = (Fraction(-1, 2), Fraction(-1), Fraction(1, 2), Fraction(1))
+
+_TOLD: dict[Any, Any] = {}
 
 
 def lint(program: Program) -> None:
@@ -59,4 +62,5 @@ def _warn(equation: Equation, what: str) -> None:
     if place is None:
         warnings.warn(text, LimitWarning, stacklevel=2)
     else:
-        warnings.warn_explicit(text, LimitWarning, place.file, place.line)
+        # Told once, as Python's filters have it, although programs are traced anew in every run.
+        warnings.warn_explicit(text, LimitWarning, place.file, place.line, registry=_TOLD)

@@ -1,7 +1,6 @@
 """Training at integer widths: ordinary arrays, replicates side by side."""
 
 import warnings
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -10,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import arguments
-from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoints
 from tplimit.divergence import Watch
 from tplimit.progress import bar
 from tplimit.sampling import sample
+from tplimit.store import compiled
 from tplimit.trajectory import Trajectory, width_label
 
 # Networks of finite width are trained together, as many as fit: state, gradient, new state and one
@@ -33,15 +32,21 @@ def train_networks(
     checkpoints: Checkpoints,
 ) -> Trajectory:
     init, step, observe = functions
-    leaves, structure = jax.tree.flatten(theta)
-    sizes = tuple(width.items()) if isinstance(width, dict) else width
-    start_all = _starts(init, tuple(leaves), structure, sizes)
-    step_all, observe_all = _steps(step), _observations(observe)
-    # Traced anew: 8.0 equals 8, but is refused.
-    state = jax.eval_shape(
-        lambda key: arguments.returned(init, init(sample(theta, key, width=width))), keys[0]
-    )
-    chunks = _chunks(keys, state)
+
+    def start(key: jax.Array) -> Any:
+        return arguments.returned(init, init(sample(theta, key, width=width)))
+
+    def checked_step(state: Any, batch: Any) -> Any:
+        return arguments.returned(step, step(state, batch))
+
+    def checked_observe(state: Any) -> Any:
+        return arguments.returned(observe, observe(state))
+
+    start_all = compiled(jax.vmap(start))
+    # The state is donated: a wide network is then held once rather than twice.
+    step_all = compiled(jax.vmap(checked_step, in_axes=(0, None)), donated=True)
+    observe_all = compiled(jax.vmap(checked_observe))
+    chunks = _chunks(keys, jax.eval_shape(start, keys[0]))
     history = checkpoints.history([len(chunk) for chunk in chunks])
     watch = Watch(width_label(width))
     watch.look(history)
@@ -72,37 +77,6 @@ def train_networks(
     replicates = history.records()
     exponents = replicates.map(lambda leaf: Fraction(0))
     return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
-
-
-@cached
-def _starts(
-    init: Any, leaves: tuple[Any, ...], structure: Any, width: int | tuple[tuple[str, int], ...]
-) -> Callable[[jax.Array], Any]:
-    """From keys to the first states of all replicates."""
-    sizes = dict(width) if isinstance(width, tuple) else width
-
-    def start(key: jax.Array) -> Any:
-        return init(sample(jax.tree.unflatten(structure, leaves), key, width=sizes))
-
-    return jax.jit(jax.vmap(start))
-
-
-@cached
-def _steps(step: Any) -> Callable[[Any, Any], Any]:
-    """One step of all replicates.
-
-    The state is donated: a wide network is then held once rather than twice.
-    """
-
-    def checked(state: Any, batch: Any) -> Any:
-        return arguments.returned(step, step(state, batch))
-
-    return jax.jit(jax.vmap(checked, in_axes=(0, None)), donate_argnums=0)
-
-
-@cached
-def _observations(observe: Any) -> Callable[[Any], Any]:
-    return jax.jit(jax.vmap(lambda state: arguments.returned(observe, observe(state))))
 
 
 def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:

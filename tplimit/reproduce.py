@@ -29,6 +29,7 @@ from PIL import Image
 
 from tplimit.files import write_text
 from tplimit.plotting import save_figure
+from tplimit.store import PROGRAMS
 
 __all__ = [
     "Experiment",
@@ -238,6 +239,7 @@ class Experiment:
         picture = out / f"{script}.png"
         start = time.monotonic()
         # What earlier scripts compiled takes memory, and holds constants of their precision.
+        PROGRAMS.clear()
         jax.clear_caches()
         try:
             result = self.load(script).run(quick)

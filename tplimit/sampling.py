@@ -4,7 +4,6 @@
 arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.parity import EVEN, Parity
+from tplimit.store import kept
 from tplimit.trace import Aval
 from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Dim, Exponents, Scale, Size, Width, as_scale
@@ -268,11 +268,10 @@ def _limit_values(leaves: Sequence[Any], key: jax.Array, how: Draw) -> list[Any]
     ]
 
 
-@functools.lru_cache(maxsize=32)
 def _sampler(
     declared: tuple[Parameter | None, ...], how: Draw
 ) -> Callable[[jax.Array], tuple[list[Any], Bank]]:
-    """The compiled draw of these parameters, kept for the next replicates."""
+    """The compiled draw of these parameters."""
 
     def draw(key: jax.Array) -> tuple[list[Any], Bank]:
         # Apart from keys that callers split off the same key: split(key)[i] is fold_in(key, i).
@@ -284,7 +283,7 @@ def _sampler(
     def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
         return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
 
-    return jax.jit(draw_all)
+    return kept("sampler", lambda: jax.jit(draw_all), declared, how)
 
 
 def _aval(parameter: Parameter) -> Aval:

@@ -7,7 +7,7 @@ so that a ``Program`` is one list of equations; only loops and branches keep pro
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import jax
@@ -22,6 +22,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )  # fmt: skip
+from tplimit.identity import identity
 from tplimit.widths import NEVER, NONE, ZERO, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -93,7 +94,7 @@ class Equation:
     plain: dict[str, Any] | None
     in_avals: tuple[Aval, ...]
     out_avals: tuple[Aval, ...]
-    location: Location | None
+    location: Location | None = field(compare=False)
 
     def __str__(self) -> str:
         operands = ", ".join(map(str, self.in_avals))
@@ -119,6 +120,16 @@ class Program:
                 kept.append(equation)
                 needed.update(slot for slot in equation.inputs if isinstance(slot, Slot))
         return kept[::-1]
+
+    @property
+    def locations(self) -> list[Location | None]:
+        """The place of every equation, those of inner programs among them."""
+        places = []
+        for equation in self.equations:
+            places.append(equation.location)
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                places += inner.locations if isinstance(inner, Program) else []
+        return places
 
 
 def trace(
@@ -360,7 +371,8 @@ class _Builder:
             avals,
             where,
         )
-        return list(self.known.setdefault(_identity(equation), equation).outputs)
+        key = identity(replace(equation, outputs=()))
+        return list(self.known.setdefault(key, equation).outputs)
 
     def param(self, name: str, values: Sequence[Any], where: Location | None, inside: bool) -> Any:
         first = values[0]
@@ -396,28 +408,6 @@ def _grows(value: Any) -> bool:
     avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]
     widths = any(aval.width_axes for aval in avals)
     return powers or widths or any(e.plain is None for e in value.equations)
-
-
-def _identity(equation: Equation) -> Any:
-    """Equal for equations that compute the same; unique where that cannot be told."""
-    operands = tuple(
-        operand if isinstance(operand, Slot) else _constant_identity(operand)
-        for operand in equation.inputs
-    )
-    key = (equation.primitive, operands, tuple(sorted(equation.params.items())), equation.out_avals)
-    try:
-        hash(key)
-    except TypeError:
-        return id(equation)
-    return key
-
-
-def _constant_identity(constant: Constant) -> Any:
-    fitted = constant.fitted
-    if not isinstance(fitted.coefficient, np.ndarray) or fitted.coefficient.size > 64:
-        return id(constant)
-    numbers = (fitted.coefficient.tobytes(), fitted.last.tobytes())
-    return numbers, fitted.exponents, fitted.remainder, constant.aval
 
 
 def _first_use(jaxpr: Any, var: Any) -> Location | None:

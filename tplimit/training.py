@@ -14,11 +14,10 @@ from jax.sharding import Mesh
 
 from tplimit import arguments
 from tplimit.arguments import Deferred, inf
-from tplimit.cache import cached
 from tplimit.checkpoint import Checkpoint, Checkpoints
 from tplimit.divergence import Watch
 from tplimit.errors import CancellationError, LimitWarning, WidthError
-from tplimit.evaluation import ReplicatesDiffer
+from tplimit.evaluation import Evaluator, ReplicatesDiffer
 from tplimit.leaves import replicate, revealed_directions, with_other_draws
 from tplimit.networks import pair, train_networks
 from tplimit.progress import bar
@@ -74,7 +73,8 @@ def train(
     The same plain JAX functions serve every width. At an integer width (or {name: integer}) the
     replicates are independent networks, trained together as ordinary arrays; at `tplimit.inf` and
     `tplimit.Deferred(n)` they are independent samplings of the limit, small ones in one call, large
-    ones one after the other.
+    ones one after the other. Every run traces the functions anew, whatever they have closed over;
+    programs that were compiled before, for these functions or others, are not compiled again.
 
     Args:
         step: from (state, batch) to (state, output).
@@ -141,7 +141,7 @@ def train(
     >>> run.outputs.tolist()
     [1.0, 0.25, 0.0625]
     """
-    functions = _functions(step, init, observe)
+    _check_functions(init, step, observe)
     batches, theta, key = arguments.batches(batches), arguments.theta(theta), arguments.key(key)
     width, mesh = width_of(theta, width), arguments.mesh(mesh)
     # What is no option is refused at every width.
@@ -173,8 +173,10 @@ def train(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
     if not is_limit(width):
+        plain = (init or _identity, step, observe or _nothing)
         with checkpoints.open():
-            return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
+            return train_networks(plain, theta, batches, width, keys, progress, checkpoints)
+    functions = _Functions(init, step, observe)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     limit = replace(limit, may_be_random=not bias_check)
@@ -188,6 +190,33 @@ def train(
         cheap = _train_limit(functions, theta, batches, half, more, progress, unsaved)
         trajectory = _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
     return trajectory.with_bias_from(cheap)
+
+
+class _Functions:
+    """The functions of a run, each traced once for all of its parts and attempts."""
+
+    def __init__(self, init: Any, step: Any, observe: Any) -> None:
+        self.init = None if init is None else Evaluator(init)
+        self.step = Evaluator(step)
+        self.observed = observe
+        self.observe = None if observe is None else Evaluator(observe)
+        beside = functools.wraps(observe or _nothing)(lambda state: (state, observe(state)))
+        self.observe_and_keep = Evaluator(beside)
+
+    def observer(self, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
+        """A function from a state to (state, observation).
+
+        A network of finite width is one function: what an observation reveals of its weights has
+        to hold for all that follow, so the state must `keep` it; and so it is for the terms that
+        tell how one wide network differs from another. In the limit averages do not depend on it,
+        and forgetting is cheaper.
+        """
+        if self.observe is None:
+            return lambda state: (state, None)
+        if keep:
+            return consuming(self.observe_and_keep, calls, replicated=many)
+        forget = raw(self.observe, many)
+        return lambda state: (state, forget(state))
 
 
 @dataclass(frozen=True)
@@ -227,13 +256,12 @@ class Limit:
         return isinstance(self.width, Deferred) or self.series
 
 
-def _functions(step: Any, init: Any, observe: Any) -> tuple[Any, Any, Any]:
+def _check_functions(init: Any, step: Any, observe: Any) -> None:
     arguments.function("step", step, "(state, batch) -> (state, output)")
     if init is not None:
         arguments.function("init", init, "(theta) -> state")
     if observe is not None:
         arguments.function("observe", observe, "(state) -> arrays")
-    return init or _identity, step, observe or _nothing
 
 
 def _identity(theta: Any) -> Any:
@@ -248,7 +276,7 @@ def _nothing(state: Any) -> None:
 
 
 def _train_limit(
-    functions: tuple[Any, Any, Any],
+    functions: "_Functions",
     theta: Any,
     batches: list[Any],
     limit: Limit,
@@ -275,7 +303,7 @@ def _train_limit(
 
 
 def _train_as_decided(
-    functions: tuple[Any, Any, Any],
+    functions: "_Functions",
     theta: Any,
     batches: list[Any],
     limit: Limit,
@@ -284,18 +312,17 @@ def _train_as_decided(
     progress: bool,
     checkpoints: Checkpoints,
 ) -> Trajectory:
-    init, step, observe = functions
     parts = [keys[i : i + together] for i in range(0, len(keys), together)]
 
     def start(part: jax.Array, redraw: Callable[[Any], Any] = _identity) -> Any:
         state = redraw(limit.sample(theta, part if len(part) > 1 else part[0]))
-        return state if init is _identity else raw(init, len(part) > 1)(state)
+        return raw(functions.init, len(part) > 1)(state) if functions.init else state
 
     def moves(left: int, many: bool) -> tuple[Any, Any]:
         """Observation and step of a state that has so many steps to go."""
         return (
-            _observer(observe, left + 1, limit.keeps_reveals, many),
-            consuming(step, left, lambda: advance("compiling"), many),
+            functions.observer(left + 1, limit.keeps_reveals, many),
+            consuming(functions.step, left, lambda: advance("compiling"), many),
         )
 
     history = checkpoints.history([len(part) for part in parts])
@@ -323,19 +350,19 @@ def _train_as_decided(
                     state, output = pair(move(state, batch))
                 except CancellationError as error:
                     # If it diverges already, that is the cause.
-                    _numbers(observe, seen, many, limit)
+                    _numbers(functions.observed, seen, many, limit)
                     watch.explain(error)
                     raise
                 # Numbers at once, so that a program without a limit is refused at its first step.
-                history.observations.append(_numbers(observe, seen, many, limit))
-                history.outputs.append(_numbers(step, output, many, limit))
+                history.observations.append(_numbers(functions.observed, seen, many, limit))
+                history.outputs.append(_numbers(functions.step.function, output, many, limit))
                 history.raise_exponents("observations", _exponents(seen))
                 history.raise_exponents("outputs", _exponents(output))
                 watch.look(history)
                 checkpoints.save(state, history)
                 advance("training")
             state, seen = look(state)
-            history.observations.append(_numbers(observe, seen, many, limit))
+            history.observations.append(_numbers(functions.observed, seen, many, limit))
             history.raise_exponents("observations", _exponents(seen))
             history.finish_part()
             watch.look(history)
@@ -354,7 +381,7 @@ def _train_as_decided(
 
 
 def _is_random(
-    functions: tuple[Any, Any, Any],
+    functions: "_Functions",
     start: Callable[..., Any],
     moves: Callable[[int, bool], tuple[Any, Any]],
     part: jax.Array,
@@ -366,7 +393,6 @@ def _is_random(
     The first records tell, up to those of the last new kind of batch: they are computed with two
     draws and all else equal.
     """
-    _, step, observe = functions
     forms = [jax.tree.structure(batch) for batch in batches]
     last = max(forms.index(form) for form in forms)
     many, limit_only = len(part) > 1, replace(limit, fluctuations=False)
@@ -376,10 +402,10 @@ def _is_random(
         look, move = moves(len(batches), many)
         for batch in batches[: last + _TELLING]:
             state, seen = look(state)
-            records.append(_numbers(observe, seen, many, limit_only))
+            records.append(_numbers(functions.observed, seen, many, limit_only))
             state, output = pair(move(state, batch))
-            records.append(_numbers(step, output, many, limit_only))
-        records.append(_numbers(observe, look(state)[1], many, limit_only))
+            records.append(_numbers(functions.step.function, output, many, limit_only))
+        records.append(_numbers(functions.observed, look(state)[1], many, limit_only))
         return jax.tree.leaves(records)
 
     with warnings.catch_warnings():
@@ -393,28 +419,6 @@ def _together(replicates: int, coordinates: int) -> int:
     bound = _TOGETHER_CPU if jax.default_backend() == "cpu" else _TOGETHER
     most = max(1, bound // coordinates)
     return max(size for size in range(1, replicates + 1) if replicates % size == 0 and size <= most)
-
-
-def _observer(observe: Any, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
-    """A function from a state to (state, observation).
-
-    A network of finite width is one function: what an observation reveals of its weights has to
-    hold for all that follow, so the state must `keep` it; and so it is for the terms that tell how
-    one wide network differs from another. In the limit averages do not depend on it, and
-    forgetting is cheaper.
-    """
-    if observe is _nothing:
-        return lambda state: (state, None)
-    if keep:
-        return consuming(_kept(observe), calls, replicated=many)
-    forget = raw(observe, many)
-    return lambda state: (state, forget(state))
-
-
-@cached
-def _kept(observe: Any) -> Callable[[Any], tuple[Any, Any]]:
-    """Observation with the state beside it; one function for one, so that it is compiled once."""
-    return functools.wraps(observe)(lambda state: (state, observe(state)))
 
 
 def _numbers(source: Any, record: Any, many: bool, limit: Limit) -> Any:

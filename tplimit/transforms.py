@@ -1,8 +1,8 @@
 """``limit`` and ``leading``: plain JAX functions evaluated at infinite width.
 
-``tp.limit(step)(theta, batch)``: the function is traced once (``trace.py``), interpreted on the
-limit values (``interpret.py``), and the result compiled (``evaluation.py``). Exponents and
-classes are part of the compilation key; arrays are not.
+``tp.limit(step)(theta, batch)``: the function is traced (``trace.py``), interpreted on the limit
+values (``interpret.py``), and the result compiled (``evaluation.py``). Exponents and classes are
+part of the compilation key; arrays are not.
 """
 
 import functools
@@ -16,7 +16,6 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit.algebra import ZERO_SIGMAS, significant
-from tplimit.cache import cached
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     DIVERGENCE_ADVICE,
@@ -180,16 +179,10 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
 MORE_TERMS = 2
 
 
-@cached
-def _evaluator(function: Callable[..., Any]) -> Evaluator:
-    """The evaluator of a function, with what it has compiled."""
-    return Evaluator(function)
-
-
 def _transformed(
     function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
 ) -> Any:
-    evaluator = _evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
+    evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 
     def evaluated(given: Any) -> Any:
         return jax.tree.map(convert, evaluator(*given))
@@ -217,7 +210,14 @@ def limit(function: Callable[..., Any]) -> Callable[..., Any]:
     ``function`` is plain JAX. Its arguments are values from ``tp.sample(..., width=tp.inf)`` (or
     ``tp.Deferred(n)``) and ordinary arrays, in any pytrees. Finite outputs are ordinary arrays:
     the limits, 0 where the output vanishes with the width. Outputs with a width axis are opaque
-    values for further limited functions. The call is compiled and cached by itself.
+    values for further limited functions.
+
+    The call is traced and compiled by itself. ``tp.limit(function)`` traces ``function`` at its
+    first call with arguments of a form, global variables and attributes with the values that they
+    have then, and keeps the trace, as ``jax.jit`` does; where these have changed, write
+    ``tp.limit(function)`` again. Tracing takes about a tenth of a second, so that a loop had better
+    call one limited function. Compiled programs are kept apart from functions: whatever is traced
+    to the same program is not compiled again.
 
     Each call knows what the values it receives have revealed of the random matrices, and forgets
     what it reveals unless it returns values with a width. Where numbers are random (several terms,
@@ -283,17 +283,17 @@ def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> No
     Raises:
         NoLimitError, WidthError: naming the line where it is not, such as ``if n > 1000``.
     """
-    _evaluator(function).align(args, widths)
+    Evaluator(function).align(args, widths)
 
 
-def raw(function: Callable[..., Any], replicated: bool = False) -> Callable[..., Any]:
+def raw(function: Callable[..., Any] | Evaluator, replicated: bool = False) -> Callable[..., Any]:
     """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents.
 
-    ``replicated``: the limit values have a leading axis of independent replicates.
+    ``replicated``: the limit values have a leading axis of independent replicates. An evaluator
+    stands for its function as it was traced.
     """
     evaluator = _evaluator(function)
 
-    @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
         return evaluator(args, kwargs, replicated=replicated)
 
@@ -301,7 +301,7 @@ def raw(function: Callable[..., Any], replicated: bool = False) -> Callable[...,
 
 
 def consuming(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | Evaluator,
     calls: int,
     on_compile: Callable[[], None] | None = None,
     replicated: bool = False,
@@ -322,3 +322,7 @@ def consuming(
         )
 
     return limited
+
+
+def _evaluator(function: Callable[..., Any] | Evaluator) -> Evaluator:
+    return function if isinstance(function, Evaluator) else Evaluator(function)

@@ -22,11 +22,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tplimit import arguments
-from tplimit._jax import is_traced
+from tplimit._jax import is_traced, jaxpr_as_fun, traced
 from tplimit.errors import ActivationError
 from tplimit.gaussian import closed_forms
 from tplimit.gaussian.closed_forms import Moments
 from tplimit.gaussian.quadrature import quadrature
+from tplimit.store import kept
 
 __all__ = [
     "NAMES",
@@ -270,7 +271,6 @@ _KNOWN: Mapping[Callable[[Any], Any], str] = MappingProxyType(
 )
 
 
-@functools.lru_cache(maxsize=256)
 def dual(activation: "Activation | Dual") -> Dual:
     """The dual of an activation.
 
@@ -289,29 +289,61 @@ def dual(activation: "Activation | Dual") -> Dual:
     if isinstance(activation, Dual):
         return activation
     if isinstance(activation, str):
-        if activation in _CLOSED:
-            return _CLOSED[activation]
-        if activation not in _FUNCTIONS:
-            raise ValueError(
-                f"no activation is named {activation!r}: pass one of {', '.join(NAMES)}, "
-                "or a JAX function"
-            )
-        return _by_quadrature(activation, _FUNCTIONS[activation])
-    if activation in _KNOWN:
-        return dual(_KNOWN[activation])
+        return _named(activation)
+    for function, known in _KNOWN.items():
+        if activation is function:
+            return _named(known)
     if isinstance(activation, functools.partial) and not activation.args:
         given = activation.keywords
         if activation.func is jax.nn.gelu and set(given) == {"approximate"}:
-            return dual("gelu_tanh" if given["approximate"] else "gelu")
+            return _named("gelu_tanh" if given["approximate"] else "gelu")
         if activation.func is jax.nn.leaky_relu and set(given) == {"negative_slope"}:
             return leaky_relu(float(given["negative_slope"]))
-    return _by_quadrature(getattr(activation, "__name__", "activation"), activation)
+    name = getattr(activation, "__name__", "activation")
+    try:
+        programs = {dtype: _program(activation, dtype) for dtype in ("float32", "float64")}
+    except (TypeError, ValueError, IndexError):
+        return _by_quadrature(name, activation)  # which says what is wrong
+
+    # Kept as it is now, since it may read variables that change.
+    make = lambda: _by_quadrature(name, activation, _elementwise(programs))
+    return kept("dual", make, name, *programs.values())
 
 
-def _by_quadrature(name: str, function: Callable[[Any], Any]) -> Dual:
-    rule = quadrature(name, function)
+def _elementwise(programs: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The function of arrays that has these programs for single numbers."""
+
+    def function(x: Any) -> Any:
+        x = jnp.asarray(x)
+        program = jaxpr_as_fun(programs["float64" if x.dtype == np.float64 else "float32"])
+        return jax.vmap(program)(x.reshape(-1, 1))[0].reshape(x.shape)
+
+    return function
+
+
+def _program(activation: Callable[[Any], Any], dtype: str) -> Any:
+    """The jaxpr of a function of an array of one number."""
+    with jax.enable_x64(dtype == "float64"):
+        return traced(activation, jax.ShapeDtypeStruct((1,), dtype))[0]
+
+
+@functools.cache
+def _named(name: str) -> Dual:
+    if name in _CLOSED:
+        return _CLOSED[name]
+    if name not in _FUNCTIONS:
+        raise ValueError(
+            f"no activation is named {name!r}: pass one of {', '.join(NAMES)}, or a JAX function"
+        )
+    return _by_quadrature(name, _FUNCTIONS[name])
+
+
+def _by_quadrature(
+    name: str, function: Callable[[Any], Any], elementwise: Callable[[Any], Any] | None = None
+) -> Dual:
+    rule = quadrature(name, function, elementwise)
 
     def error(cov: Array, var1: Array, var2: Array) -> tuple[Array, Array]:
         return rule.error(0, cov, var1, var2), rule.error(1, cov, var1, var2)
 
-    return Dual(name, function, rule, rule.diagonal, error)
+    return Dual(name, rule.function, rule, rule.diagonal, error)

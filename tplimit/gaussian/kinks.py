@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tplimit.errors import ActivationError
+from tplimit.store import compiled
 
 Function = Callable[[Any], Any]
 Reals = NDArray[np.float64]
@@ -67,17 +68,17 @@ def find(name: str, function: Function) -> Kinks:
     # Cells of irrational ends: 0 and other round numbers are inside of a cell.
     ends = np.linspace(-RANGE, RANGE, _CELLS + 1) + 1e-3 / np.pi
     with jax.enable_x64(True):
-        compiled = jax.jit(lambda x: [derivative(function, k)(x) for k in range(_DERIVATIVES + 1)])
-        values = _values(name, compiled, ends)
+        run = compiled(lambda x: [derivative(function, k)(x) for k in range(_DERIVATIVES + 1)])
+        values = _values(name, run, ends)
         # Order and company of an element do not matter.
         third = len(ends) // 3
-        some = _values(name, compiled, ends[:third][::-1])[0][::-1]
+        some = _values(name, run, ends[:third][::-1])[0][::-1]
         if not np.allclose(some, values[0][:third], equal_nan=True):
             raise _not_elementwise(name)
         _check_growth(name, values[0], ends)
         found: list[tuple[float, int]] = []
         for order in range(_DERIVATIVES):
-            found += [(x, order) for x in _jumps(name, compiled, ends, values, order)]
+            found += [(x, order) for x in _jumps(name, run, ends, values, order)]
     # The same point is found in several derivatives.
     points: list[float] = []
     for x in sorted(x for x, _ in found):
@@ -93,10 +94,10 @@ def find(name: str, function: Function) -> Kinks:
     return Kinks(tuple(points), min((order for _, order in found), default=_DERIVATIVES))
 
 
-def _values(name: str, compiled: Callable[[Any], Any], x: Reals) -> list[Reals]:
+def _values(name: str, run: Callable[[Any], Any], x: Reals) -> list[Reals]:
     """The function and its derivatives at ``x``."""
     try:
-        values = [np.asarray(v) for v in compiled(x)]
+        values = [np.asarray(v) for v in run(x)]
     except (TypeError, ValueError) as error:
         raise ActivationError(
             f"the activation is no function of one real array that JAX can differentiate: {error}",
@@ -131,7 +132,7 @@ def _check_growth(name: str, values: Reals, x: Reals) -> None:
 
 
 def _jumps(
-    name: str, compiled: Callable[[Any], Any], ends: Reals, values: list[Reals], order: int
+    name: str, run: Callable[[Any], Any], ends: Reals, values: list[Reals], order: int
 ) -> list[float]:
     f, slope = values[order], values[order + 1]
     step = ends[1] - ends[0]
@@ -143,7 +144,7 @@ def _jumps(
     widths = []
     for halving in range(45):
         middle = (a + b) / 2
-        at = _values(name, compiled, np.concatenate([a, middle, b]))
+        at = _values(name, run, np.concatenate([a, middle, b]))
         (fa, fm, fb), (ga, gm, gb) = (np.split(at[order + k], 3) for k in range(2))
         half = (b - a) / 4
         with np.errstate(invalid="ignore"):

@@ -277,10 +277,16 @@ def _expectation_jvp(rule: Quadrature, order: int, primals: Any, tangents: Any) 
     return _expectation(rule, order, cov, var1, var2), tangent
 
 
-def quadrature(name: str, function: Callable[[Any], Any]) -> Quadrature:
+def quadrature(
+    name: str, function: Callable[[Any], Any], elementwise: Callable[[Any], Any] | None = None
+) -> Quadrature:
     """The quadrature for a function, with its kinks.
+
+    Args:
+        elementwise: the function that is integrated, by default ``function`` itself, of which the
+            kinks are found and whether it acts elementwise.
 
     Raises:
         ActivationError: see `kinks.find`.
     """
-    return Quadrature(function, find(name, function))
+    return Quadrature(elementwise or function, find(name, function))

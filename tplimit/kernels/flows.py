@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +12,7 @@ from tplimit.kernels.runs import KernelRun
 from tplimit.kernels.training import by_gains, finish, modes
 from tplimit.losses import Loss
 from tplimit.progress import bar
+from tplimit.store import compiled
 
 __all__ = ["flow"]
 
@@ -90,11 +90,11 @@ def _integrated(
 
     with precision(np.float64), bar(len(t), "gradient flow", progress) as shown:
         y = jnp.asarray(problem.targets)
-        slope = jax.jit(lambda f: problem.slopes(f, y)[1])
+        slope = compiled(lambda f, y: problem.slopes(f, y)[1])
 
         def velocity(time: float, beta: np.ndarray) -> np.ndarray:
             f = start + kernel.times(beta.reshape(shape))
-            return -np.asarray(slope(jnp.asarray(f))).ravel()
+            return -np.asarray(slope(jnp.asarray(f), y)).ravel()
 
         beta, reached, found = np.zeros(start.size), 0.0, []
         for end in t:

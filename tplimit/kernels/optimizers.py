@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.cache import cached
 from tplimit.errors import UnsupportedOperationError
+from tplimit.store import compiled
 
 if TYPE_CHECKING:
     import optax
@@ -41,7 +41,6 @@ def move(
     return beta + lr * updates, memory
 
 
-@cached
 def check_linear(
     optimizer: "optax.GradientTransformation", lr: float, steps: int, dtype: Any
 ) -> None:
@@ -110,4 +109,4 @@ def _errors(
             1
         ]
 
-    return jax.jit(jax.vmap(one))(sizes)
+    return compiled(jax.vmap(one))(sizes)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import arguments, losses
-from tplimit.cache import cached
 from tplimit.kernels.grams import Evaluated, Held, as_matrix, check_kernel
 from tplimit.losses import Loss
+from tplimit.store import compiled
 
 __all__ = ["Problem", "record_steps"]
 
@@ -135,29 +135,26 @@ class Problem:
 
     def losses(self, f: np.ndarray) -> np.ndarray:
         """The loss of all training points from outputs (points, records, replicates, outputs)."""
+        values = compiled(jax.vmap(_of_outputs(self.objective, self.vector), in_axes=(1, None)))
         with precision(self.dtype):
-            found = _values(self.objective, self.vector)(
+            found = values(
                 jnp.asarray(f.reshape(len(f), -1, f.shape[-1])), jnp.asarray(self.targets)
             )
-        values = np.asarray(found).reshape(f.shape[1:3])
-        return values if self.replicated else values[:, 0]
+        losses = np.asarray(found).reshape(f.shape[1:3])
+        return losses if self.replicated else losses[:, 0]
 
 
 def slopes(
     objective: Callable[[Any, Any], Any], vector: bool
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Loss (replicates,) and its derivatives (batch, replicates, outputs) at f and y."""
-
-    def value(f: jax.Array, y: jax.Array) -> jax.Array:
-        return objective(f[:, 0] if vector else f, y)
-
-    return jax.vmap(jax.value_and_grad(value), in_axes=(1, None), out_axes=(0, 1))
+    value = jax.value_and_grad(_of_outputs(objective, vector))
+    return jax.vmap(value, in_axes=(1, None), out_axes=(0, 1))
 
 
-@cached
-def _values(objective: Any, vector: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The loss of every replicate."""
-    return jax.jit(jax.vmap(lambda f, y: objective(f[:, 0] if vector else f, y), in_axes=(1, None)))
+def _of_outputs(objective: Callable[[Any, Any], Any], vector: bool) -> Callable[..., jax.Array]:
+    """The loss of outputs (points, outputs)."""
+    return lambda f, y: objective(f[:, 0] if vector else f, y)
 
 
 def precision(dtype: Any) -> Any:

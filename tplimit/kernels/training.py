@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import arguments
-from tplimit.cache import cached
 from tplimit.errors import DivergenceError, LimitWarning, warn
 from tplimit.kernels.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.optimizers import check_linear, move
@@ -16,6 +15,7 @@ from tplimit.kernels.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.runs import KernelRun
 from tplimit.losses import Loss, resolve
 from tplimit.progress import bar
+from tplimit.store import compiled
 
 if TYPE_CHECKING:
     import optax
@@ -332,7 +332,7 @@ def _evaluated(
     progress: bool,
 ) -> Iterator[np.ndarray]:
     """Products by a kernel that is evaluated anew in each."""
-    react = _reaction(problem.objective, optimizer, problem.vector)
+    react = compiled(_reaction(problem.objective, optimizer, problem.vector))
     y = jnp.asarray(problem.targets)
     beta = jnp.zeros_like(problem.start)
     carry = (beta, () if optimizer is None else optimizer.init(beta))
@@ -354,7 +354,6 @@ def _evaluated(
             shown("training")
 
 
-@cached
 def _reaction(objective: Any, optimizer: Any, vector: bool) -> Callable[..., Any]:
     """From outputs at a batch to new coefficients and memory."""
     derivatives = slopes(objective, vector)
@@ -367,12 +366,11 @@ def _reaction(objective: Any, optimizer: Any, vector: bool) -> Callable[..., Any
         beta, memory = move(optimizer, lr, gradient, memory, beta)
         return beta.astype(f.dtype), memory
 
-    return jax.jit(react)
+    return react
 
 
-@cached
 def _advancer(objective: Any, optimizer: Any, vector: bool, batched: bool) -> Callable[..., Any]:
-    """Steps `start` to `stop`, compiled once; the kernel is a matrix, or its eigenvalues."""
+    """Steps `start` to `stop`, compiled; the kernel is a matrix, or its eigenvalues."""
     react = _reaction(objective, optimizer, vector)
 
     def product(kernel: Any, beta: Any) -> Any:
@@ -392,7 +390,7 @@ def _advancer(objective: Any, optimizer: Any, vector: bool, batched: bool) -> Ca
 
         return jax.lax.fori_loop(start, stop, step, carry)
 
-    return jax.jit(advance)
+    return compiled(advance)
 
 
 def _collect(found: Iterator[np.ndarray], wanted: np.ndarray) -> np.ndarray:
