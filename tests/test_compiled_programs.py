@@ -123,13 +123,13 @@ def test_a_run_traces_each_function_a_few_times(monkeypatch: pytest.MonkeyPatch)
     counts = []
     for width, length in ((64, 3), (64, 30), (tp.inf, 3), (tp.inf, 30)):
         calls.clear()
-        tp.train(step, ONES, [2.0] * length, width=width, **RUN)
+        tp.train(step, ONES, [0.5] * length, width=width, **RUN)
         counts.append(len(calls))
     assert counts[0] == counts[1] == 1
     assert counts[2] == counts[3]
     monkeypatch.setattr("tplimit.training._TOGETHER_CPU", 256)
     calls.clear()
-    tp.train(step, ONES, [2.0] * 3, width=tp.inf, replicates=3, **RUN)
+    tp.train(step, ONES, [0.5] * 3, width=tp.inf, replicates=3, **RUN)
     assert len(calls) == counts[2]
 
 

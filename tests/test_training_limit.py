@@ -218,24 +218,6 @@ def test_a_run_that_fell_back_to_single_replicates_is_resumed(key, tmp_path, mon
     assert 9 < len(writes) - 9 < 20
 
 
-def test_compiled_steps_are_reused(key):
-    """A second run of the same functions traces nothing, at no kind of width."""
-    traced = []
-
-    def step(t, batch):
-        traced.append(batch)
-        return t, jnp.mean(t["v"] ** 2)
-
-    for width in (16, tp.Deferred(16), tp.inf):
-        for seed in range(2):
-            traced.clear()
-            tp.train(
-                step, {"v": tp.normal((N,))}, jnp.ones(3), width=width,
-                key=jax.random.key(seed), samples=64, replicates=2, progress=False,
-            )  # fmt: skip
-            assert bool(traced) == (seed == 0)
-
-
 def test_parts_are_alike():
     """A divisor of the number of replicates, within the bound, so that one compilation serves."""
     assert [training._together(r, 256) for r in (1, 4, 7, 8, 12, 16)] == [1, 4, 7, 8, 6, 8]

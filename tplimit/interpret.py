@@ -444,6 +444,8 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         out = continuous(ctx.bind, equation, values)
         if out is not None:
             return out
+    if rule is None and primitive in ctx.rules.refused:
+        ctx.fail(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
     if any(is_complex(aval) for aval in equation.in_avals):
         ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     if rule is None:
@@ -469,8 +471,6 @@ def _found(ctx: Context, equation: Equation) -> Rule:
             "Derive keys from numbers that do not depend on the width; for random vectors use "
             "parameters made with tp.normal.",
         )
-    if primitive in ctx.rules.refused:
-        raise ctx.error(f"{primitive.name}: {ctx.rules.refused[primitive]}", NoLimitError)
     found = ctx.rules.probed(equation)
     if not isinstance(found, str):
         return found
