@@ -173,12 +173,12 @@ def train(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
     if not is_limit(width):
-        with checkpoints.open():
+        with checkpoints:
             return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     limit = replace(limit, may_be_random=not bias_check)
-    with checkpoints.open():
+    with checkpoints:
         if not bias_check or isinstance(width, Deferred):
             return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
         # The cheap side first: what cannot be run with half the samples is refused at once.
