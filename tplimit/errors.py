@@ -101,8 +101,7 @@ def warn(warning: Warning) -> None:
 
 
 def _is_ours(module: str) -> bool:
-    # A context manager of tplimit is entered by way of contextlib.
-    return module.partition(".")[0] in (__name__.partition(".")[0], "contextlib")
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 OPAQUE = (

@@ -174,13 +174,13 @@ def train(
         )
     if not is_limit(width):
         plain = (init or _identity, step, observe or _nothing)
-        with checkpoints.open():
+        with checkpoints:
             return train_networks(plain, theta, batches, width, keys, progress, checkpoints)
     functions = _Functions(init, step, observe)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     limit = replace(limit, may_be_random=not bias_check)
-    with checkpoints.open():
+    with checkpoints:
         if not bias_check or isinstance(width, Deferred):
             return _train_limit(functions, theta, batches, limit, keys, progress, checkpoints)
         # The cheap side first: what cannot be run with half the samples is refused at once.
