@@ -63,9 +63,9 @@ def descent(lr: float) -> Callable[[Any, Any], Any]:
     return step
 
 
-def everything(width: Any, lr: float = 0.1) -> Any:
+def everything(width: Any, lr: float = 0.1, key: int = 0) -> Any:
     """A run with functions of its own."""
-    options = RUN | {"replicates": 2, "width": width}
+    options = RUN | {"replicates": 2, "width": width, "key": jax.random.key(key)}
     start, look = (lambda t: dict(t)), (lambda t: jnp.mean(t["v"] ** 2))
     run = tp.train(descent(lr), ONES, [POINT] * 3, init=start, observe=look, **options)
     return np.concatenate([run.outputs, run.observations])
@@ -78,6 +78,7 @@ def test_the_same_text_compiles_nothing(width: Any, compilations: list[float]) -
     assert compilations
     compilations.clear()
     np.testing.assert_array_equal(everything(width), first)
+    everything(width, key=1)
     assert not compilations
     # Another number in it is another program.
     assert not np.array_equal(everything(width, 0.2), first)
@@ -262,6 +263,13 @@ DIFFERENT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("pair", DIFFERENT.values(), ids=DIFFERENT)
 def test_programs_that_differ_are_told_apart(pair: Any) -> None:
     assert traced(pair[0]) != traced(pair[1])
+
+
+def test_numbers_are_compared_bit_for_bit_and_by_type() -> None:
+    """Unlike ==, for which 1, 1.0 and True are equal, and 0.0 and -0.0; NaN equals itself."""
+    values = [1, 1.0, True, np.float32(1), 0.0, -0.0, 0, (0,), [0], np.nan, -np.inf, None, "1"]
+    keys = [identity({"value": value}) for value in values]
+    assert [keys.index(identity({"value": value})) for value in values] == list(range(len(values)))
 
 
 def test_programs_of_limits_differ_by_powers_of_the_width() -> None:

@@ -142,12 +142,9 @@ _UNUSED = {
 def evaluated_params(equation: Any) -> dict[str, Any]:
     """The parameters of an equation that its evaluation depends on."""
     name = equation.primitive.name
-    if name.startswith(("custom_jvp_call", "custom_vjp_call")):
+    # A composite operation is an object that is made anew at every use.
+    if name.startswith(("custom_jvp_call", "custom_vjp_call")) or _is_composite(equation):
         return {"body": inner_program(equation)}
-    if name == "call_hi_primitive":  # an object made anew at every use; JAX's own have no state
-        kind = type(equation.params["_prim"])
-        if kind.__module__.startswith("jax."):
-            return {"kind": kind, "params": equation.params["_prim"].params}
     unused = _UNUSED.get(name, set())
     return {key: value for key, value in equation.params.items() if key not in unused}
 

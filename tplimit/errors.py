@@ -19,14 +19,7 @@ class Location:
 
 
 class _Explained(Exception):
-    """What errors and warnings say.
-
-    Args:
-        reason: what is wrong, in plain words.
-        operation: the operation with the shapes of its operands.
-        location: the user's file, line and function.
-        advice: what to do.
-    """
+    """What errors and warnings say; see `LimitError`."""
 
     def __init__(
         self,
@@ -57,7 +50,14 @@ class _Explained(Exception):
 
 
 class LimitError(_Explained):
-    """Base of all errors of tplimit; see `_Explained` for its arguments."""
+    """Base of all errors of tplimit.
+
+    Args:
+        reason: what is wrong, in plain words.
+        operation: the operation with the shapes of its operands.
+        location: the user's file, line and function.
+        advice: what to do.
+    """
 
 
 class DivergenceError(LimitError):

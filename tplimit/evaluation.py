@@ -7,7 +7,6 @@ programs share it.
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from tplimit import _jax, arguments, matrices, sharding
 from tplimit.bank import Bank
-from tplimit.errors import LimitError, LimitWarning, Location
+from tplimit.errors import LimitError, LimitWarning, Location, warn
 from tplimit.gaussian import noise
 from tplimit.interpret import RULES, Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
@@ -348,7 +347,7 @@ def _verify(
         error = error.at(places.get(id(error.location), error.location))
         if isinstance(error, LimitError):
             raise error
-        warnings.warn(error, stacklevel=2)
+        warn(error)
 
 
 def _decision(

@@ -26,6 +26,7 @@ from tplimit._jax import Primitive, entry_function
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.rules.lifted import leading, vanishing_with
+from tplimit.store import kept
 from tplimit.trace import Equation
 from tplimit.values import Tensor, Value, tensor
 from tplimit.widths import NEVER, ZERO
@@ -156,20 +157,16 @@ def found_for(
         return "it gives several arrays"
     if not dtypes or any(dtype.kind not in "fiub" and not _is_small(dtype) for dtype in dtypes):
         return "it takes no real numbers"
-    try:
-        key = tuple(sorted(params.items(), key=lambda item: item[0]))
-        return _found(primitive, key, tuple(dtypes), tuple(full), rank)
-    except TypeError:  # parameters that cannot be hashed
-        return "its parameters cannot be compared"
+    probe = functools.partial(_found, primitive, params, tuple(dtypes), tuple(full), rank)
+    return kept("entrywise", probe, primitive, params, tuple(dtypes), tuple(full), rank)
 
 
 def _is_small(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))  # bfloat16 and its like
 
 
-@functools.lru_cache(maxsize=512)
 def _found(
-    primitive: Primitive, key: Any, dtypes: Any, full: tuple[bool, ...], rank: int
+    primitive: Primitive, params: Any, dtypes: Any, full: tuple[bool, ...], rank: int
 ) -> Entrywise | str:
     whole = full if any(full) and rank else (True,) * len(full)
     shape = (2,) * (rank - 1) + (_ENTRIES,)
@@ -177,7 +174,7 @@ def _found(
     points = [_points(dtypes[k], shapes[k], k) for k in range(len(dtypes))]
     try:
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
-            apply = entry_function(primitive, dict(key), points)
+            apply = entry_function(primitive, params, points)
             if isinstance(apply, str):
                 return apply
             reason = _seen(apply, points, whole)
