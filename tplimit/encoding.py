@@ -27,22 +27,24 @@ from tplimit.gaussian.deferred import Law, Store
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter
 from tplimit.parity import Parity
+from tplimit.parts import Matrix, Part
 from tplimit.trace import Aval
 from tplimit.trajectory import Records
-from tplimit.values import Block, Core, Gaussian, LowRank, Matrices, Matrix, Patch, Tensor, Term
+from tplimit.values import Matrices, MatrixRemainder, Patch, Tensor, Term
 from tplimit.widths import NEVER, Exponents, Scale, Size, Width
 
 __all__ = ["Malformed", "OtherFields", "conforms", "decode", "encode"]
 
-_CLASSES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        Aval, Bank, Block, Core, Deferred, Exponents, Gaussian, Law, LimitValue, Location, LowRank,
-        Matrices, Matrix, Parameter, Parity, Patch, Records, Revealed, Scale, Size, Store, Tensor,
-        Term, Width,
-    )
-}  # fmt: skip
+_CLASSES = (
+    Aval, Bank, Deferred, Exponents, Law, LimitValue, Location, Matrices, Matrix, MatrixRemainder,
+    Parameter, Parity, Patch, Records, Revealed, Scale, Size, Store, Tensor, Term, Width,
+)  # fmt: skip
 _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+def _class(name: str) -> type | None:
+    """The class of this name, if it is on the list or a part of matrices."""
+    return {cls.__name__: cls for cls in (*_CLASSES, *Part.__subclasses__())}.get(name)
 
 
 class OtherFields(Exception):
@@ -104,7 +106,7 @@ class _Encoder:
 
     def _shared(self, value: Any) -> Any:
         kind = type(value)
-        if _CLASSES.get(kind.__name__) is kind:
+        if _class(kind.__name__) is kind:
             content = {name: self.code(getattr(value, name)) for name in _fields(kind)}
             return ["class", [kind.__name__, content]]
         if isinstance(value, Lineage):
@@ -214,7 +216,7 @@ class _Decoder:
 
     def read_class(self, content: Any) -> Any:
         name, codes = content
-        cls = _CLASSES.get(name)
+        cls = _class(name)
         if cls is None or set(_fields(cls)) != set(codes):
             raise OtherFields(f"it has another {name}")
         values = {field: self.value(code) for field, code in codes.items()}

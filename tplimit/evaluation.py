@@ -25,7 +25,7 @@ from tplimit.lint import lint
 from tplimit.plain import is_plain
 from tplimit.store import Store, kept
 from tplimit.trace import WIDTHS, Aval, Program, Slot, failed_at_width, trace
-from tplimit.values import Core, Matrices, Matrix, Tensor, Value
+from tplimit.values import Matrices, Tensor, Value
 from tplimit.widths import Dim, Size
 
 #: Pairs that stores have room for at first, and the multiple that capacities are rounded up to.
@@ -436,21 +436,14 @@ def _grown(bank: Bank, capacity: int) -> Bank:
 
 
 def _fitted(value: Value, bank: Bank | None) -> Value:
-    """Cores padded to the capacity of the stores."""
+    """Matrices whose parts are padded to the capacity of the stores."""
     if bank is None or not isinstance(value, Matrices):
         return value
-
-    def pad(matrix: Matrix) -> Matrix:
-        return replace(matrix, cores=tuple(padded(core) for core in matrix.cores))
-
-    def padded(core: Core) -> Core:
-        extra = bank.capacity - core.core.shape[-1]
-        if extra <= 0:
-            return core
-        room = [(0, 0)] * (core.core.ndim - 2) + [(0, extra)] * 2
-        return replace(core, core=jnp.pad(core.core, room))
-
-    return value.map(pad)
+    return value.map(
+        lambda matrix: replace(
+            matrix, parts=tuple(part.fitted(bank.capacity) for part in matrix.parts)
+        )
+    )
 
 
 def _lengths(shape: Sequence[Dim], n: int) -> tuple[int, ...]:

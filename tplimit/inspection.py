@@ -22,6 +22,7 @@ from tplimit.leaves import LimitValue
 from tplimit.parameters import Parameter
 from tplimit.regimes import Regime, regime_of
 from tplimit.sampling import sample
+from tplimit.scaled_gaussian import ScaledGaussian
 from tplimit.trace import Aval, Equation, Program, Slot
 from tplimit.values import Matrices, Tensor
 from tplimit.widths import HALF, NEVER, Exponent, Exponents
@@ -205,8 +206,8 @@ class _Pass:
             + (end.exponents.max() - out.exponents.max())
             for matrices, x, out, end in self.products
             for matrix in matrices.items.flat
-            for part in matrix.gaussians
-            if out.exponents.max() != NEVER
+            for part in matrix.parts
+            if isinstance(part, ScaledGaussian) and out.exponents.max() != NEVER
         ]
 
 

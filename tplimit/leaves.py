@@ -13,8 +13,9 @@ from tplimit import sharding
 from tplimit._jax import is_key, is_traced
 from tplimit.bank import Bank, merged
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
+from tplimit.parts import Matrix
 from tplimit.trace import Aval
-from tplimit.values import Gaussian, Matrix, Tensor, Term, Value, tensor
+from tplimit.values import Tensor, Term, Value, tensor
 from tplimit.widths import Size
 
 
@@ -292,8 +293,8 @@ def sound(leaf: LimitValue, replicates: int) -> bool:
     def of_stores(matrix: Any) -> bool:
         if not isinstance(matrix, Matrix):
             return False
-        used = [g.store for g in matrix.gaussians] + [core.store for core in matrix.cores]
-        return all(0 <= store < len(bank.stores) for store in used)
+        homes = [part.home for part in matrix.parts if part.home is not None]
+        return all(0 <= store < len(bank.stores) for store, _ in homes)
 
     axes: tuple[int, ...]
     if isinstance(value, Tensor):
@@ -391,6 +392,9 @@ def _shifted(value: Value, stores: int, spaces: int) -> Value:
         )
         return Tensor(terms, value.remainder, value.axis, space, value.patches)
 
+    def stored(part: Any) -> Any:
+        return part if part.home is None else replace(part, store=part.store + stores)
+
     def shift(matrix: Matrix) -> Matrix:
         def label(space: int | None) -> int | None:
             return None if space is None else space + spaces
@@ -399,10 +403,7 @@ def _shifted(value: Value, stores: int, spaces: int) -> Value:
             matrix,
             row_space=label(matrix.row_space),
             column_space=label(matrix.column_space),
-            gaussians=tuple(
-                Gaussian(g.scale, g.store + stores, g.transposed) for g in matrix.gaussians
-            ),
-            cores=tuple(replace(core, store=core.store + stores) for core in matrix.cores),
+            parts=tuple(map(stored, matrix.parts)),
         )
 
     return value.map(shift)

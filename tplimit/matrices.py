@@ -1,22 +1,24 @@
-"""Arithmetic of matrices with two width axes: sums, scales, products with vectors, absorption."""
+"""Arithmetic of matrices with two width axes: sums, scales, outer products, absorption.
 
-from collections.abc import Sequence
+It is arithmetic of sums of parts (``parts.py``); which kinds there are does not matter.
+"""
+
+import functools
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra, expansion, patches
 from tplimit.interpret import Context
+from tplimit.low_rank import LowRank
 from tplimit.parity import EVEN
+from tplimit.parts import Matrix, Part
 from tplimit.values import (
-    Block,
-    Core,
-    Gaussian,
-    LowRank,
     Matrices,
-    Matrix,
+    MatrixRemainder,
     Tensor,
     Value,
     at,
@@ -47,7 +49,8 @@ def constant(ctx: Context, rows: Size, columns: Size, value: Tensor) -> Matrix:
     dtype = jnp.result_type(float) if value.dtype.kind != "f" else value.dtype
     left = jnp.ones((1, ctx.size(rows)), dtype)
     right = jnp.ones((1, ctx.size(columns)), dtype)
-    return Matrix(rows, columns, None, None, low_rank=(LowRank(left, right, value, EVEN, EVEN),))
+    part = LowRank(left, right, value, EVEN, EVEN, constant=True)
+    return Matrix(rows, columns, None, None, (part,))
 
 
 def add(ctx: Context, a: Value, b: Value) -> Matrices:
@@ -89,76 +92,54 @@ def repeated(ctx: Context, rows: Size, columns: Size, value: Tensor, transposed:
 
 
 def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
-    row_space = ctx.unify(a.row_space, b.row_space)
-    column_space = ctx.unify(a.column_space, b.column_space)
-    gaussians = _merged_gaussians(ctx, [*a.gaussians, *b.gaussians])
-    remainder = max(a.remainder, b.remainder)
-    cores, lost = _leading(ctx, [*a.cores, *b.cores], [*a.low_rank, *b.low_rank])
-    parts = [*a.low_rank, *b.low_rank]
-    low_rank = tuple(part for part in parts if level_of(part) not in lost | {NEVER})
-    remainder, blocks = _unknown_scales(parts, max([remainder, *lost]), [*a.blocks, *b.blocks])
-    return Matrix(
-        a.rows, a.columns, row_space, column_space, gaussians, cores, low_rank, remainder,
-        patches.joined_blocks(blocks),
-    )  # fmt: skip
+    total = Matrix(
+        a.rows,
+        a.columns,
+        ctx.unify(a.row_space, b.row_space),
+        ctx.unify(a.column_space, b.column_space),
+        (*a.parts, *b.parts),
+        max(a.remainder, b.remainder),
+        (*a.blocks, *b.blocks),
+    )
+    return _collected(ctx, total, total.parts)
 
 
-def _unknown_scales(
-    parts: Sequence[LowRank], remainder: Exponent, blocks: list[Block]
-) -> tuple[Exponent, list[Block]]:
-    """What is unknown of a matrix, and in places, with that of the scales of its parts."""
-    for part in parts:
-        lost = part.scale.remainder.max()
-        if lost != NEVER:
-            block = Block(lost, rows=part.row_mask, columns=part.column_mask)
-            remainder, blocks = _placed(block, remainder, blocks)
-    return remainder, blocks
-
-
-def level_of(part: LowRank) -> Exponent:
-    return part.scale.exponents.max()
-
-
-def _leading(
-    ctx: Context, cores: Sequence[Core], low: Sequence[LowRank]
-) -> tuple[tuple[Core, ...], set[Exponent]]:
-    """Cores summed by store and order; of parts of different order only the largest are kept."""
-    levels = {core.exponent for core in cores} | {level_of(part) for part in low}
-    levels.discard(NEVER)
-    kept = set(sorted(levels, reverse=True)[: ctx.terms])
-    summed: dict[tuple[int, bool, Exponent], Core] = {}
-    for core in cores:
-        if core.exponent not in kept:
+def _collected(ctx: Context, matrix: Matrix, parts: Iterable[Part]) -> Matrix:
+    """A matrix that has these parts for its own: like ones added, those kept that act at the
+    largest orders. What is unknown of its own parts, or dropped, counts with its remainder."""
+    orders = {order_of(ctx, part) for part in parts if part.yields} - {NEVER}
+    kept = sorted(orders, reverse=True)[: ctx.terms]
+    summed: dict[Hashable, Part] = {}
+    for number, part in enumerate(sorted(parts, key=lambda part: part.place)):
+        if part.yields and order_of(ctx, part) not in kept:
             continue
-        key = (core.store, core.transposed, core.exponent)
-        found = summed.get(key)
-        if found is not None:
-            core = replace(
-                found,
-                core=found.core + core.core,
-                row_mask=_either(found.row_mask, core.row_mask),
-                column_mask=_either(found.column_mask, core.column_mask),
-            )
-        summed[key] = core
-    return tuple(summed.values()), levels - kept
+        key = number if part.key is None else (type(part), part.key)
+        summed[key] = summed[key].plus(ctx, part) if key in summed else part
+    # As low rank, what is dropped acts at its order.
+    _, gain = ctx.scale(1.0, Part.gain)
+    remainder = max([matrix.remainder, *(order - gain for order in orders - {*kept})])
+    own = tuple(part for part in summed.values() if part.level != NEVER)
+    gone = [part for part in summed.values() if part.level == NEVER]
+    lost = [
+        part.remainder(part.unknown) for part in (*matrix.parts, *gone) if part.unknown != NEVER
+    ]
+    return _with_unknown(replace(matrix, parts=own, remainder=remainder), lost)
 
 
-def _either(a: Any, b: Any) -> Any:
-    """Mask of a sum; None is everywhere."""
-    return None if a is None or b is None else a | b
+def order_of(ctx: Context, part: Part) -> Exponent:
+    """Exponent of the image of a vector of order one under a part."""
+    return part.level + ctx.scale(1.0, part.gain)[1]
 
 
-def _merged_gaussians(ctx: Context, parts: Sequence[Gaussian]) -> tuple[Gaussian, ...]:
-    merged: dict[tuple[int, bool], Gaussian] = {}
-    for part in parts:
-        key = (part.store, part.transposed)
-        found = merged.get(key)
-        if found is None:
-            merged[key] = part
-            continue
-        scale = algebra.add(ctx, found.scale, part.scale)
-        merged[key] = replace(part, scale=scale)
-    return tuple(part for part in merged.values() if part.scale.exponents.max() != NEVER)
+def _with_unknown(matrix: Matrix, lost: Iterable[MatrixRemainder]) -> Matrix:
+    """The same matrix, of which more is unknown: everywhere, or in some rows and columns."""
+    remainder, blocks = matrix.remainder, [*matrix.blocks]
+    for block in lost:
+        if block.rows is None and block.columns is None and block.average == block.bound:
+            remainder = max(remainder, block.bound)
+        else:
+            blocks.append(block)
+    return replace(matrix, remainder=remainder, blocks=patches.joined_blocks(blocks))
 
 
 def negative(ctx: Context, value: Value) -> Value:
@@ -179,41 +160,24 @@ def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
         return zero(matrix.rows, matrix.columns)
     if not factor.exponents.uniform:
         factor = demoted(factor)
-    level = factor.exponents.value
-    gaussians = tuple(
-        replace(g, scale=algebra.multiply(ctx, g.scale, factor)) for g in matrix.gaussians
+    reach = max(factor.exponents.value, factor.remainder.max())
+    scaled = [part.scaled(ctx, factor) for part in matrix.parts]
+    out = replace(
+        matrix,
+        parts=tuple(part for part, _ in scaled),
+        remainder=matrix.remainder + reach,
+        blocks=tuple(block + reach for block in matrix.blocks),
     )
-    cores = tuple(
-        replace(c, core=c.core * factor.coefficient, exponent=c.exponent + level)
-        for c in matrix.cores
+    return _with_unknown(
+        out, [part.remainder(unknown) for part, unknown in scaled if unknown != NEVER]
     )
-    low_rank = tuple(
-        replace(part, scale=algebra.multiply(ctx, part.scale, factor)) for part in matrix.low_rank
-    )
-    lost = factor.remainder.max()
-    remainder = matrix.remainder + max(level, lost)
-    blocks = [block + max(level, lost) for block in matrix.blocks]
-    for core in matrix.cores if lost != NEVER else ():
-        block = Block(core.exponent + lost, rows=core.row_mask, columns=core.column_mask)
-        remainder, blocks = _placed(block, remainder, blocks)
-    return Matrix(
-        matrix.rows, matrix.columns, matrix.row_space, matrix.column_space,
-        gaussians, cores, low_rank, remainder, patches.joined_blocks(blocks),
-    )  # fmt: skip
-
-
-def _placed(block: Block, remainder: Exponent, blocks: list[Block]) -> tuple[Exponent, list[Block]]:
-    """What is unknown of a matrix, and in places, with this in addition."""
-    if block.rows is None and block.columns is None and block.average == block.bound:
-        return max(remainder, block.bound), blocks
-    return remainder, [*blocks, block]
 
 
 def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
     """Product entry by entry of a matrix array and a finite array constant along both widths."""
     if isinstance(a, Matrices) and isinstance(b, Matrices):
         for first, second in ((a, b), (b, a)):
-            numbers = _rank_one_constants(second)
+            numbers = _numbers(ctx, second)
             if numbers is not None:
                 x, y = np.broadcast_arrays(first.items, numbers)
                 return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), a.axes)
@@ -248,47 +212,60 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
     return Matrices(outer(ctx, first, second, rows, columns, 1), (0, 1))
 
 
-def settled(matrix: Matrix) -> Matrix:
+def remainder_everywhere(matrix: Matrix) -> Matrix:
     """The same matrix, what is unknown in some rows or columns being moved to the remainder."""
     remainder = max([matrix.remainder, *(block.average for block in matrix.blocks)])
     return replace(matrix, remainder=remainder, blocks=())
 
 
 def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
-    """Product entry by entry of two low-rank matrices: the ranks multiply."""
-    a, b = settled(a), settled(b)
-    if a.gaussians or a.cores or b.gaussians or b.cores:
-        unsupported(ctx, "the product, entry by entry, with another matrix")
-    parts = []
-    for x in a.low_rank:
-        for y in b.low_rank:
-            rows = (x.rows[:, None] * y.rows[None]).reshape(-1, x.rows.shape[1])
-            columns = (x.columns[:, None] * y.columns[None]).reshape(-1, x.columns.shape[1])
-            parts.append(LowRank(rows, columns, algebra.multiply(ctx, x.scale, y.scale)))
-    lost = [a.remainder + b.remainder]
-    lost += [a.remainder + level_of(y) for y in b.low_rank]
-    lost += [b.remainder + level_of(x) for x in a.low_rank]
-    out = zero(a.rows, a.columns)
-    for part in parts:
-        out = sum_of(ctx, out, replace(zero(a.rows, a.columns), low_rank=(part,)))
-    row_space = ctx.unify(a.row_space, b.row_space)
-    column_space = ctx.unify(a.column_space, b.column_space)
-    return replace(
-        out,
-        row_space=row_space,
-        column_space=column_space,
-        remainder=max(out.remainder, *lost),
+    """Product entry by entry of matrices whose parts know it."""
+    a, b = remainder_everywhere(a), remainder_everywhere(b)
+    parts = [_product_of_parts(ctx, x, y) for x in a.parts for y in b.parts]
+    (known, unknown), (other, hidden) = _bounds(a), _bounds(b)
+    out = Matrix(
+        a.rows,
+        a.columns,
+        ctx.unify(a.row_space, b.row_space),
+        ctx.unify(a.column_space, b.column_space),
+        tuple(parts),
+        max(known + hidden, unknown + other, unknown + hidden),
     )
+    return _collected(ctx, out, parts)
 
 
-def _rank_one_constants(value: Matrices) -> np.ndarray | None:
+def _bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
+    """Exponents of the largest entries that are known, and of what is unknown."""
+    known = max((part.level for part in matrix.parts), default=NEVER)
+    return known, max([matrix.remainder, *(part.unknown for part in matrix.parts)])
+
+
+def _product_of_parts(ctx: Context, a: Part, b: Part) -> Part:
+    product = a.times(ctx, b) or b.times(ctx, a)
+    if product is None:
+        unsupported(ctx, "the product, entry by entry, with another matrix")
+    return product
+
+
+def _numbers(ctx: Context, value: Matrices) -> np.ndarray | None:
     """The number each matrix consists of, where all are constant matrices; else None."""
-    for item in value.items.flat:
-        constant_part = len(item.low_rank) == 1 and item.row_space is item.column_space is None
-        if item.gaussians or item.cores or not (constant_part or item.vanishes):
-            return None
-    nothing = tensor(np.zeros((), np.float32), NONE)
-    return map_items(lambda m: m.low_rank[0].scale if m.low_rank else nothing, value.items)
+    numbers = [_number(ctx, matrix) for matrix in value.items.flat]
+    if any(number is None for number in numbers):
+        return None
+    out = np.empty(value.items.shape, dtype=object)
+    for index, number in zip(np.ndindex(out.shape), numbers, strict=True):
+        out[index] = number
+    return out
+
+
+def _number(ctx: Context, matrix: Matrix) -> Tensor | None:
+    if matrix.vanishes:
+        return tensor(np.zeros((), np.float32), NONE)
+    numbers = [part.number for part in matrix.parts if part.number is not None]
+    if not numbers or matrix.blocks or len(numbers) < len(matrix.parts):
+        return None
+    total = functools.reduce(functools.partial(algebra.add, ctx), numbers)
+    return replace(total, remainder=total.remainder.maximum(Exponents(matrix.remainder)))
 
 
 def select(ctx: Context, which: Tensor, cases: Sequence[Value]) -> Matrices:
@@ -311,47 +288,7 @@ def absorbed(ctx: Context, value: Matrices) -> Matrices:
 
 
 def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
-    kept, cores = [], list(matrix.cores)
-    for part in matrix.low_rank:
-        home = _home(ctx, matrix, part)
-        if home is None:
-            kept.append(part)
-            continue
-        store, transposed = home
-        left = ctx.coordinates(store, not transposed, part.rows)
-        right = ctx.coordinates(store, transposed, part.columns)
-        kernel = (left.T @ right) * part.scale.coefficient
-        kernel = kernel.T if transposed else kernel
-        masks = part.row_mask, part.column_mask
-        cores.append(Core(kernel, level_of(part), store, transposed, *masks))
-    if not matrix.low_rank:
-        return matrix
-    summed, lost = _leading(ctx, cores, kept)
-    remainder, blocks = _unknown_scales(
-        matrix.low_rank, max([matrix.remainder, *lost]), [*matrix.blocks]
-    )
-    kept = [part for part in kept if level_of(part) not in lost]
-    return replace(
-        matrix, cores=summed, low_rank=tuple(kept), remainder=remainder,
-        blocks=patches.joined_blocks(blocks),
-    )  # fmt: skip
-
-
-def _home(ctx: Context, matrix: Matrix, part: LowRank) -> tuple[int, bool] | None:
-    """Store in whose bases a low-rank part is written: the matrix's own, or one that knows it."""
-    if matrix.gaussians:
-        return matrix.gaussians[0].store, matrix.gaussians[0].transposed
-    if matrix.cores:
-        return matrix.cores[0].store, matrix.cores[0].transposed
-    if ctx.bank is None:
-        return None
-    for index in range(len(ctx.bank.stores)):
-        for transposed in (False, True):
-            if ctx.recall(index, transposed, part.columns) is not None:
-                return index, transposed
-            if ctx.recall(index, not transposed, part.rows) is not None:
-                return index, transposed
-    return None
+    return _collected(ctx, matrix, [part.absorbed(ctx, matrix) for part in matrix.parts])
 
 
 def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
@@ -363,19 +300,19 @@ def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: i
         for y in expansion.pieces(replace(b, remainder=NONE)):
             total = sum_of(ctx, total, _outer(ctx, x, y, rows, columns, rank))
     remainder = max(total.remainder, a.remainder.max() + b.remainder.max())
-    blocks: list[Block] = []
-    for block in _unknown_rows(a, b) + [block.T for block in _unknown_rows(b, a)]:
-        remainder, blocks = _placed(block, remainder, blocks)
-    return replace(total, remainder=remainder, blocks=patches.joined_blocks(blocks))
+    lost = _unknown_rows(a, b) + [block.T for block in _unknown_rows(b, a)]
+    return _with_unknown(replace(total, remainder=remainder), lost)
 
 
-def _unknown_rows(a: Tensor, b: Tensor) -> list[Block]:
+def _unknown_rows(a: Tensor, b: Tensor) -> list[MatrixRemainder]:
     """What is unknown of an outer product for what is unknown of its first factor."""
     size, mask = patches.bound_of(b), patches.reach(b)
     known = mask if b.remainder == NONE else None
-    found = [Block(p.bound + size, p.share, rows=p.mask, columns=known) for p in a.patches]
+    found = [
+        MatrixRemainder(p.bound + size, p.share, rows=p.mask, columns=known) for p in a.patches
+    ]
     if a.remainder != NONE:
-        found.append(Block(a.remainder.max() + size, columns=mask))
+        found.append(MatrixRemainder(a.remainder.max() + size, columns=mask))
     return found
 
 
@@ -393,7 +330,7 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
         ctx.fail("An outer product with finite axes left over.")
     masks = (None, None) if ctx.terms == 1 else (patches.reach(a), patches.reach(b))
     part = LowRank(left, right, one, a.parity, b.parity, *masks)
-    return Matrix(rows, columns, a.space, b.space, low_rank=(part,))
+    return Matrix(rows, columns, a.space, b.space, (part,))
 
 
 __all__ = [
@@ -403,7 +340,9 @@ __all__ = [
     "crossed",
     "multiply",
     "negative",
+    "order_of",
     "outer",
+    "remainder_everywhere",
     "repeated",
     "scale",
     "scaled",

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tplimit.values import Block, Patch, Tensor, along
+from tplimit.values import MatrixRemainder, Patch, Tensor, along
 from tplimit.widths import NONE, Exponent
 
 
@@ -45,15 +45,15 @@ def joined(patches: Iterable[Patch]) -> tuple[Patch, ...]:
     return tuple(found[kind] for kind in sorted(found))
 
 
-def joined_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
-    """Blocks of one kind as one."""
-    found: dict[tuple[bool, ...], Block] = {}
+def joined_blocks(blocks: Iterable[MatrixRemainder]) -> tuple[MatrixRemainder, ...]:
+    """Those of one kind as one."""
+    found: dict[tuple[bool, ...], MatrixRemainder] = {}
     for block in blocks:
         kind = (
             block.rows is None, block.columns is None, block.row_share < 0, block.column_share < 0
         )  # fmt: skip
         other = found.get(kind, block)
-        found[kind] = Block(
+        found[kind] = MatrixRemainder(
             max(block.bound, other.bound),
             max(block.row_share, other.row_share),
             max(block.column_share, other.column_share),

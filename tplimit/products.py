@@ -1,39 +1,26 @@
 """Products of matrices with vectors, and with matrices of low rank."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra, expansion, patches
-from tplimit.gaussian import noise
-from tplimit.gaussian.deferred import core_product
 from tplimit.interpret import Context
-from tplimit.matrices import level_of, settled
-from tplimit.parity import EVEN, UNKNOWN, Parity
-from tplimit.values import (
-    Core,
-    Gaussian,
-    LowRank,
-    Matrix,
-    Patch,
-    Tensor,
-    demoted,
-    tensor,
-    with_parity,
-)
-from tplimit.widths import HALF, NEVER, NONE, Exponent, Exponents, Size
+from tplimit.low_rank import LowRank
+from tplimit.matrices import order_of, remainder_everywhere
+from tplimit.parity import EVEN
+from tplimit.parts import Image, Matrix, Rows
+from tplimit.values import Patch, Tensor, demoted, tensor, with_parity
+from tplimit.widths import HALF, NEVER, NONE, Exponents, Size
 
 
 def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     """``A x`` over the columns of ``A``: rows ``(k, M)``, with the exponents of the finite axes.
 
-    A Gaussian part is a query of its store (``Z-hat + Z-dot``, Yang, TP III, definition of
-    NetsorT moments); a low-rank part is an average over the width times its rows. All terms of
-    ``x`` are queried at once.
+    It is the sum of the images under the parts of ``A``. All terms of ``x`` are asked for at once.
     """
     space = ctx.unify(matrix.column_space, x.space)
     if ctx.terms > 1 and x.terms[0].exponents == NONE:
@@ -41,7 +28,9 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     pieces = [p for p in expansion.pieces(x) if p.exponents != NONE] if ctx.terms > 1 else [x]
     rows = [ctx.rows(piece) for piece in pieces]
     block = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
-    images = _images(ctx, matrix, block, [piece.parity for piece in pieces], rows, size, space)
+    parities = [piece.parity for piece in pieces]
+    asked = Rows(block, rows, parities, size, space, matrix.parts, {})
+    images = [part.image(ctx, asked) for part in matrix.parts]
     count = rows[0].shape[0]
     parts = []
     for number, piece in enumerate(pieces):
@@ -57,118 +46,8 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
 
 
-class _Image(NamedTuple):
-    """Images of all rows under one part of a matrix.
-
-    Attributes:
-        mean: in the limit.
-        change: at finite width, over ``n^(-1/2)``, or None.
-        scale: number by which both are multiplied.
-        lift: exponent added to that of the rows.
-        parity: of the mean, per piece of the vector.
-        mask: coordinates that may differ from 0, or None for all.
-    """
-
-    mean: Any
-    change: Any
-    scale: Tensor
-    lift: Exponent
-    parity: Sequence[Parity]
-    mask: Any = None
-
-    def at(self, number: int, place: slice) -> "_Image":
-        """Images of one piece of the vector, the rows at this place."""
-        change = None if self.change is None else self.change[place]
-        return self._replace(mean=self.mean[place], change=change, parity=[self.parity[number]])
-
-
-def _images(
-    ctx: Context,
-    matrix: Matrix,
-    block: Any,
-    parities: list[Parity],
-    rows: list[Any],
-    size: Size,
-    space: int | None,
-) -> list[_Image]:
-    """Images of a block of rows, several rows for each of the given parities."""
-    found: list[_Image] = []
-    cores: dict[int, tuple[Any, Any]] = {}  # images, by identity
-    factor, gain = algebra.width_factor(ctx, size)
-    unknown = [UNKNOWN] * len(parities)
-    several = ctx.terms > 1
-    for part in matrix.gaussians:
-        home = [c for c in matrix.cores if (c.store, c.transposed) == (part.store, part.transposed)]
-        kernels = [core.core.T if core.transposed else core.core for core in home]
-        root, half = ctx.scale(float(size.ratio) ** 0.5, HALF)
-        fresh, unmet = _symmetry(ctx, part, parities)
-        flags = np.repeat(unmet, block.shape[0] // len(parities)) if several else None
-        images, changes = ctx.query(part.store, part.transposed, block, kernels, flags)
-        _remember_parts(ctx, part, block, rows)
-        changes = changes or [None] * len(images)
-        for core, *both in zip(home, images[1:], changes[1:], strict=True):
-            cores[id(core)] = both[0], both[1]
-        parity = [fresh if free else UNKNOWN for free in unmet]
-        found.append(_Image(root * images[0], _times(root, changes[0]), part.scale, half, parity))
-    one = tensor(np.ones((), block.dtype))
-    for core in matrix.cores:
-        image, change = cores.get(id(core)) or _apply_core(ctx, core, block)
-        lift = core.exponent + gain
-        mean, change = (_chosen(core.row_mask, _times(factor, array)) for array in (image, change))
-        found.append(_Image(mean, change, one, lift, unknown, core.row_mask))
-    for low in matrix.low_rank:
-        met = factor * noise.inner(block, low.columns)
-        symmetric = [(low.column_parity * parity).vanishes for parity in parities]
-        if several and any(symmetric):
-            flags = np.repeat(symmetric, block.shape[0] // len(parities))
-            met = jnp.where(flags[:, None], 0, met)
-        image, change = met @ low.rows, None
-        if several and space is not None:
-            weights = ctx.multipliers(space, block.shape[1])
-            met = noise.inner(block * weights, low.columns) * ctx.root_n
-            change = factor * (met @ low.rows)
-        parity = [low.row_parity] * len(parities)
-        found.append(_Image(image, change, low.scale, gain, parity, low.row_mask))
-    return found
-
-
-def _chosen(mask: Any, array: Any) -> Any:
-    """Images with exact zeros where there is nothing but round-off."""
-    return array if mask is None or array is None else jnp.where(mask, array, 0)
-
-
-def _times(factor: float, array: Any) -> Any:
-    return None if array is None else factor * array
-
-
-def _symmetry(
-    ctx: Context, part: Gaussian, parities: Sequence[Parity]
-) -> tuple[Parity, list[bool]]:
-    """Parity of fresh images; which vectors are orthogonal by symmetry to what the transposed
-    matrix has given."""
-    assert ctx.bank is not None
-    out, into = ctx.bank.store_spaces[part.store]
-    if part.transposed:
-        out, into = into, out
-    given = Parity(odd=frozenset((into,)))
-    return Parity(odd=frozenset((out,)), fresh=True), [
-        (given * parity).vanishes for parity in parities
-    ]
-
-
-def _remember_parts(ctx: Context, part: Gaussian, block: Any, rows: list[Any]) -> None:
-    """Coordinates of the pieces, which updates of the weights are made of."""
-    if len(rows) < 2:
-        return
-    coordinates = ctx.coordinates(part.store, part.transposed, block)
-    count = rows[0].shape[0]
-    for number, piece in enumerate(rows):
-        place = slice(number * count, (number + 1) * count)
-        ctx.remember(part.store, part.transposed, piece, coordinates[place])
-
-
 def _image(
-    ctx: Context, matrix: Matrix, x: Tensor, images: list[_Image], size: Size
+    ctx: Context, matrix: Matrix, x: Tensor, images: list[Image], size: Size
 ) -> list[Tensor]:
     """The image of a vector of one term as a sum."""
     exponents, remainder = _row_exponents(x.exponents, x), _row_exponents(x.remainder, x)
@@ -217,12 +96,9 @@ def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> li
     unknown = _row_exponents(patches.spread(x).remainder, x)
     bound = patches.bound_of(x)
     _, gain = algebra.width_factor(ctx, size)
-    _, half = ctx.scale(1.0, HALF)
     found: list[tuple[Exponents, Any]] = [(unknown + (matrix.remainder + gain), None)]
     found.append((_row_exponents(x.exponents, x) + (matrix.remainder + gain), None))
-    found += [(unknown + (g.scale.exponents.max() + half), None) for g in matrix.gaussians]
-    found += [(unknown + (core.exponent + gain), core.row_mask) for core in matrix.cores]
-    found += [(unknown + (level_of(low) + gain), low.row_mask) for low in matrix.low_rank]
+    found += [(unknown + order_of(ctx, part), part.row_mask) for part in matrix.parts]
     nothing = _nothing(ctx, matrix, x)
     values = [_within(mask, replace(nothing, remainder=order)) for order, mask in found]
     for block in matrix.blocks:
@@ -268,38 +144,25 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
     return Exponents(np.moveaxis(exponents.array, x.axis, -1).reshape(-1, 1))
 
 
-def _apply_core(ctx: Context, core: Core, rows: Any) -> tuple[Any, Any]:
-    """Image of rows under a core, and its change at finite width where several terms are kept."""
-    assert ctx.bank is not None
-    view = ctx.bank.view(core.store, core.transposed)
-    kernel = core.core.T if core.transposed else core.core
-    image = core_product(kernel, view, rows, ctx.recall(core.store, core.transposed, rows))
-    if ctx.terms == 1:
-        return image, None
-    spaces = ctx.bank.store_spaces[core.store]
-    weights = ctx.multipliers(spaces[0] if core.transposed else spaces[1], rows.shape[1])
-    met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
-    return image, core_product(kernel, view, rows, met)
-
-
 def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``A B``, one of the two being of low rank."""
     ctx.unify(a.column_space, b.row_space)
-    if b.gaussians or b.cores:
-        if a.gaussians or a.cores:
+    factors = [part.factors for part in b.parts]
+    if any(factor is None for factor in factors):
+        if any(part.factors is None for part in a.parts):
             ctx.fail(
                 "The product of two Gaussian matrices is not formed.",
                 advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
             )
         return product(ctx, b.T, a.T, inner_size).T
-    a, b = settled(a), settled(b)
-    parts, remainder = [], a.remainder + b.remainder + 1
-    for low in b.low_rank:
-        x = tensor(low.rows, low.scale.exponents, low.scale.remainder, 1, b.row_space)
-        image = apply(ctx, a, x, inner_size)
-        image = demoted(image)
-        one = tensor(low.scale.coefficient, image.exponents, image.remainder)
-        parts.append(LowRank(image.coefficient, low.columns, one))
-    return Matrix(
-        a.rows, b.columns, a.row_space, b.column_space, low_rank=tuple(parts), remainder=remainder
-    )
+    a, b = remainder_everywhere(a), remainder_everywhere(b)
+    parts = []
+    # What is unknown of A meets what is known of B in the images.
+    lost = [a.remainder + 1, *(order_of(ctx, part) for part in a.parts)]
+    remainder = b.remainder + max(lost)
+    for rows, columns, scale in (factor for factor in factors if factor is not None):
+        x = tensor(rows, scale.exponents, scale.remainder, 1, b.row_space)
+        image = demoted(apply(ctx, a, x, inner_size))
+        one = tensor(scale.coefficient, image.exponents, image.remainder)
+        parts.append(LowRank(image.coefficient, columns, one))
+    return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)

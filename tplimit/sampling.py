@@ -26,9 +26,11 @@ from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.parity import EVEN, Parity
+from tplimit.parts import Matrix
+from tplimit.scaled_gaussian import ScaledGaussian
 from tplimit.store import kept
 from tplimit.trace import Aval
-from tplimit.values import Gaussian, Matrices, Matrix, Tensor, tensor, with_parity
+from tplimit.values import Matrices, Tensor, tensor, with_parity
 from tplimit.widths import NEVER, NONE, Dim, Exponents, Scale, Size, Width, as_scale
 
 _SALT = 0x7470_6C69
@@ -451,9 +453,9 @@ class _Sampler:
             spaces = self._space(), self._space()
             matrix = Matrix(rows, columns, *spaces)
             if not std.vanishes:
-                gaussian = Gaussian(std, len(self.stores))
+                gaussian = ScaledGaussian(std, len(self.stores))
                 self._store(jax.random.fold_in(key, number), rows, columns, spaces)
-                matrix = Matrix(rows, columns, *spaces, gaussians=(gaussian,))
+                matrix = Matrix(rows, columns, *spaces, (gaussian,))
             if not mean.vanishes:
                 offset = matrices.constant(self.ctx, rows, columns, mean)
                 matrix = matrices.sum_of(self.ctx, matrix, offset)

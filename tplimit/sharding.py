@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tplimit.bank import Bank
 from tplimit.errors import WidthError
 from tplimit.gaussian.deferred import Store
-from tplimit.values import LowRank, Tensor
+from tplimit.low_rank import LowRank
+from tplimit.values import Tensor
 
 
 def for_particles(mesh: Mesh, samples: int) -> Mesh:

@@ -1,10 +1,11 @@
-"""What the variables of a program are in the limit: ``Tensor`` and ``Matrix``.
+"""What the variables of a program are in the limit: ``Tensor`` and ``Matrices``.
 
 * A *finite* ``Tensor`` (``axis`` is None) denotes arrays whose entries are
   ``n^e c + O(n^rho)`` as the width ``n`` grows.
 * A *vector* (``axis`` names one width axis) denotes arrays whose coordinates along the width
   become independent draws ``n^e Z + O(n^rho)``; ``Z`` is held as M particles.
-* A ``Matrix`` (two width axes) is a sum of deferred Gaussian matrices and low-rank parts.
+* ``Matrices`` are arrays with two width axes: of a ``Matrix`` (``parts.py``) for every index along
+  the finite axes.
 
 Coefficients are arrays and may be traced; exponents ``e``, remainders ``rho`` and the axis are
 static. A value is a list of terms, mostly of one, and what it leaves out is in the remainder.
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.parity import EVEN, UNKNOWN, Parity
-from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents, Size
+from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents
 
 #: Marks dataclass fields that are part of the compilation key.
 STATIC = {"static": True}
@@ -76,7 +77,7 @@ class Patch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Block:
+class MatrixRemainder:
     """What is unknown in some rows and some columns of a matrix only (see ``Patch``).
 
     Attributes:
@@ -91,12 +92,14 @@ class Block:
     rows: Any = None
     columns: Any = None
 
-    def __add__(self, lift: Any) -> "Block":
+    def __add__(self, lift: Any) -> "MatrixRemainder":
         return replace(self, bound=self.bound + lift)
 
     @property
-    def T(self) -> "Block":
-        return Block(self.bound, self.column_share, self.row_share, self.columns, self.rows)
+    def T(self) -> "MatrixRemainder":
+        return MatrixRemainder(
+            self.bound, self.column_share, self.row_share, self.columns, self.rows
+        )
 
     @property
     def average(self) -> Exponent:
@@ -287,106 +290,6 @@ def demoted(value: Tensor) -> Tensor:
     if noise is not None and lower:
         noise = jnp.where(value.exponents.mask(top), noise, 0)
     return tensor(coefficient, Exponents(top), lost, value.axis, value.space, noise, value.zeros)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Gaussian:
-    """``scale * G``: a deferred Gaussian matrix; ``store`` is its index in the bank."""
-
-    scale: Tensor
-    store: int = field(metadata=STATIC)
-    transposed: bool = field(default=False, metadata=STATIC)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Core:
-    """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core.
-
-    ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
-    """
-
-    core: Any
-    exponent: Exponent = field(metadata=STATIC)
-    store: int = field(metadata=STATIC)
-    transposed: bool = field(default=False, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
-
-    @property
-    def T(self) -> "Core":
-        return replace(
-            self,
-            transposed=not self.transposed,
-            row_mask=self.column_mask,
-            column_mask=self.row_mask,
-        )
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LowRank:
-    """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``.
-
-    ``row_parity`` and ``column_parity`` are the sign symmetries of the two, ``row_mask`` and
-    ``column_mask`` the coordinates that may differ from 0 (None: all).
-    """
-
-    rows: Any
-    columns: Any
-    scale: Tensor
-    row_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    column_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
-
-    @property
-    def T(self) -> "LowRank":
-        return LowRank(
-            self.columns, self.rows, self.scale, self.column_parity, self.row_parity,
-            self.column_mask, self.row_mask,
-        )  # fmt: skip
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Matrix:
-    """An ``n_rows x n_columns`` matrix: deferred Gaussians, cores and low-rank parts.
-
-    A part counts by its action on a vector: ``n^(e + 1/2)`` for a Gaussian, ``n^(e + 1)`` for
-    the others. ``remainder`` is the exponent of the entries of what is unknown, taken as low rank;
-    ``blocks`` are what is unknown in some rows or columns only.
-    """
-
-    rows: Size = field(metadata=STATIC)
-    columns: Size = field(metadata=STATIC)
-    row_space: int | None = field(metadata=STATIC)
-    column_space: int | None = field(metadata=STATIC)
-    gaussians: tuple[Gaussian, ...] = ()
-    cores: tuple[Core, ...] = ()
-    low_rank: tuple[LowRank, ...] = ()
-    remainder: Exponent = field(default=NEVER, metadata=STATIC)
-    blocks: tuple[Block, ...] = ()
-
-    @property
-    def T(self) -> "Matrix":
-        return Matrix(
-            self.columns,
-            self.rows,
-            self.column_space,
-            self.row_space,
-            tuple(replace(g, transposed=not g.transposed) for g in self.gaussians),
-            tuple(core.T for core in self.cores),
-            tuple(part.T for part in self.low_rank),
-            self.remainder,
-            tuple(block.T for block in self.blocks),
-        )
-
-    @property
-    def vanishes(self) -> bool:
-        known = self.gaussians or self.cores or self.low_rank
-        return not known and not self.blocks and self.remainder == NEVER
 
 
 class Matrices:

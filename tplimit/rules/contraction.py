@@ -13,7 +13,8 @@ from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
 from tplimit.parity import Parity
-from tplimit.values import Matrices, Matrix, Tensor, Term, Value, at, collapsed, demoted, tensor
+from tplimit.parts import Matrix
+from tplimit.values import Matrices, Tensor, Term, Value, at, collapsed, demoted, tensor
 from tplimit.widths import NEVER, Exponents, Size
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
