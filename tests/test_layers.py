@@ -20,6 +20,7 @@ LAYERS = (
     "arguments",
     "widths",
     "constants",
+    "fields",
     "parity",
     "gaussian",
     "values",

@@ -21,11 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.fields import ALONG, AXIS, ENTRIES, FINITE, NESTED, SPACES, STATIC, STORE
 from tplimit.parity import EVEN, UNKNOWN, Parity
 from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents, Size
-
-#: Marks dataclass fields that are part of the compilation key.
-STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -40,11 +38,11 @@ class Term:
         parity: the sign symmetries of a vector; finite arrays are even in all sources.
     """
 
-    coefficient: Any
+    coefficient: Any = field(metadata=ENTRIES)
     exponents: Exponents = field(metadata=STATIC)
-    noise: Any = None
-    zeros: Any = None
-    parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+    noise: Any = field(default=None, metadata=ENTRIES)
+    zeros: Any = field(default=None, metadata=ENTRIES)
+    parity: Parity = field(default=UNKNOWN, metadata=SPACES)
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +61,7 @@ class Patch:
 
     share: Exponent = field(metadata=STATIC)
     bound: Exponent = field(metadata=STATIC)
-    mask: Any = None
+    mask: Any = field(default=None, metadata=ALONG)
 
     def __add__(self, lift: Any) -> "Patch":
         return replace(self, bound=self.bound + lift)
@@ -88,8 +86,8 @@ class Block:
     bound: Exponent = field(metadata=STATIC)
     row_share: Exponent = field(default=Fraction(0), metadata=STATIC)
     column_share: Exponent = field(default=Fraction(0), metadata=STATIC)
-    rows: Any = None
-    columns: Any = None
+    rows: Any = field(default=None, metadata=ALONG)
+    columns: Any = field(default=None, metadata=ALONG)
 
     def __add__(self, lift: Any) -> "Block":
         return replace(self, bound=self.bound + lift)
@@ -119,11 +117,11 @@ class Tensor:
         patches: what is unknown on some coordinates of a vector only, besides.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] = field(metadata=NESTED)
     remainder: Exponents = field(default=NONE, metadata=STATIC)
-    axis: int | None = field(default=None, metadata=STATIC)
-    space: int | None = field(default=None, metadata=STATIC)
-    patches: tuple[Patch, ...] = ()
+    axis: int | None = field(default=None, metadata=AXIS)
+    space: int | None = field(default=None, metadata=SPACES)
+    patches: tuple[Patch, ...] = field(default=(), metadata=NESTED)
 
     @property
     def coefficient(self) -> Any:
@@ -294,8 +292,8 @@ def demoted(value: Tensor) -> Tensor:
 class Gaussian:
     """``scale * G``: a deferred Gaussian matrix; ``store`` is its index in the bank."""
 
-    scale: Tensor
-    store: int = field(metadata=STATIC)
+    scale: Tensor = field(metadata=NESTED)
+    store: int = field(metadata=STORE)
     transposed: bool = field(default=False, metadata=STATIC)
 
 
@@ -307,12 +305,12 @@ class Core:
     ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
     """
 
-    core: Any
+    core: Any = field(metadata=FINITE)
     exponent: Exponent = field(metadata=STATIC)
-    store: int = field(metadata=STATIC)
+    store: int = field(metadata=STORE)
     transposed: bool = field(default=False, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
 
     @property
     def T(self) -> "Core":
@@ -333,13 +331,13 @@ class LowRank:
     ``column_mask`` the coordinates that may differ from 0 (None: all).
     """
 
-    rows: Any
-    columns: Any
-    scale: Tensor
-    row_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    column_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
+    rows: Any = field(metadata=ALONG)
+    columns: Any = field(metadata=ALONG)
+    scale: Tensor = field(metadata=NESTED)
+    row_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    column_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
 
     @property
     def T(self) -> "LowRank":
@@ -361,13 +359,13 @@ class Matrix:
 
     rows: Size = field(metadata=STATIC)
     columns: Size = field(metadata=STATIC)
-    row_space: int | None = field(metadata=STATIC)
-    column_space: int | None = field(metadata=STATIC)
-    gaussians: tuple[Gaussian, ...] = ()
-    cores: tuple[Core, ...] = ()
-    low_rank: tuple[LowRank, ...] = ()
+    row_space: int | None = field(metadata=SPACES)
+    column_space: int | None = field(metadata=SPACES)
+    gaussians: tuple[Gaussian, ...] = field(default=(), metadata=NESTED)
+    cores: tuple[Core, ...] = field(default=(), metadata=NESTED)
+    low_rank: tuple[LowRank, ...] = field(default=(), metadata=NESTED)
     remainder: Exponent = field(default=NEVER, metadata=STATIC)
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[Block, ...] = field(default=(), metadata=NESTED)
 
     @property
     def T(self) -> "Matrix":
