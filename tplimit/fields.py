@@ -105,6 +105,18 @@ def relabelled(tree: Any, spaces: Renaming, stores: Renaming) -> Any:
     return jax.tree.map(node, tree, is_leaf=has_roles)
 
 
+def stores_in(tree: Any) -> set[int]:
+    """Labels of the deferred matrices that values refer to."""
+    found: set[int] = set()
+
+    def note(label: int) -> int:
+        found.add(label)
+        return label
+
+    relabelled(tree, lambda label: label, note)
+    return found
+
+
 def renamed(labels: Any, name: Renaming) -> Any:
     """Labels by their new names, in the form they had: one, none, a collection or a parity."""
     if labels is None:

@@ -13,9 +13,9 @@ from tplimit import sharding
 from tplimit._jax import is_key, is_traced
 from tplimit.bank import Bank, merged, shifted
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
-from tplimit.fields import COMMON, map_arrays
+from tplimit.fields import COMMON, map_arrays, stores_in
 from tplimit.trace import Aval
-from tplimit.values import Tensor, Term, Value, tensor
+from tplimit.values import Matrix, Tensor, Term, Value, tensor
 from tplimit.widths import Size
 
 
@@ -296,10 +296,8 @@ def sound(leaf: LimitValue, replicates: int) -> bool:
         return all(np.ndim(array) == len(many) + len(shape) for array in arrays)
 
     def of_stores(matrix: Any) -> bool:
-        if not isinstance(matrix, Matrix):
-            return False
-        used = [g.store for g in matrix.gaussians] + [core.store for core in matrix.cores]
-        return all(0 <= store < len(bank.stores) for store in used)
+        known = isinstance(matrix, Matrix)
+        return known and all(0 <= label < len(bank.stores) for label in stores_in(matrix))
 
     axes: tuple[int, ...]
     if isinstance(value, Tensor):

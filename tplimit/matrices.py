@@ -10,6 +10,7 @@ import numpy as np
 from tplimit import algebra, expansion, patches
 from tplimit.interpret import Context
 from tplimit.parity import EVEN
+from tplimit.rearranging import at
 from tplimit.values import (
     Block,
     Core,
@@ -19,7 +20,6 @@ from tplimit.values import (
     Matrix,
     Tensor,
     Value,
-    at,
     demoted,
     map_items,
     tensor,

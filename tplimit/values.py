@@ -208,36 +208,6 @@ def masked(value: Tensor, level: Exponent) -> Any:
     return jnp.where(value.exponents.mask(level), value.coefficient, 0)
 
 
-def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:
-    """The entries at an index: integers and slices along finite axes, slices along the width."""
-    index = (*index, *[slice(None)] * (len(value.shape) - len(index)))
-
-    def part(array: Any) -> Any:
-        return None if array is None else jnp.broadcast_to(array, value.shape)[index]
-
-    # Along the width exponents have length one, whatever share of it is taken.
-    whole = tuple(slice(None) if i == value.axis else k for i, k in enumerate(index))
-
-    def static(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[whole])
-
-    def taken(term: Term) -> Term:
-        c = term.coefficient
-        return replace(
-            term,
-            coefficient=c[index] if isinstance(c, np.ndarray) else part(c),
-            exponents=static(term.exponents),
-            noise=part(term.noise),
-            zeros=part(term.zeros),
-        )
-
-    axis = value.axis
-    if axis is not None:
-        axis -= sum(1 for place in index[:axis] if not isinstance(place, slice))
-    terms = tuple(taken(term) for term in value.terms)
-    return Tensor(terms, static(value.remainder), axis, value.space, value.patches)
-
-
 def collapsed(value: Tensor) -> Tensor:
     """The leading term alone, all else being moved to the remainder."""
     if not value.terms[1:] and not value.patches:
@@ -246,11 +216,11 @@ def collapsed(value: Tensor) -> Tensor:
     lost = value.remainder.maximum(
         *(term.exponents for term in others), *(patch.average for patch in value.patches)
     )
-    first = replace(first, zeros=_zeros(value))
+    first = replace(first, zeros=zeros_of(value))
     return Tensor((first,), lost, value.axis, value.space)
 
 
-def _zeros(value: Tensor) -> Any:
+def zeros_of(value: Tensor) -> Any:
     """Entries where all terms are known to be exactly zero and nothing typical is unknown."""
     masks = [patch.mask for patch in value.patches if patch.mask is not None]
     if not value.terms[1:] and not masks:
