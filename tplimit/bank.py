@@ -8,15 +8,18 @@ coordinate.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from tplimit.fields import ALONG, COMMON, FINITE, NESTED, SPACES, STATIC, relabelled
 from tplimit.gaussian import deferred, sobol
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.gaussian.noise import NoiseRows, Source
-from tplimit.values import STATIC
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -42,14 +45,14 @@ class Bank:
         mesh: devices that share the particles, or None.
     """
 
-    stores: tuple[Store, ...] = ()
-    anchors: tuple[jax.Array, ...] = ()
-    directions: jax.Array | None = None
-    orders: tuple[jax.Array, ...] = ()
-    key: jax.Array | None = None
-    store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
-    anchor_spaces: tuple[int, ...] = field(default=(), metadata=STATIC)
-    classes: tuple[tuple[int, int], ...] = field(default=(), metadata=STATIC)
+    stores: tuple[Store, ...] = field(default=(), metadata=NESTED)
+    anchors: tuple[jax.Array, ...] = field(default=(), metadata=ALONG)
+    directions: jax.Array | None = field(default=None, metadata=COMMON)
+    orders: tuple[jax.Array, ...] = field(default=(), metadata=ALONG)
+    key: jax.Array | None = field(default=None, metadata=FINITE)
+    store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
+    anchor_spaces: tuple[int, ...] = field(default=(), metadata=SPACES)
+    classes: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
     lengths: tuple[int, ...] = field(default=(), metadata=STATIC)
     initial: int = field(default=0, metadata=STATIC)
     spaces: int = field(default=0, metadata=STATIC)
@@ -149,12 +152,14 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
     classes: list[tuple[int, int]] = []
     spaces = 0
     for bank in banks:
-        shifts.append((len(stores), spaces))
-        stores.extend(bank.grown(capacity).stores)
+        shift = len(stores), spaces
+        shifts.append(shift)
+        bank = shifted(bank.grown(capacity), *shift)
+        stores.extend(bank.stores)
         anchors.extend(bank.anchors)
-        store_spaces.extend((r + spaces, c + spaces) for r, c in bank.store_spaces)
-        anchor_spaces.extend(a + spaces for a in bank.anchor_spaces)
-        classes.extend((a + spaces, b + spaces) for a, b in bank.classes)
+        store_spaces.extend(bank.store_spaces)
+        anchor_spaces.extend(bank.anchor_spaces)
+        classes.extend(bank.classes)
         spaces += bank.spaces
     orders: dict[int, jax.Array] = {}
     for bank in banks:
@@ -174,3 +179,8 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         spaces=spaces,
     )
     return whole.grown(capacity), shifts
+
+
+def shifted(value: T, stores: int, spaces: int) -> T:
+    """A value, or bank, with the labels that it has in a merged bank."""
+    return relabelled(value, lambda label: label + spaces, lambda label: label + stores)

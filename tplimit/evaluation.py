@@ -18,6 +18,7 @@ import numpy as np
 from tplimit import _jax, arguments, matrices, sharding
 from tplimit.bank import Bank
 from tplimit.errors import LimitError, LimitWarning, Location, warn
+from tplimit.fields import COMMON, map_arrays
 from tplimit.gaussian import noise
 from tplimit.interpret import RULES, Context, NeedDecision, evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
@@ -230,9 +231,10 @@ def _mapped(
     """A function of stores, the rest of the bank, and values, applied to all replicates."""
     if axes is None:
         return function
-    rest = None if bank is None else jax.tree.map(lambda _: 0, replace(bank, stores=()))
-    if rest is not None and rest.directions is not None:
-        rest = replace(rest, directions=None)
+    rest = None
+    if bank is not None:
+        place = {COMMON["role"]: None}
+        rest = map_arrays(lambda _, axis, role: place.get(role, 0), replace(bank, stores=()))
     return jax.vmap(function, in_axes=(0, rest, list(axes)))
 
 

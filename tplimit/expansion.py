@@ -29,6 +29,7 @@ import numpy as np
 from tplimit import algebra, patches
 from tplimit.interpret import Context
 from tplimit.parity import EVEN, Behaviour, Parity
+from tplimit.rearranging import restricted
 from tplimit.values import Patch, Tensor, Term, collapsed, tensor, with_parity
 from tplimit.widths import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents
 
@@ -42,7 +43,7 @@ Piecewise = Callable[..., Tensor]
 def pieces(value: Tensor) -> list[Tensor]:
     """Summands with one exponent each, besides exact zeros; what is unknown comes last."""
     found = [
-        _level(value, term, level)
+        Tensor((restricted(term, level),), NONE, value.axis, value.space)
         for term in value.terms
         for level in term.exponents.levels()
         if level != NEVER
@@ -50,19 +51,6 @@ def pieces(value: Tensor) -> list[Tensor]:
     if value.remainder != NONE:
         found.append(unknown_part(value))
     return found or [zero(value)]
-
-
-def _level(value: Tensor, term: Term, level: Any) -> Tensor:
-    """The entries of a term that have this exponent."""
-    if not term.exponents.uniform:
-        mask = term.exponents.mask(level)
-        term = replace(
-            term,
-            coefficient=jnp.where(mask, term.coefficient, jnp.zeros((), value.dtype)),
-            exponents=Exponents(np.where(mask, np.array(level, dtype=object), NEVER)),
-            noise=None if term.noise is None else jnp.where(mask, term.noise, 0),
-        )
-    return Tensor((term,), NONE, value.axis, value.space)
 
 
 def zero(value: Tensor) -> Tensor:

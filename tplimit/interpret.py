@@ -53,19 +53,28 @@ class Rules:
 
     rules: dict[Primitive, Rule] = field(default_factory=dict)
     refused: dict[Primitive, str] = field(default_factory=dict)
+    #: Of these the rule only moves entries, of values of any number of terms.
+    moves: set[Primitive] = field(default_factory=set)
     #: A rule of an equation whose primitive has none, or why there is no such rule.
     probed: Callable[[Equation], Rule | str] = lambda equation: "it was not probed"
     #: From the rule of a primitive for values of one term to that for values of several.
     lifted: Callable[[Primitive, Rule], Rule] = lambda primitive, rule: rule
 
-    def __call__(self, *primitives: Primitive | None) -> Callable[[Rule], Rule]:
-        """Decorator that enters a rule of ``primitives`` (None stands for one this JAX lacks)."""
+    def __call__(
+        self, *primitives: Primitive | None, moves: bool = False
+    ) -> Callable[[Rule], Rule]:
+        """Decorator that enters a rule of ``primitives`` (None stands for one this JAX lacks).
+
+        ``moves``: the rule only moves entries (``rearranging.py``), of any number of terms.
+        """
 
         def enter(rule: Rule) -> Rule:
             for primitive in primitives:
                 if primitive is not None:
                     self._new(primitive)
                     self.rules[primitive] = rule
+                    if moves:
+                        self.moves.add(primitive)
             return rule
 
         return enter
@@ -81,7 +90,8 @@ class Rules:
             raise ValueError(f"There is already a rule for {primitive.name}.")
 
     def copy(self) -> "Rules":
-        return Rules(dict(self.rules), dict(self.refused), self.probed, self.lifted)
+        known = dict(self.rules), dict(self.refused), set(self.moves)
+        return Rules(*known, self.probed, self.lifted)
 
     def describe(self) -> str:
         """A Markdown table of the supported and the refused operations."""
@@ -450,7 +460,7 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     if rule is None:
         rule = _found(ctx, equation)
-    elif ctx.terms > 1:
+    elif ctx.terms > 1 and primitive not in ctx.rules.moves:
         rule = ctx.rules.lifted(primitive, rule)
     try:
         outputs = rule(ctx, *values, **equation.params)

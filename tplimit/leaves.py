@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from tplimit import sharding
 from tplimit._jax import is_key, is_traced
-from tplimit.bank import Bank, merged
+from tplimit.bank import Bank, merged, shifted
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
+from tplimit.fields import COMMON, map_arrays, stores_in
 from tplimit.parts import Matrix
 from tplimit.trace import Aval
 from tplimit.values import Tensor, Term, Value, tensor
@@ -187,11 +188,17 @@ def on_mesh(mesh: Mesh | None, leaves: Sequence[Any]) -> list[Any]:
             bank = sharding.placed(mesh, replace(own.bank, mesh=mesh))
             moved[id(own)] = replace(own, bank=bank)
         if id(leaf._value) not in values:
-            values[id(leaf._value)] = sharding.placed(mesh, leaf._value)
+            values[id(leaf._value)] = sharding.placed(mesh, leaf._value, _replicates(leaf))
         revealed = None if own is None else moved[id(own)]
         return LimitValue(values[id(leaf._value)], leaf._aval, revealed, leaf._origin)
 
     return [move(leaf) for leaf in leaves]
+
+
+def _replicates(leaf: LimitValue) -> int:
+    """Axes of replicates before those of a value."""
+    value = leaf._value
+    return len(value.shape) - len(leaf._aval.shape) if isinstance(value, Tensor) else 0
 
 
 def revealed_directions(tree: Any) -> tuple[int, ...]:
@@ -260,20 +267,19 @@ def replicate(tree: Any, index: int) -> Any:
     """One of the replicates in a tree of limit values that have an axis of them."""
     banks: dict[int, Revealed] = {}
 
+    def picked(tree: Any) -> Any:
+        return map_arrays(lambda a, _, role: a if role == COMMON["role"] else a[index], tree)
+
     def bank_of(revealed: Revealed) -> Revealed:
         if id(revealed) not in banks:
-            common = revealed.bank.directions
-            bank = jax.tree.map(lambda a: a[index], replace(revealed.bank, directions=None))
-            bank = replace(bank, directions=common)
-            banks[id(revealed)] = Revealed(bank, revealed.lineage, revealed.used)
+            banks[id(revealed)] = replace(revealed, bank=picked(revealed.bank))
         return banks[id(revealed)]
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, LimitValue):
             return leaf
-        value = jax.tree.map(lambda a: a[index], leaf._value)
         own = None if leaf._revealed is None else bank_of(leaf._revealed)
-        return LimitValue(value, leaf._aval, own, leaf._origin)
+        return LimitValue(picked(leaf._value), leaf._aval, own, leaf._origin)
 
     return jax.tree.map(one, tree)
 
@@ -291,10 +297,8 @@ def sound(leaf: LimitValue, replicates: int) -> bool:
         return all(np.ndim(array) == len(many) + len(shape) for array in arrays)
 
     def of_stores(matrix: Any) -> bool:
-        if not isinstance(matrix, Matrix):
-            return False
-        homes = [part.home for part in matrix.parts if part.home is not None]
-        return all(0 <= store < len(bank.stores) for store, _ in homes)
+        known = isinstance(matrix, Matrix)
+        return known and all(0 <= label < len(bank.stores) for label in stores_in(matrix))
 
     axes: tuple[int, ...]
     if isinstance(value, Tensor):
@@ -346,7 +350,7 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
         if own is not None:
             place = next(i for i, ids in enumerate(ancestors) if id(own.lineage) in ids)
             shift = shifts[place]
-        values.append(_shifted(leaf._value, *shift))
+        values.append(shifted(leaf._value, *shift))
     return Revealed(bank, Lineage(*(tip.lineage for tip in tips)), used), values
 
 
@@ -381,32 +385,6 @@ def _tips(found: list[Revealed]) -> list[Revealed]:
                     advice="Compute both in one function: tp.limit(lambda ...: (first, second)).",
                 )
     return [found[i] for i in tips]
-
-
-def _shifted(value: Value, stores: int, spaces: int) -> Value:
-    if isinstance(value, Tensor):
-        space = None if value.space is None else value.space + spaces
-        terms = tuple(
-            replace(term, parity=term.parity.renamed(lambda label: label + spaces))
-            for term in value.terms
-        )
-        return Tensor(terms, value.remainder, value.axis, space, value.patches)
-
-    def stored(part: Any) -> Any:
-        return part if part.home is None else replace(part, store=part.store + stores)
-
-    def shift(matrix: Matrix) -> Matrix:
-        def label(space: int | None) -> int | None:
-            return None if space is None else space + spaces
-
-        return replace(
-            matrix,
-            row_space=label(matrix.row_space),
-            column_space=label(matrix.column_space),
-            parts=tuple(map(stored, matrix.parts)),
-        )
-
-    return value.map(shift)
 
 
 def _plain(leaf: Any) -> Tensor:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from tplimit import algebra
+from tplimit.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.gaussian import noise
 from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN, Parity
 from tplimit.parts import Image, Matrix, Part, Rows
 from tplimit.projected_update import ProjectedUpdate
-from tplimit.values import STATIC, Tensor
+from tplimit.values import Tensor
 from tplimit.widths import NEVER, Exponent
 
 
@@ -26,13 +27,13 @@ class LowRank(Part):
     ones and all entries equal the scale. Images are averages over the width times the rows.
     """
 
-    rows: Any
-    columns: Any
-    scale: Tensor
-    row_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    column_parity: Parity = field(default=UNKNOWN, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
+    rows: Any = field(metadata=ALONG)
+    columns: Any = field(metadata=ALONG)
+    scale: Tensor = field(metadata=NESTED)
+    row_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    column_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
     constant: bool = field(default=False, metadata=STATIC)
 
     @property

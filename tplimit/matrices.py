@@ -16,12 +16,12 @@ from tplimit.interpret import Context
 from tplimit.low_rank import LowRank
 from tplimit.parity import EVEN
 from tplimit.parts import Matrix, Part
+from tplimit.rearranging import at
 from tplimit.values import (
     Matrices,
     MatrixRemainder,
     Tensor,
     Value,
-    at,
     demoted,
     map_items,
     tensor,

@@ -6,9 +6,10 @@ widths held fixed, leaves the law of the network unchanged. So the average of a 
 in some source is exactly zero, which no number of particles could tell from a small one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from tplimit.fields import SPACES, STATIC
 
 #: How a function of one variable behaves: f(-x) = -f(x), f(-x) = f(x), or neither.
 Behaviour = Literal["odd", "even", "neither"]
@@ -25,9 +26,9 @@ class Parity:
             such: then no coordinate is exactly zero, nor with a number added. None for numbers.
     """
 
-    odd: frozenset[int] = frozenset()
-    unknown: frozenset[int] | None = frozenset()
-    fresh: bool | None = False
+    odd: frozenset[int] = field(default=frozenset(), metadata=SPACES)
+    unknown: frozenset[int] | None = field(default=frozenset(), metadata=SPACES)
+    fresh: bool | None = field(default=False, metadata=STATIC)
 
     @property
     def vanishes(self) -> bool:
@@ -58,13 +59,6 @@ class Parity:
         if behaviour == "even":
             return Parity(frozenset(), self.unknown)
         return Parity(frozenset(), self.unknown | self.odd)
-
-    def renamed(self, name: Callable[[int], int]) -> "Parity":
-        """With other names of the sources."""
-        if self.unknown is None:
-            return self
-        odd, unknown = (frozenset(map(name, sources)) for sources in (self.odd, self.unknown))
-        return Parity(odd, unknown, self.fresh)
 
 
 #: Of what has no source: numbers, constant along a width, and averages over it.

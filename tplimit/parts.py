@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
+from tplimit.fields import NESTED, SPACES, STATIC
 from tplimit.parity import Parity
-from tplimit.values import STATIC, MatrixRemainder, Tensor
+from tplimit.values import MatrixRemainder, Tensor
 from tplimit.widths import NEVER, Exponent, Size
 
 
@@ -171,11 +172,11 @@ class Matrix:
 
     rows: Size = field(metadata=STATIC)
     columns: Size = field(metadata=STATIC)
-    row_space: int | None = field(metadata=STATIC)
-    column_space: int | None = field(metadata=STATIC)
-    parts: tuple[Part, ...] = ()
+    row_space: int | None = field(metadata=SPACES)
+    column_space: int | None = field(metadata=SPACES)
+    parts: tuple[Part, ...] = field(default=(), metadata=NESTED)
     remainder: Exponent = field(default=NEVER, metadata=STATIC)
-    blocks: tuple[MatrixRemainder, ...] = ()
+    blocks: tuple[MatrixRemainder, ...] = field(default=(), metadata=NESTED)
 
     @property
     def T(self) -> "Matrix":

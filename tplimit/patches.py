@@ -39,9 +39,11 @@ def joined(patches: Iterable[Patch]) -> tuple[Patch, ...]:
     found: dict[bool, Patch] = {}
     for patch in patches:
         kind = patch.mask is None
-        other = found.get(kind, patch)
-        mask = None if kind else patch.mask | other.mask
-        found[kind] = Patch(max(patch.share, other.share), max(patch.bound, other.bound), mask)
+        other = found.get(kind)
+        if other is not None:
+            mask = None if kind else patch.mask | other.mask
+            patch = Patch(max(patch.share, other.share), max(patch.bound, other.bound), mask)
+        found[kind] = patch
     return tuple(found[kind] for kind in sorted(found))
 
 

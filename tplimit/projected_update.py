@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra
+from tplimit.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN
 from tplimit.parts import Image, Part, Rows
-from tplimit.values import STATIC, Tensor, tensor
+from tplimit.values import Tensor, tensor
 from tplimit.widths import Exponent
 
 
@@ -25,12 +26,12 @@ class ProjectedUpdate(Part):
     ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
     """
 
-    core: Any
+    core: Any = field(metadata=FINITE)
     exponent: Exponent = field(metadata=STATIC)
-    store: int = field(metadata=STATIC)
+    store: int = field(metadata=STORE)
     transposed: bool = field(default=False, metadata=STATIC)
-    row_mask: Any = None
-    column_mask: Any = None
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
 
     place = 1
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from tplimit import algebra
+from tplimit.fields import NESTED, STATIC, STORE
 from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN, Parity
 from tplimit.parts import Image, Part, Rows
-from tplimit.values import STATIC, MatrixRemainder, Tensor
+from tplimit.values import MatrixRemainder, Tensor
 from tplimit.widths import HALF, NEVER, Exponent
 
 
@@ -23,8 +24,8 @@ class ScaledGaussian(Part):
     moments). It is kept whatever the order of the updates beside it.
     """
 
-    scale: Tensor
-    store: int = field(metadata=STATIC)
+    scale: Tensor = field(metadata=NESTED)
+    store: int = field(metadata=STORE)
     transposed: bool = field(default=False, metadata=STATIC)
 
     gain = HALF

@@ -22,11 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.fields import ALONG, AXIS, ENTRIES, NESTED, SPACES, STATIC
 from tplimit.parity import EVEN, UNKNOWN, Parity
 from tplimit.widths import NEVER, NONE, ZERO, Exponent, Exponents
-
-#: Marks dataclass fields that are part of the compilation key.
-STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -41,11 +39,11 @@ class Term:
         parity: the sign symmetries of a vector; finite arrays are even in all sources.
     """
 
-    coefficient: Any
+    coefficient: Any = field(metadata=ENTRIES)
     exponents: Exponents = field(metadata=STATIC)
-    noise: Any = None
-    zeros: Any = None
-    parity: Parity = field(default=UNKNOWN, metadata=STATIC)
+    noise: Any = field(default=None, metadata=ENTRIES)
+    zeros: Any = field(default=None, metadata=ENTRIES)
+    parity: Parity = field(default=UNKNOWN, metadata=SPACES)
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +62,7 @@ class Patch:
 
     share: Exponent = field(metadata=STATIC)
     bound: Exponent = field(metadata=STATIC)
-    mask: Any = None
+    mask: Any = field(default=None, metadata=ALONG)
 
     def __add__(self, lift: Any) -> "Patch":
         return replace(self, bound=self.bound + lift)
@@ -89,8 +87,8 @@ class MatrixRemainder:
     bound: Exponent = field(metadata=STATIC)
     row_share: Exponent = field(default=Fraction(0), metadata=STATIC)
     column_share: Exponent = field(default=Fraction(0), metadata=STATIC)
-    rows: Any = None
-    columns: Any = None
+    rows: Any = field(default=None, metadata=ALONG)
+    columns: Any = field(default=None, metadata=ALONG)
 
     def __add__(self, lift: Any) -> "MatrixRemainder":
         return replace(self, bound=self.bound + lift)
@@ -122,11 +120,11 @@ class Tensor:
         patches: what is unknown on some coordinates of a vector only, besides.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] = field(metadata=NESTED)
     remainder: Exponents = field(default=NONE, metadata=STATIC)
-    axis: int | None = field(default=None, metadata=STATIC)
-    space: int | None = field(default=None, metadata=STATIC)
-    patches: tuple[Patch, ...] = ()
+    axis: int | None = field(default=None, metadata=AXIS)
+    space: int | None = field(default=None, metadata=SPACES)
+    patches: tuple[Patch, ...] = field(default=(), metadata=NESTED)
 
     @property
     def coefficient(self) -> Any:
@@ -213,36 +211,6 @@ def masked(value: Tensor, level: Exponent) -> Any:
     return jnp.where(value.exponents.mask(level), value.coefficient, 0)
 
 
-def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:
-    """The entries at an index: integers and slices along finite axes, slices along the width."""
-    index = (*index, *[slice(None)] * (len(value.shape) - len(index)))
-
-    def part(array: Any) -> Any:
-        return None if array is None else jnp.broadcast_to(array, value.shape)[index]
-
-    # Along the width exponents have length one, whatever share of it is taken.
-    whole = tuple(slice(None) if i == value.axis else k for i, k in enumerate(index))
-
-    def static(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(exponents.array[whole])
-
-    def taken(term: Term) -> Term:
-        c = term.coefficient
-        return replace(
-            term,
-            coefficient=c[index] if isinstance(c, np.ndarray) else part(c),
-            exponents=static(term.exponents),
-            noise=part(term.noise),
-            zeros=part(term.zeros),
-        )
-
-    axis = value.axis
-    if axis is not None:
-        axis -= sum(1 for place in index[:axis] if not isinstance(place, slice))
-    terms = tuple(taken(term) for term in value.terms)
-    return Tensor(terms, static(value.remainder), axis, value.space, value.patches)
-
-
 def collapsed(value: Tensor) -> Tensor:
     """The leading term alone, all else being moved to the remainder."""
     if not value.terms[1:] and not value.patches:
@@ -251,11 +219,11 @@ def collapsed(value: Tensor) -> Tensor:
     lost = value.remainder.maximum(
         *(term.exponents for term in others), *(patch.average for patch in value.patches)
     )
-    first = replace(first, zeros=_zeros(value))
+    first = replace(first, zeros=zeros_of(value))
     return Tensor((first,), lost, value.axis, value.space)
 
 
-def _zeros(value: Tensor) -> Any:
+def zeros_of(value: Tensor) -> Any:
     """Entries where all terms are known to be exactly zero and nothing typical is unknown."""
     masks = [patch.mask for patch in value.patches if patch.mask is not None]
     if not value.terms[1:] and not masks:

@@ -38,7 +38,7 @@ the Master Theorem, used constructively.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
+from tplimit.fields import ALONG, FINITE
 from tplimit.gaussian import noise
 from tplimit.gaussian.basis import directions
 from tplimit.gaussian.noise import NoiseRows, Source
@@ -69,15 +70,15 @@ class Store:
         gamma: change of the image at finite width (see the module's text), or None.
     """
 
-    X: Float[Array, "c n_in"]
-    Y: Float[Array, "c n_out"]
-    forward: Bool[Array, " c"]
-    transposed: Bool[Array, " c"]
-    overlap: Float[Array, "c c"]
-    count: Int[Array, ""]
-    key_X: Key[Array, ""]
-    key_Y: Key[Array, ""]
-    gamma: Float[Array, "c c"] | None = None
+    X: Float[Array, "c n_in"] = field(metadata=ALONG)
+    Y: Float[Array, "c n_out"] = field(metadata=ALONG)
+    forward: Bool[Array, " c"] = field(metadata=FINITE)
+    transposed: Bool[Array, " c"] = field(metadata=FINITE)
+    overlap: Float[Array, "c c"] = field(metadata=FINITE)
+    count: Int[Array, ""] = field(metadata=FINITE)
+    key_X: Key[Array, ""] = field(metadata=FINITE)
+    key_Y: Key[Array, ""] = field(metadata=FINITE)
+    gamma: Float[Array, "c c"] | None = field(default=None, metadata=FINITE)
 
     @property
     def T(self) -> "Store":

@@ -1,7 +1,6 @@
 """``dot_general``: where finite arrays, vectors and matrices meet."""
 
-import functools
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ from tplimit import algebra, expansion, matrices, products
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
-from tplimit.parity import Parity
 from tplimit.parts import Matrix
-from tplimit.values import Matrices, Tensor, Term, Value, at, collapsed, demoted, tensor
+from tplimit.rearranging import at, permuted, rearranged
+from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import NEVER, Exponents, Size
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -49,41 +48,12 @@ def _swapped(out: Value, batch: int, first: int) -> Value:
     """Exchange the free axes of the operands in a result ``(batch, first, second)``."""
     rank = out.ndim if isinstance(out, Matrices) else len(out.shape)
     order = [*range(batch), *range(batch + first, rank), *range(batch, batch + first)]
-    return permuted(out, order)
+    return permuted_matrices(out, order) if isinstance(out, Matrices) else permuted(out, order)
 
 
-def permuted(value: Value, order: list[int]) -> Value:
-    """Axes in a new order."""
-    if isinstance(value, Matrices):
-        return permuted_matrices(value, order)
-    if order == list(range(len(order))):
-        return value
-    axis = None if value.axis is None else order.index(value.axis)
-
-    def move(array: Any) -> Any:
-        return None if array is None else jnp.transpose(array, order)
-
-    terms = tuple(
-        replace(
-            term,
-            coefficient=move(term.coefficient),
-            exponents=_transposed(term.exponents, order),
-            noise=move(term.noise),
-            zeros=move(term.zeros),
-        )
-        for term in value.terms
-    )
-    remainder = _transposed(value.remainder, order)
-    return Tensor(terms, remainder, axis, value.space, value.patches)
-
-
-def _transposed(exponents: Exponents, order: list[int]) -> Exponents:
-    return exponents if exponents.uniform else Exponents(np.transpose(exponents.array, order))
-
-
-def permuted_matrices(value: Matrices, order: list[int]) -> Matrices:
+def permuted_matrices(value: Matrices, order: Sequence[int]) -> Matrices:
     """Axes of a matrix array in a new order; the matrices are transposed if their axes cross."""
-    first, second = (order.index(axis) for axis in value.axes)
+    first, second = (list(order).index(axis) for axis in value.axes)
     finite = [value.finite_axes.index(axis) for axis in order if axis not in value.axes]
     items = np.transpose(value.items, finite) if value.items.ndim else value.items
     out = Matrices(items, (min(first, second), max(first, second)))
@@ -259,16 +229,15 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Matrices:
 def _picked(value: Tensor, fixed: dict[int, int], contracted: tuple[int, ...]) -> Tensor:
     """A vector at fixed finite indices, with the contracted axes in order before the width."""
     assert value.axis is not None
-    if not fixed and contracted == tuple(i for i in range(len(value.shape)) if i != value.axis):
-        return value
-    picked = demoted(value)
-    index = tuple(fixed.get(i, slice(None)) for i in range(len(value.shape)))
     left = [i for i in range(len(value.shape)) if i not in fixed]
-    order = [left.index(i) for i in (*contracted, value.axis)]
-    array = jnp.transpose(jnp.asarray(picked.coefficient)[index], order)
-    return tensor(
-        array, picked.exponents, Exponents(picked.remainder.max()), len(order) - 1, value.space
-    )
+    return permuted(_fixed(value, fixed), [left.index(i) for i in (*contracted, value.axis)])
+
+
+def _fixed(value: Tensor, fixed: dict[int, int]) -> Tensor:
+    """A value at fixed indices along some axes."""
+    if not fixed:
+        return value
+    return at(value, tuple(fixed.get(i, slice(None)) for i in range(len(value.shape))))
 
 
 def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Value:
@@ -307,11 +276,14 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
             }
             matrix = a.items[tuple(where_a[i] for i in finite)]
             oriented = matrix if along == a.axes[1] else matrix.T
-            x = _picked_rows(b, where_b)
-            image = products.apply(ctx, oriented, x, size)
+            image = products.apply(ctx, oriented, _fixed(b, where_b), size)
             total = image if total is None else _sum(ctx, total, image)
         rows[index] = total
-    stacked = _stacked(rows, tail)
+    images, shape = list(rows.flat), (*rows.shape, *tail, ctx.size(_size(ctx, a, keep)))
+    stacked = rearranged(
+        images, lambda *arrays: _stacked(arrays).reshape(shape),
+        len(shape) - 1, ctx.unify(*(image.space for image in images)),
+    )  # fmt: skip
     # Axes now: batch, free finite of a, free of b, width. Put the width where a had it.
     order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
     nb, nf, nt = len(ba), len(free_a), len(tail)
@@ -320,48 +292,12 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
     return permuted(stacked, order)
 
 
-def _picked_rows(b: Tensor, fixed: dict[int, int]) -> Tensor:
-    if not fixed:
-        return b
-    return at(b, tuple(fixed.get(i, slice(None)) for i in range(len(b.shape))))
-
-
 def _sum(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     return algebra.add(ctx, a, b) if ctx.terms == 1 else expansion.add(ctx, a, b)
 
 
-def _stacked(rows: np.ndarray, tail: tuple[int, ...]) -> Tensor:
-    """Images ``(k, M)`` put into one vector ``(*rows.shape, *tail, M)``."""
-    images = list(rows.flat)
-    if len(images) > 1:
-        images = [collapsed(image) for image in images]
-    first = images[0]
-    shape = (*rows.shape, *tail, first.shape[-1])
-
-    def arranged(arrays: list[Any]) -> Any:
-        if arrays[0] is None:
-            return None
-        whole = arrays[0] if len(arrays) == 1 else jnp.stack([jnp.asarray(a) for a in arrays])
-        return jnp.reshape(whole, shape)
-
-    def gathered(parts: list[Exponents]) -> Exponents:
-        if all(part == parts[0] for part in parts) and parts[0].uniform:
-            return parts[0]
-        count = int(np.prod(tail, dtype=int))
-        full = [np.broadcast_to(part.array, (count, 1)) for part in parts]
-        return Exponents(np.stack(full).reshape(*shape[:-1], 1))
-
-    terms = tuple(
-        Term(
-            arranged([image.terms[k].coefficient for image in images]),
-            gathered([image.terms[k].exponents for image in images]),
-            arranged([image.terms[k].noise for image in images]),
-            parity=functools.reduce(Parity.__and__, [image.terms[k].parity for image in images]),
-        )
-        for k in range(len(first.terms))
-    )
-    remainder = gathered([image.remainder for image in images])
-    return Tensor(terms, remainder, len(shape) - 1, first.space, first.patches)
+def _stacked(arrays: Sequence[Any]) -> Any:
+    return jnp.asarray(arrays[0]) if len(arrays) == 1 else jnp.stack(arrays)
 
 
 def _size(ctx: Context, a: Matrices, axis: int) -> Size:
@@ -391,8 +327,10 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
                 zip([*bb, *free_b, *cb], (*index[:nb], *index[nb + na :], *inside), strict=True)
             )
             number = at(b, tuple(at_b[i] for i in range(len(b.shape))))
-            part = matrices.scale(ctx, a.items[tuple(at_a[i] for i in finite)], number)
-            total = part if total is None else matrices.sum_of(ctx, total, part)
+            matrix = a.items[tuple(at_a[i] for i in finite)]
+            for piece in [number] if ctx.terms == 1 else expansion.pieces(number):
+                part = matrices.scale(ctx, matrix, piece)
+                total = part if total is None else matrices.sum_of(ctx, total, part)
         items[index] = total
     order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
     axes = tuple(nb + order_a.index(axis) for axis in a.axes)

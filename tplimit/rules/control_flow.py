@@ -1,6 +1,7 @@
 """Loops and branches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Check, Context
 from tplimit.plain import is_plain
+from tplimit.rearranging import at, rearranged, with_common_exponents
 from tplimit.rules.selection import needs_decision, select_mask
 from tplimit.trace import Program
-from tplimit.values import Matrices, Tensor, Value, at, collapsed, tensor
-from tplimit.widths import Exponents, Size
+from tplimit.values import Matrices, Tensor, Value, tensor
+from tplimit.widths import Size
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
 UNROLL = 6
@@ -180,29 +182,10 @@ def _stacked(ctx: Context, values: list[Value]) -> Value:
         for i, part in enumerate(parts):
             items[i] = part.items if part.items.ndim else part.items.item()
         return Matrices(items, (parts[0].axes[0] + 1, parts[0].axes[1] + 1))
-    tensors = [collapsed(value) for value in values if isinstance(value, Tensor)]
-    axis = tensors[0].axis
-
-    def joined(parts: list[Exponents]) -> Exponents:
-        if all(part == parts[0] for part in parts) and parts[0].uniform:
-            return parts[0]
-        shape = tuple(1 if i == axis else d for i, d in enumerate(tensors[0].shape))
-        return Exponents(np.stack([np.broadcast_to(part.array, shape) for part in parts]))
-
-    noise = None
-    if any(t.noise is not None for t in tensors):
-        noise = jnp.stack([
-            jnp.zeros(t.shape, t.dtype) if t.noise is None else jnp.broadcast_to(t.noise, t.shape)
-            for t in tensors
-        ])  # fmt: skip
-    zeros = None
-    if all(t.zeros is not None for t in tensors):
-        zeros = jnp.stack([t.zeros for t in tensors])
-    return tensor(
-        jnp.stack([jnp.asarray(t.coefficient) for t in tensors]),
-        joined([t.exponents for t in tensors]), joined([t.remainder for t in tensors]),
-        None if axis is None else axis + 1, ctx.unify(*(t.space for t in tensors)), noise, zeros,
-    )  # fmt: skip
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    axis = None if tensors[0].axis is None else tensors[0].axis + 1
+    space = ctx.unify(*(value.space for value in tensors))
+    return rearranged(tensors, lambda *arrays: jnp.stack(arrays), axis, space)
 
 
 def _compiled(
@@ -214,8 +197,7 @@ def _compiled(
     rest: list[int],
 ) -> tuple[list[Value], Any]:
     """The remaining iterations as one ``lax.scan`` over the values and the bank."""
-    picked = [_reordered(x, rest) for x in xs]
-    arrays = [(x.coefficient, x.noise, x.zeros) for x in picked]
+    picked = [_reordered(ctx, x, rest) for x in xs]
     errors: list[Check] = []
     revealed: dict[tuple[int, bool], int] = {}
 
@@ -223,10 +205,8 @@ def _compiled(
         values, bank = state
         inner = ctx.child(bank)
         items: list[Value] = [
-            tensor(
-                c, x.exponents, x.remainder, None if x.axis is None else x.axis - 1, x.space, n, z
-            )
-            for (c, n, z), x in zip(sliced, picked, strict=True)
+            replace(x, terms=terms, axis=None if x.axis is None else x.axis - 1)
+            for terms, x in zip(sliced, picked, strict=True)
         ]
         new, ys = _iteration(inner, body, consts, values, items)
         errors[:] = inner.checks
@@ -236,7 +216,9 @@ def _compiled(
         ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
         return (new, inner.bank), (ys, checks)
 
-    (carry, bank), (ys, checks) = lax.scan(step, (carry, ctx.bank), arrays, length=len(rest))
+    (carry, bank), (ys, checks) = lax.scan(
+        step, (carry, ctx.bank), [x.terms for x in picked], length=len(rest)
+    )
     ctx.bank = bank
     for side, count in revealed.items():
         ctx.revealed[side] = ctx.revealed.get(side, 0) + count * len(rest)
@@ -245,20 +227,12 @@ def _compiled(
     return carry, ys
 
 
-def _reordered(value: Value, order: list[int]) -> Tensor:
+def _reordered(ctx: Context, value: Value, order: list[int]) -> Tensor:
+    """Entries along the first axis in the order of the loop, all with the same exponents."""
     assert isinstance(value, Tensor)
-    value = collapsed(value)
+    (value,) = with_common_exponents([value], ctx.terms)
     index = np.asarray(order)
-
-    def pick(array: Any) -> Any:
-        return None if array is None else jnp.asarray(array)[index]
-
-    noise = None if value.noise is None else jnp.broadcast_to(value.noise, value.shape)
-    remainder = Exponents(value.remainder.max())
-    return tensor(
-        pick(value.coefficient), value.exponents, remainder, value.axis, value.space,
-        pick(noise), pick(value.zeros),
-    )  # fmt: skip
+    return rearranged([value], lambda array: jnp.asarray(array)[index], value.axis, value.space)
 
 
 def _joined(

@@ -1,7 +1,6 @@
 """Parts of arrays: slices, concatenation, padding, gather and scatter along finite axes."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import matrices
+from tplimit import algebra, expansion, matrices
 from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
-from tplimit.algebra import aligned, frame
+from tplimit.algebra import frame
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
+from tplimit.rearranging import (
+    at,
+    have_common_exponents,
+    have_equal_exponents,
+    with_common_exponents,
+)
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
-from tplimit.values import Matrices, Tensor, Value, at, demoted, map_items, tensor
-from tplimit.widths import NEVER, Exponents, Size
+from tplimit.values import Matrices, Tensor, Term, Value, map_items
+from tplimit.widths import Size
 
 
-@RULES(p.slice_p)
+@RULES(p.slice_p, moves=True)
 def slice_(ctx: Context, value: Value, **params: Any) -> Value:
     """A part along finite axes, or a share of a width such as one gate of (3n)."""
     assert ctx.equation is not None
@@ -54,7 +59,7 @@ def _check_share(ctx: Context, start: Any, limit: Any) -> None:
     )
 
 
-@RULES(split_p)
+@RULES(split_p, moves=True)
 def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list[Value]:
     """Parts along a finite axis, or shares of a width such as the gates of (3n)."""
     assert ctx.equation is not None
@@ -73,86 +78,30 @@ def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list
             for i in range(len(value.shape))
         )
         part = at(value, index)
-        parts.append(part if value.axis != axis else replace(part, space=None))
+        parts.append(replace(part, space=None) if value.axis == axis else part)
     return parts
 
 
-@RULES(p.concatenate_p)
+@RULES(p.concatenate_p, moves=True)
 def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
     """Arrays put side by side; each keeps its exponents. Widths side by side make (k n)."""
     if any(isinstance(value, Matrices) for value in values):
         return _concatenate_matrices(ctx, values, dimension)
     tensors = [value for value in values if isinstance(value, Tensor)]
-    axis = next((value.axis for value in tensors if value.axis is not None), None)
-    along_width = axis == dimension
-    if along_width:
-        tensors = [demoted(value) for value in tensors]
-        level = max(value.exponents.value for value in tensors)
-        lower = [value.exponents.value for value in tensors if value.exponents.value < level]
-        rest = max([*lower, *(value.remainder.max() for value in tensors)])
-        parts = [jnp.asarray(v.coefficient) * (v.exponents.value == level) for v in tensors]
-        out = ctx.rebind(*parts)
-        return tensor(out, Exponents(level), Exponents(rest), axis, None)
-    return _side_by_side(ctx, tensors, dimension)
+    if not any(value.axis == dimension for value in tensors):
+        frame(ctx, *tensors)
+    elif not have_equal_exponents(tensors):
+        tensors = with_common_exponents(tensors, ctx.terms)
+    return moved(ctx, *tensors, places=range(len(tensors)))
 
 
-def _side_by_side(ctx: Context, tensors: list[Tensor], dimension: int) -> Tensor:
-    axis = next((value.axis for value in tensors if value.axis is not None), None)
-    space = frame(ctx, *tensors)[1]
-    out = jnp.concatenate([jnp.asarray(v.coefficient) for v in tensors], axis=dimension)
-
-    def joined(parts: list[Exponents]) -> Exponents:
-        if all(part == parts[0] for part in parts) and parts[0].uniform:
-            return parts[0]
-        shapes = [tuple(1 if i == axis else d for i, d in enumerate(v.shape)) for v in tensors]
-        full = [np.broadcast_to(e.array, s) for e, s in zip(parts, shapes, strict=True)]
-        return Exponents(np.concatenate(full, axis=dimension))
-
-    def stacked(arrays: list[Any]) -> Any:
-        if all(array is None for array in arrays):
-            return None
-        full = [
-            jnp.zeros(v.shape, jnp.result_type(*[a for a in arrays if a is not None]))
-            if a is None else jnp.broadcast_to(a, v.shape)
-            for a, v in zip(arrays, tensors, strict=True)
-        ]  # fmt: skip
-        return jnp.concatenate(full, axis=dimension)
-
-    return tensor(
-        out, joined([v.exponents for v in tensors]), joined([v.remainder for v in tensors]),
-        axis, space, stacked([v.noise for v in tensors]), stacked([v.zeros for v in tensors]),
-    )  # fmt: skip
-
-
-@RULES(stack_p)
+@RULES(stack_p, moves=True)
 def stack(ctx: Context, *values: Value, axis: int) -> Value:
     """Arrays side by side along a new axis; each keeps its exponents."""
     if any(isinstance(value, Matrices) for value in values):
         return _stack_matrices(ctx, values, axis)
-    return _side_by_side(ctx, [_with_axis(v, axis) for v in values if isinstance(v, Tensor)], axis)
-
-
-def _with_axis(value: Tensor, axis: int) -> Tensor:
-    def expand(array: Any) -> Any:
-        return (
-            None if array is None else jnp.expand_dims(jnp.broadcast_to(array, value.shape), axis)
-        )
-
-    def wider(exponents: Exponents) -> Exponents:
-        return exponents if exponents.uniform else Exponents(np.expand_dims(exponents.array, axis))
-
-    width = value.axis
-    if width is not None and width >= axis:
-        width += 1
-    return tensor(
-        expand(value.coefficient),
-        wider(value.exponents),
-        wider(value.remainder),
-        width,
-        value.space,
-        expand(value.noise),
-        expand(value.zeros),
-    )
+    frame(ctx, *(value for value in values if isinstance(value, Tensor)))
+    return moved(ctx, *values, places=range(len(values)))
 
 
 def _stack_matrices(ctx: Context, values: tuple[Value, ...], axis: int) -> Matrices:
@@ -164,7 +113,7 @@ def _stack_matrices(ctx: Context, values: tuple[Value, ...], axis: int) -> Matri
     return Matrices(np.stack([value.items for value in arrays], axis=place), (axes[0], axes[1]))
 
 
-@RULES(unstack_p)
+@RULES(unstack_p, moves=True)
 def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
     """The entries along a finite axis, one by one."""
     if isinstance(value, Matrices):
@@ -178,11 +127,11 @@ def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
     return [at(value, (*[slice(None)] * axis, k)) for k in range(value.shape[axis])]
 
 
-@RULES(tile_p)
+@RULES(tile_p, moves=True)
 def tile(ctx: Context, value: Value, reps: tuple[int, ...]) -> Value:
     """Repetition side by side; a repeated width is a wider one made of equal shares."""
     if not isinstance(value, Matrices):
-        return moved(ctx, demoted(value))
+        return moved(ctx, value)
     if any(reps[axis] != 1 for axis in value.axes):
         ctx.fail("A width axis of a matrix is repeated.")
     return Matrices(np.tile(value.items, [reps[a] for a in value.finite_axes]), value.axes)
@@ -198,7 +147,7 @@ def _concatenate_matrices(ctx: Context, values: tuple[Value, ...], dimension: in
     return Matrices(items, arrays[0].axes)
 
 
-@RULES(p.pad_p)
+@RULES(p.pad_p, moves=True)
 def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value:
     """Padding along finite axes."""
     assert isinstance(filler, Tensor)
@@ -208,7 +157,25 @@ def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value
         ctx.fail("A width is padded: its coordinates would no longer be alike.", NoLimitError)
     if value.axis is not None and tuple(padding_config[value.axis]) != (0, 0, 0):
         return _other_shares(ctx, value, filler)
-    return moved(ctx, value, filler=filler)
+    if filler.vanishes:
+        filler = _zeros_like(value, filler)
+    return moved(ctx, value, filler, places=(0, 1))
+
+
+def _zeros_like(value: Tensor, filler: Tensor) -> Tensor:
+    """Zeros with the exponents of a value where these are alike, so that they stay so."""
+    if not have_common_exponents([value]):
+        return filler
+    terms = tuple(
+        Term(
+            filler.coefficient,
+            t.exponents,
+            zeros=None if t.zeros is None else np.ones((), bool),
+            parity=replace(t.parity, fresh=False),
+        )
+        for t in value.terms
+    )
+    return replace(filler, terms=terms, remainder=value.remainder)
 
 
 def _by_shares(config: Any) -> bool:
@@ -220,21 +187,10 @@ def _other_shares(ctx: Context, value: Tensor, filler: Tensor) -> Tensor:
     """A share of a width put back among the others, which are zero."""
     if not filler.vanishes:
         ctx.fail("The other shares of a width are filled with something else than zeros.")
-    value = demoted(value)
-    zeros = jnp.zeros(value.shape, bool) if value.zeros is None else value.zeros
-    config = ctx.resolve(ctx.equation.params["padding_config"] if ctx.equation else ())
-    noise = None
-    if value.noise is not None:
-        noise = ctx.rebind(jnp.broadcast_to(value.noise, value.shape), filler.coefficient)
-    return tensor(
-        ctx.rebind(value.coefficient, filler.coefficient),
-        value.exponents,
-        Exponents(value.remainder.max()),
-        value.axis,
-        None,
-        noise,
-        lax.pad(zeros, True, config),
-    )
+    (value,) = with_common_exponents([value], ctx.terms)
+    filler = _zeros_like(value, filler)
+    known = tuple(replace(term, zeros=np.ones((), bool)) for term in filler.terms)
+    return moved(ctx, value, replace(filler, terms=known), places=(0, 1))
 
 
 def _pad_matrices(ctx: Context, value: Matrices, filler: Tensor, config: Any) -> Matrices:
@@ -262,7 +218,7 @@ def _index_number(ctx: Context, value: Value) -> int | None:
     return None if constant is None else int(constant)
 
 
-@RULES(p.dynamic_slice_p)
+@RULES(p.dynamic_slice_p, moves=True)
 def dynamic_slice(ctx: Context, value: Value, *starts: Value, slice_sizes: Any) -> Value:
     """A part along finite axes, at a position computed by the program."""
     assert ctx.equation is not None
@@ -281,7 +237,7 @@ def dynamic_slice(ctx: Context, value: Value, *starts: Value, slice_sizes: Any) 
             )
         )
         return Matrices(value.items[index], value.axes)
-    return moved(ctx, value, *_indices(starts))
+    return moved(ctx, value, *starts)
 
 
 def _clamped(value: Matrices, numbers: list[int | None], sizes: Any) -> list[int]:
@@ -292,11 +248,7 @@ def _clamped(value: Matrices, numbers: list[int | None], sizes: Any) -> list[int
     ]
 
 
-def _indices(values: tuple[Value, ...]) -> list[Any]:
-    return [value.coefficient for value in values if isinstance(value, Tensor)]
-
-
-@RULES(p.dynamic_update_slice_p)
+@RULES(p.dynamic_update_slice_p, moves=True)
 def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Value) -> Value:
     """Replacement of a part along finite axes."""
     assert ctx.equation is not None
@@ -313,91 +265,10 @@ def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Val
         items[index] = update.items
         return Matrices(items, value.axes)
     assert isinstance(update, Tensor)
-    return _written(ctx, value, update, starts, lambda x, y, at: (x, y, *at), adding=False)
+    return moved(ctx, value, update, *starts, places=(0, 1))
 
 
-def _written(
-    ctx: Context,
-    value: Tensor,
-    update: Tensor,
-    indices: tuple[Value, ...],
-    order: Callable[[Any, Any, Any], tuple[Any, ...]],
-    *,
-    adding: bool,
-) -> Tensor:
-    """An array into which another is written (or added) at indices.
-
-    Where the indices are known before the run every entry keeps its own exponent, else all get
-    the largest. ``order`` puts operand, update and indices in the primitive's order.
-    """
-    assert ctx.equation is not None
-    update = demoted(update)
-    axis, space = frame(ctx, value, tensor(0.0, axis=value.axis, space=update.space))
-    coefficients = [jnp.asarray(v.coefficient, value.dtype) for v in (value, update)]
-    touched = None
-    if value.exponents != update.exponents or value.remainder != update.remainder:
-        touched = _touched(ctx, value, update, indices, order)
-        if touched is None:
-            value = demoted(value)
-    e, r = update.exponents.value, update.remainder.max()
-    top = value.exponents.maximum(e)
-    if touched is None:
-        exponents = top
-        lost = value.exponents.map(lambda x: min(x, e) if x != e else NEVER)
-        remainder = value.remainder.maximum(r, lost)
-        kept = [aligned(v, exponents) for v in (value, update)]
-    else:
-        mask = Exponents(touched.astype(object))
-        exponents = mask.map(lambda m, x, y: y if m else x, value.exponents, top)
-        if not adding:
-            exponents = mask.map(lambda m, x: e if m else x, value.exponents)
-        lost = value.exponents.map(lambda x: min(x, e) if adding and x != e else NEVER)
-        written = value.remainder.maximum(r, lost) if adding else Exponents(r)
-        remainder = mask.map(lambda m, x, y: y if m else x, value.remainder, written)
-        kept = [aligned(value, exponents) if adding else coefficients[0], coefficients[1]]
-    at = _indices(indices)
-    out = ctx.rebind(
-        *order(jnp.asarray(kept[0], value.dtype), jnp.asarray(kept[1], value.dtype), at)
-    )
-    if adding and touched is not None:
-        # What is added at a lower order than an entry has is in the remainder only.
-        counts = np.asarray(exponents.map(lambda x: x == e).array, dtype=bool)
-        out = jnp.where(counts, out, kept[0])
-    noise = None
-    if value.noise is not None or update.noise is not None:
-        noises = [
-            jnp.zeros(v.shape, value.dtype)
-            if v.noise is None
-            else jnp.broadcast_to(v.noise, v.shape)
-            for v in (value, update)
-        ]
-        noise = ctx.rebind(*order(noises[0].astype(value.dtype), noises[1].astype(value.dtype), at))
-    return tensor(out, exponents, remainder, axis, space, noise)
-
-
-def _touched(
-    ctx: Context, value: Tensor, update: Tensor, indices: tuple[Value, ...], order: Any
-) -> np.ndarray | None:
-    """Mask of the entries written to, length one along the width; None if it is not known."""
-    assert ctx.equation is not None
-    inputs = ctx.equation.inputs
-    places = inputs[2:] if ctx.equation.primitive is p.dynamic_update_slice_p else inputs[1:2]
-    found = []
-    for index, place in zip(indices, places, strict=True):
-        assert isinstance(index, Tensor)
-        found.append(index.constant if index.constant is not None else ctx.decided(place))
-    if any(index is None for index in found):
-        return None
-    params = ctx.resolve(ctx.equation.params)
-    with jax.ensure_compile_time_eval():
-        marks = order(
-            jnp.zeros(value.shape), jnp.ones(update.shape), [jnp.asarray(i) for i in found]
-        )
-        touched = np.asarray(ctx.equation.primitive.bind(*marks, **params)) != 0
-    return touched if value.axis is None else np.take(touched, [0], axis=value.axis)
-
-
-@RULES(p.gather_p)
+@RULES(p.gather_p, moves=True)
 def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
     """Entries along finite axes at computed indices (embedding, minibatch)."""
     assert ctx.equation is not None and isinstance(index, Tensor)
@@ -407,7 +278,7 @@ def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
             _check_share(ctx, "a computed place", size)
     if isinstance(value, Matrices):
         return _gather_matrices(ctx, value, index, params)
-    return moved(ctx, value, index.coefficient)
+    return moved(ctx, value, index)
 
 
 def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) -> Matrices:
@@ -432,7 +303,7 @@ def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) 
     return Matrices(map_items(lambda k: flat[int(k)], out.astype(object)), (axes[0], axes[1]))
 
 
-@RULES(p.scatter_add_p, p.scatter_p)
+@RULES(p.scatter_add_p, p.scatter_p, moves=True)
 def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: Any) -> Value:
     """Entries added to (or put at) computed indices along finite axes."""
     assert ctx.equation is not None
@@ -445,5 +316,19 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         full = [d for d in ctx.equation.in_avals[2].shape if isinstance(d, Size)]
         if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
             ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
-    adding = ctx.equation.primitive is p.scatter_add_p
-    return _written(ctx, value, update, (index,), lambda x, y, at: (x, at[0], y), adding=adding)
+    if ctx.equation.primitive is p.scatter_p:
+        return moved(ctx, value, index, update, places=(0, 2))
+    # Sums may be of several entries: of one exponent, and not all of them zero.
+    (update,) = with_common_exponents([update], ctx.terms)
+    update = replace(update, terms=tuple(replace(term, zeros=None) for term in update.terms))
+    nothing = expansion.zero(value)
+    if have_common_exponents([value, update]):
+        nothing = _zeros_like(value, nothing)
+    options = {k: params[k] for k in ("indices_are_sorted", "unique_indices", "mode")}
+
+    def bind(*arrays: Any) -> Any:
+        x, at, y = map(jnp.asarray, arrays)
+        return lax.scatter_add(x, at, y, params["dimension_numbers"], **options)
+
+    total = moved(ctx, nothing, index, update, places=(0, 2), bind=bind)
+    return algebra.add(ctx, total, value) if ctx.terms == 1 else expansion.add(ctx, total, value)

@@ -1,105 +1,75 @@
 """Operations that move entries without changing them: along finite axes they pass through."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tplimit import matrices
+from tplimit import expansion, matrices
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
 from tplimit.interpret import RULES, Context
-from tplimit.rules.contraction import permuted
-from tplimit.values import Matrices, Tensor, Value, demoted, tensor
-from tplimit.widths import NONE, Exponents, Size
+from tplimit.parity import EVEN
+from tplimit.rearranging import have_common_exponents, rearranged, with_common_exponents
+from tplimit.rules.contraction import permuted_matrices
+from tplimit.values import Matrices, Tensor, Value, tensor, with_parity
+from tplimit.widths import NONE, Size
 
 NO_ORDER = "The coordinates along a width are exchangeable: they have no order and no first one."
 
 
-def moved(ctx: Context, value: Tensor, *indices: Any, filler: Tensor | None = None) -> Tensor:
-    """The current primitive on coefficient, exponents and masks alike.
+def moved(
+    ctx: Context,
+    *operands: Value,
+    places: Sequence[int] = (0,),
+    bind: Callable[..., Any] | None = None,
+) -> Tensor:
+    """The current primitive, which moves the entries of the operands at ``places``.
 
-    ``filler`` is its last operand where entries are put beside those of ``value``.
+    The other operands are indices. Exponents that differ can only follow indices that are known
+    before the run. ``bind`` evaluates the primitive where it is not for arrays of any type.
     """
     assert ctx.equation is not None
+    found = [value for value in operands if isinstance(value, Tensor)]
+    values = [found[place] for place in places]
+    arguments = [value.coefficient for value in found]
+    if not have_common_exponents(values):
+        known = _known(ctx, found, places)
+        if known is None:
+            values = with_common_exponents(values, ctx.terms)
+        arguments = known or arguments
+
+    def move(*arrays: Any) -> Any:
+        for place, array in zip(places, arrays, strict=True):
+            arguments[place] = array
+        return (bind or ctx.rebind)(*arguments)
+
     axes = ctx.equation.out_avals[0].width_axes
     axis = axes[0] if axes else None
-
-    def move(array: Any, fill: Any) -> Any:
-        if array is None:
-            return None
-        filling = () if filler is None else (jnp.asarray(fill, array.dtype),)
-        return ctx.rebind(array, *indices, *filling)
-
-    value, known = _movable(ctx, value, indices)
-    beside = tensor(np.zeros((), value.dtype), NONE) if filler is None else filler
-    coefficient = move(value.coefficient, beside.coefficient)
-    noise, zeros = value.noise, value.zeros
-    if noise is not None:
-        fill_noise = 0 if beside.noise is None else beside.noise
-        noise = move(jnp.broadcast_to(noise, value.shape), fill_noise)
-    if axis is None or p.scatter_add_p is ctx.equation.primitive:
-        zeros = None
-    exponents, remainder = (
-        _moved_exponents(ctx, own, value, axis, known, None if filler is None else fill)
-        for own, fill in (
-            (value.exponents, beside.exponents),
-            (value.remainder, beside.remainder),
-        )
-    )
-    zeros = move(zeros, beside.vanishes)
-    space = value.space if axis is not None and _same_width(ctx, axis) else None
-    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+    space = None
+    if axis is not None and ctx.equation.out_avals[0].shape[axis] in ctx.equation.in_avals[0].shape:
+        spaces = [value.space for value in values]
+        space = spaces[0] if len(spaces) == 1 else ctx.unify(*spaces)
+    return rearranged(values, move, axis, space)
 
 
-def _movable(ctx: Context, value: Tensor, indices: Any) -> tuple[Tensor, Any]:
-    """Exponents that differ per entry can only follow indices known before the run."""
-    if value.exponents.uniform and value.remainder.uniform:
-        return value, indices
+def _known(ctx: Context, operands: list[Tensor], places: Sequence[int]) -> list[Any] | None:
+    """Arguments of the primitive with the indices that are known before the run, or None."""
     assert ctx.equation is not None
-    found = [
-        index if isinstance(index, (np.ndarray, np.generic)) else ctx.decided(operand)
-        for index, operand in zip(indices, ctx.equation.inputs[1:], strict=False)
-    ]
-    if all(index is not None for index in found):
-        return value, found
-    return demoted(value), indices
+    arguments = []
+    for place, (value, slot) in enumerate(zip(operands, ctx.equation.inputs, strict=True)):
+        known = value.constant
+        if place not in places and known is None:
+            known = ctx.decided(slot)
+            if known is None:
+                return None
+        arguments.append(known)
+    return arguments
 
 
-def _same_width(ctx: Context, axis: int) -> bool:
-    assert ctx.equation is not None
-    out = ctx.equation.out_avals[0].shape[axis]
-    return any(out in aval.shape for aval in ctx.equation.in_avals[:1])
-
-
-def _moved_exponents(
-    ctx: Context,
-    exponents: Exponents,
-    value: Tensor,
-    axis: int | None,
-    indices: Any,
-    fill: Exponents | None,
-) -> Exponents:
-    # What is exactly zero has any exponent.
-    if exponents.uniform and fill in (None, NONE, exponents):
-        return exponents
-    levels = sorted({*exponents.array.flat, *(() if fill is None else fill.levels())})
-    code = {level: number for number, level in enumerate(levels)}
-    codes = np.broadcast_to(
-        np.vectorize(code.__getitem__, otypes=[np.int32])(exponents.array), value.shape
-    )
-    assert ctx.equation is not None
-    params = ctx.resolve(ctx.equation.params)
-    operands = [codes, *indices, *(() if fill is None else [np.int32(code[fill.value])])]
-    with jax.ensure_compile_time_eval():
-        out = np.asarray(ctx.equation.primitive.bind(*map(jnp.asarray, operands), **params))
-    if axis is not None:
-        out = np.take(out, [0], axis=axis)
-    return Exponents(np.array(levels, dtype=object)[out])
-
-
-@RULES(p.broadcast_in_dim_p)
+@RULES(p.broadcast_in_dim_p, moves=True)
 def broadcast(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value:
     """Repetition along new axes. A finite number along a width is a constant vector."""
     assert ctx.equation is not None
@@ -120,7 +90,7 @@ def _zeros(ctx: Context, value: Tensor) -> Tensor:
     aval = ctx.equation.out_avals[0]
     axis = aval.width_axes[0] if aval.width_axes else None
     zeros = np.broadcast_to(np.zeros((), value.dtype), ctx.shape(aval.shape))
-    return tensor(zeros, NONE, NONE, axis, value.space)
+    return with_parity(tensor(zeros, NONE, NONE, axis, value.space), EVEN)
 
 
 def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
@@ -132,8 +102,11 @@ def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
     shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
     items = np.empty(shape, dtype=object)
     if not value.shape:
+        parts = [value] if ctx.terms == 1 else expansion.pieces(value)
+        constants = [matrices.constant(ctx, rows, columns, part) for part in parts]
+        whole = functools.reduce(functools.partial(matrices.sum_of, ctx), constants)
         for index in np.ndindex(shape):
-            items[index] = matrices.constant(ctx, rows, columns, value)
+            items[index] = whole
         return Matrices(items, (first, second))
     if value.axis is None or len(value.shape) > 1 or shape:
         ctx.fail("This array is broadcast along two width axes.")
@@ -153,13 +126,15 @@ def _broadcast_matrices(ctx: Context, value: Matrices) -> Matrices:
     return Matrices(np.broadcast_to(view, shape).copy(), axes)
 
 
-@RULES(p.transpose_p)
+@RULES(p.transpose_p, moves=True)
 def transpose(ctx: Context, value: Value, permutation: tuple[int, ...]) -> Value:
     """Axes in a new order."""
-    return permuted(value, list(permutation))
+    if isinstance(value, Matrices):
+        return permuted_matrices(value, permutation)
+    return moved(ctx, value)
 
 
-@RULES(p.reshape_p)
+@RULES(p.reshape_p, moves=True)
 def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value:
     """Merging and splitting of axes. A width may be split into (finite, width), as in heads,
     or merged from it; its coordinates may not be put in another order."""
@@ -168,13 +143,10 @@ def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value
     _check_reshape(ctx, old, new)
     if isinstance(value, Matrices):
         return _reshape_matrices(ctx, value)
-    return moved(ctx, _merged_levels(value, new))
-
-
-def _merged_levels(value: Tensor, new: tuple[Any, ...]) -> Tensor:
-    """Exponents may differ along finite axes only, also after a merge with a width."""
-    merged = value.axis is not None and value.axis > 0 and len(new) < len(value.shape)
-    return demoted(value) if merged and not value.exponents.uniform else value
+    if value.axis is not None and value.axis > 0 and len(new) < len(value.shape):
+        # Exponents may differ along finite axes only, also after a merge with a width.
+        (value,) = with_common_exponents([value], ctx.terms)
+    return moved(ctx, value)
 
 
 def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
@@ -213,7 +185,7 @@ def _reshape_matrices(ctx: Context, value: Matrices) -> Matrices:
     return Matrices(value.items.reshape(shape), (axes[0], axes[1]))
 
 
-@RULES(p.squeeze_p)
+@RULES(p.squeeze_p, moves=True)
 def squeeze(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     """Removal of axes of length one."""
     if not isinstance(value, Matrices):
@@ -224,7 +196,7 @@ def squeeze(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     return Matrices(np.squeeze(value.items, gone) if gone else value.items, axes)
 
 
-@RULES(p.rev_p)
+@RULES(p.rev_p, moves=True)
 def reverse(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     """Reversal along finite axes."""
     if isinstance(value, Matrices):

@@ -11,21 +11,14 @@ import numpy as np
 from jax import lax
 
 from tplimit import algebra, expansion, matrices, patches
-from tplimit._jax import (
-    Primitive,
-    one_minus_square_p,
-    primitives as p,
-    split_p,
-    stack_p,
-    tile_p,
-    unstack_p,
-)
+from tplimit._jax import Primitive, one_minus_square_p, primitives as p
 from tplimit.errors import CancellationError
 from tplimit.interpret import RULES, Context, Rule
 from tplimit.parity import EVEN, Behaviour, behaviour_of_power
+from tplimit.rearranging import at
 from tplimit.rules import elementwise, selection
 from tplimit.structure import less_its_maximum
-from tplimit.values import Matrices, Tensor, Value, at, collapsed, tensor, with_parity
+from tplimit.values import Matrices, Tensor, Value, collapsed, tensor, with_parity
 from tplimit.widths import NEGLIGIBLE, NONE, Exponents, Size
 
 #: Rules that are linear in some of their operands together: the places of these, or None for all.
@@ -34,24 +27,7 @@ _LINEAR: dict[Primitive | None, tuple[int, ...] | None] = {
     p.add_jaxvals_p: None,
     p.copy_p: (0,),
     p.reduce_precision_p: (0,),
-    p.broadcast_in_dim_p: (0,),
-    p.transpose_p: (0,),
-    p.reshape_p: (0,),
-    p.squeeze_p: (0,),
-    p.rev_p: (0,),
     p.cumsum_p: (0,),
-    p.slice_p: (0,),
-    p.dynamic_slice_p: (0,),
-    p.dynamic_update_slice_p: (0, 1),
-    p.gather_p: (0,),
-    p.scatter_add_p: (0, 2),
-    p.scatter_p: (0, 2),
-    p.pad_p: (0, 1),
-    p.concatenate_p: None,
-    split_p: (0,),
-    stack_p: None,
-    tile_p: (0,),
-    unstack_p: (0,),
 }
 
 #: Rules that take values of any number of terms as they are.
@@ -148,12 +124,9 @@ def _linearly(
         assert isinstance(value, Tensor)
         if value.vanishes and len(places) > 1 and place != places[-1]:
             continue
-        pieces = expansion.pieces(value)
-        for piece in pieces:
+        for piece in expansion.pieces(value):
             operands = [piece if i == place else v for i, v in enumerate(zeros)]
             outputs = _outputs(rule(ctx, *operands, **params))
-            if len(places) == len(pieces) == 1 and isinstance(outputs[0], Matrices):
-                return outputs  # zeros in the shape of a matrix
             found = found or [[] for _ in outputs]
             for parts, out in zip(found, outputs, strict=True):
                 assert isinstance(out, Tensor)
