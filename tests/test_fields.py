@@ -13,10 +13,11 @@ from helpers import fast_compilation
 from jax.sharding import Mesh
 
 import tplimit as tp
-from tplimit import bank, encoding, fields, leaves, parity, sharding, values
+from tplimit import bank, encoding, fields, leaves, parity, parts, sharding, values
 from tplimit.bank import Bank
 from tplimit.parity import Parity
-from tplimit.values import Matrix, Tensor
+from tplimit.parts import Matrix
+from tplimit.values import Tensor
 from tplimit.widths import ZERO, Exponent, Exponents, Size
 
 N = tp.Width("n")
@@ -35,17 +36,24 @@ def annotated(annotation):
     return {annotation} if inspect.isclass(annotation) else set()
 
 
+def kinds(cls):
+    """The classes of values that a class stands for: such as the parts of a matrix."""
+    return cls.__subclasses__() if cls.__module__.startswith("tplimit.") else []
+
+
 def reached(roots):
     """The dataclasses of values, found through the types of their fields, and their kinds."""
     found, left = [], list(roots)
     while left:
         cls = left.pop()
-        if cls in found or not dataclasses.is_dataclass(cls) or cls in (Size, Exponents):
+        if cls in found or cls in (Size, Exponents):
+            continue
+        left += kinds(cls)
+        if not dataclasses.is_dataclass(cls):
             continue
         found.append(cls)
         for hint in typing.get_type_hints(cls).values():
             left += annotated(hint)
-        left += cls.__subclasses__()
     return sorted(found, key=lambda cls: cls.__name__)
 
 
@@ -77,7 +85,9 @@ def content(field, hint, counter):
     if role == "axis":
         return 1
     if kind is tuple:
-        inner = options if Ellipsis not in options else options[:1] * 2
+        inner = options
+        if Ellipsis in options:
+            inner = kinds(options[0]) if inspect.isabstract(options[0]) else options[:1] * 2
         return tuple(content(field, hint, counter) for hint in inner)
     if role == "nested":
         return built(hint, counter)
@@ -86,7 +96,7 @@ def content(field, hint, counter):
             return built(Parity, counter)
         return frozenset({next(counter), next(counter)}) if kind is frozenset else next(counter)
     shape = {"entries": (2, 8), "along": (3, 8), "finite": (3, 3), "common": (3, 3)}[role]
-    return np.full(shape, float(next(counter)))
+    return jnp.full(shape, float(next(counter)))
 
 
 def static(field, hint):
@@ -131,11 +141,11 @@ def alike(a, b):
 
 def test_every_class_is_found():
     own = {
-        cls for module in (values, parity, bank)
+        cls for module in (values, parity, bank, parts)
         for _, cls in inspect.getmembers(module, inspect.isclass)
         if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
     }  # fmt: skip
-    assert own <= set(CLASSES) and len(own) > 8
+    assert own | set(parts.Part.__subclasses__()) <= set(CLASSES) and len(CLASSES) > 8
 
 
 @pytest.mark.parametrize(("cls", "field"), FIELDS)
