@@ -38,6 +38,14 @@ def compile_fast() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def unshared() -> Iterator[None]:
+    """For tests that change what programs compute: none that was compiled is shared."""
+    PROGRAMS.clear()
+    yield
+    PROGRAMS.clear()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory() -> Iterator[None]:
     """Compiled programs of one module are of no use to the next."""

@@ -9,14 +9,17 @@ import pytest
 import safetensors.numpy
 from test_cli import invoke, plain
 
-from tplimit import data, files, kernels
+from tplimit import data, kernels
+from tplimit.files import Format
+
+KERNEL = Format("tplimit.kernel")
 
 
 def test_digits(tmp_path):
     result = invoke("kernels", "--points", "40", "--depth", "1", "--out", str(tmp_path / "a"))
     assert result.exit_code == 0, result.output
     assert "40 points" in result.output
-    settings, arrays = files.read(tmp_path / "a" / "kernel.safetensors")
+    settings, arrays = KERNEL.read(tmp_path / "a" / "kernel.safetensors")
     digits = data.digits(40, 0)
     np.testing.assert_allclose(arrays["kernel"], kernels.mlp(1)(digits.x).ntk, rtol=1e-5)
     assert arrays["kernel"].dtype == "f4"
@@ -34,7 +37,7 @@ def test_own_inputs_in_double_precision(tmp_path):
         "--w-std", "1.3", "--b-std", "0.2", "--kernel", "nngp", "--float64", "--out", str(tmp_path),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    _, arrays = files.read(tmp_path / "kernel.safetensors")
+    _, arrays = KERNEL.read(tmp_path / "kernel.safetensors")
     with jax.enable_x64(True):
         expected = kernels.mlp(2, "erf", 1.3, 0.2)(x).nngp
     np.testing.assert_allclose(arrays["kernel"], expected, rtol=1e-12)

@@ -205,6 +205,7 @@ def test_two_hidden_layers_fluctuate_as_networks_do(deep_networks):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unshared")
 def test_answers_of_matrices_fluctuate_too(deep_networks, monkeypatch):
     """Negative control: matrices whose answers miss their correction of order n^-1/2."""
     monkeypatch.setattr(deferred, "_gamma", lambda store, *_: store.gamma)

@@ -95,6 +95,7 @@ def test_mup_has_its_golden_numbers(mup_runs: Array) -> None:
     assert_close(mup_runs, golden.table(golden.MUP_TANH_REFINED), 1e-4)
 
 
+@pytest.mark.usefixtures("unshared")
 def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: `P^T b` dropped from every query gives (0.278, 0.376), not (0.397, 0.516).
 
@@ -108,7 +109,7 @@ def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
         return answer._replace(store=replace(answer.store, X=answer.store.X + store.X - hidden))
 
     monkeypatch.setattr(deferred, "query", forgetful)
-    program = golden.mup("tanh", hidden=2, eta=1.0)  # new functions: nothing compiled is reused
+    program = golden.mup("tanh", hidden=2, eta=1.0)
     runs = observed(program, THETA, replicates=6, samples=2**13, steps=1)
     known = golden.MUP_TANH_WITHOUT_CORRECTION
     mean = np.mean(runs, axis=0)

@@ -169,10 +169,10 @@ def test_diagonal_of_leaky_rectifiers(slope: float) -> None:
 
 
 def test_diagonal_of_jumps(stax: ModuleType) -> None:
-    """sign² = 1 at every depth; theirs is off by a percent in double precision."""
+    """sign² = 1 at every depth; theirs may be off by a percent in double precision."""
     assert_array_equal(np.diag(mlp(3, "sign")(X).nngp), 1)
-    wrong = theirs(stax, stax.Sign(), 3, 1.0, 0.0)(X, None, "nngp")
-    assert np.abs(np.diag(wrong) - 1).max() > 1e-4
+    theirs_of_sign = theirs(stax, stax.Sign(), 3, 1.0, 0.0)(X, None, "nngp")
+    assert_allclose(np.diag(theirs_of_sign), 1, rtol=0.05)
 
 
 def test_powers_of_relu_on_the_diagonal(stax: ModuleType) -> None:

@@ -104,6 +104,33 @@ def test_calls_and_effects_are_not_evaluated() -> None:
     assert not seen
 
 
+def test_functions_that_jax_computes_by_bits_are_known_up_to_a_remainder(key: jax.Array) -> None:
+    """The derivatives of erf and of the exact GELU, at values that contain an average."""
+    theta = tp.sample({"v": tp.normal((tp.Width("n"),))}, key, width=tp.inf, samples=1024)
+    phi = jax.scipy.stats.norm
+
+    def slope(function: Any) -> Any:
+        def run(t: Any) -> Any:
+            mean = jnp.mean(t["v"] ** 2)
+            return jax.grad(lambda s: jnp.mean(function(s * t["v"] ** 2)))(mean)
+
+        return tp.limit(run)(theta)
+
+    def by_hand(derivative: Any) -> Any:
+        def run(t: Any) -> Any:
+            square = t["v"] ** 2
+            return jnp.mean(square * derivative(jnp.mean(square) * square))
+
+        return tp.limit(run)(theta)
+
+    known = {
+        jax.scipy.special.erf: lambda x: 2 / np.sqrt(np.pi) * jnp.exp(-x * x),
+        lambda x: jax.nn.gelu(x, approximate=False): lambda x: phi.cdf(x) + x * phi.pdf(x),
+    }
+    for function, derivative in known.items():
+        np.testing.assert_allclose(slope(function), by_hand(derivative), rtol=1e-5)
+
+
 # Every primitive of the installed JAX -------------------------------------------------------------
 
 #: What neither has a rule nor acts entry by entry, and why.
