@@ -6,6 +6,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := .venv/.stamp-$(VERSION)
 DOCS_STAMP := .venv/.stamp-docs
 OUT ?= tplimit-demo
+# What a new Python or JAX breaks first: imports, primitives, how programs are traced and read, exact
+# limits. `make wheel` runs the README's code there.
+CORE := $(patsubst %,tests/test_%.py,packaging layers probing tracing_traps refusals linear_exact)
 
 .PHONY: help venv test test-slow matrix newest wheel lint format types demo demo-small reproduce bench docs clean
 .DEFAULT_GOAL := help
