@@ -71,8 +71,9 @@ def classify_step(
         vanish, its exponent is the bound that its remainder gives.
 
     Raises:
-        ValueError: an array of `batch` or `theta` is empty or holds NaN or infinity, or the forward
-            pass of one of the steps does.
+        TypeError: an argument is of another kind, such as an integer as `key`.
+        ValueError: an argument is out of range; an array of `batch` or `theta` is empty or holds
+            NaN or infinity, or the forward pass of one of the steps does.
         LimitError: `out` depends on no output of a network; or what the program itself raises
             (`CancellationError` where two terms do not decide).
 

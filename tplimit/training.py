@@ -112,17 +112,20 @@ def train(
         `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
 
     Raises:
-        TypeError: `batches` is a tuple or dict (ambiguous), or no batches at all; `step` does not
-            return (state, output). With `checkpoint`: records are another kind of tree than dicts,
-            lists and tuples.
-        ValueError: no batch, stacked arrays of unequal length, `replicates` below 1 (2 with
-            bias_check, which refuses a random limit too), fluctuations where there are none (finite
-            width, one term), or records whose shapes change from step to step. With `checkpoint`:
-            the folder has no name, is in use by another call, or holds another run (key, width,
-            batches, ... differ), another format, or no readable file; the structure of the state
-            changes while it trains; the mesh is shared by several processes.
+        TypeError: an argument is of another kind, such as `samples=1024.0` or an integer as `key`;
+            `batches` is a tuple or dict (ambiguous), or no batches at all; `step` does not return
+            (state, output), or a function returns a string, say. With `checkpoint`: records are
+            another kind of tree than dicts, lists and tuples.
+        ValueError: an argument is out of range, `key` holds several keys, no batch, stacked arrays
+            of unequal length, `replicates` below 1 (2 with bias_check, which refuses a random limit
+            too), fluctuations where there are none (finite width, one term), or records whose
+            shapes change from step to step. With `checkpoint`: the folder has no name, is in use
+            by another call, or holds another run (key, width, batches, ... differ), another format,
+            or no readable file; the structure of the state changes while it trains; the mesh is
+            shared by several processes.
         OSError: a checkpoint cannot be written, for instance because the disk is full.
-        WidthError: `width` is no width.
+        WidthError: `width` is no width; `step` or `observe` returns a value with a width, at
+            infinite or deferred width; a function combines widths, or fails at a trial width.
         LimitError: the program has no limit; see its subclasses.
 
     Warns:

@@ -90,7 +90,9 @@ def nngp(
         key: random key of the particles, by default ``jax.random.key(0)``.
 
     Raises:
-        ValueError: inputs or outputs without an axis of points, or inputs that are not finite.
+        TypeError: an argument is of another kind, such as an integer as ``key``.
+        ValueError: inputs or outputs without an axis of points, or inputs that are not finite;
+            another argument is out of range.
         LimitError: the outputs are not linear in any parameters; errors of `tplimit.limit`;
             a program that is not recognised, for "closed_form", with the line where it is not.
 
