@@ -9,8 +9,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -78,7 +78,7 @@ class Checkpoints:
         checkpoint: where to save, or None: then there is nothing to give back, nothing is saved.
         run: what identifies the run, by name: trees of arrays, numbers and declarations.
 
-    Enter `open`, call `decided` and `history`, then `restore` with the initial state of every part
+    Enter it, call `decided` and `history`, then `restore` with the initial state of every part
     that is left, and `save` after each step and each part.
     """
 
@@ -88,6 +88,7 @@ class Checkpoints:
         if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
         self._settings = checkpoint
+        self._lock = ExitStack()
         self._leaves: list[Any] | None = None
         self._left_structure: Any = None
         self._tree: Any = None
@@ -107,28 +108,28 @@ class Checkpoints:
         self._checked = False
         self._time = time.monotonic()
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Keep others out of the folder, and look for what was saved there.
 
         Raises:
-            ValueError: the folder is in use, holds another run, what another version wrote, or only
-                files that cannot be read.
+            ValueError: the folder is in use, holds what another version wrote, or only files that
+                cannot be read.
         """
         if self._settings is None:
-            yield
             return
         try:
-            lock = ExitStack()
-            lock.enter_context(locked(self._folder / _LOCK))
+            self._lock.enter_context(locked(self._folder / _LOCK))
         except BlockingIOError as error:
             raise ValueError(
                 f"another run is using the checkpoint folder {self._folder} at this moment: wait "
                 "until it has ended, or give this run a folder of its own"
             ) from error
-        with lock:
+        with self._lock.pop_all() as lock:
             self._found = self._newest()
-            yield
+            self._lock = lock.pop_all()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
 
     def decided(self, otherwise: dict[str, int]) -> dict[str, int]:
         """What the run had found out about itself when it was saved, or `otherwise`."""
