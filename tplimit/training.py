@@ -176,15 +176,10 @@ def train(
             "fluctuations are the second of two terms: leave terms and init_output as they are"
         )
     if not is_limit(width):
-<<<<<<< HEAD
         plain = (init or _identity, step, observe or _nothing)
         with checkpoints:
             return train_networks(plain, theta, batches, width, keys, progress, checkpoints)
     functions = _Functions(init, step, observe)
-=======
-        with checkpoints:
-            return train_networks(functions, theta, batches, width, keys, progress, checkpoints)
->>>>>>> 706fa7a (Checkpoints are entered and left; warnings at the user's call)
     terms = 2 if terms is None and fluctuations else terms
     limit = Limit(width, samples, noise, rank_tolerance, mesh, terms, init_output, fluctuations)
     limit = replace(limit, may_be_random=not bias_check)
