@@ -151,9 +151,9 @@ def test_what_tends_to_a_number_is_not_random():
 def test_bias_check_refuses_a_random_limit_at_once(terms, monkeypatch):
     monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
     # Of the run with all samples nothing is sampled.
-    sampled, sample = [], training.sample
-    record = lambda *args, **options: sampled.append(options["samples"]) or sample(*args, **options)
-    monkeypatch.setattr(training, "sample", record)
+    sampled, drawn = [], training.drawn
+    record = lambda *args, **options: sampled.append(options["samples"]) or drawn(*args, **options)
+    monkeypatch.setattr(training, "drawn", record)
     with pytest.raises(ValueError, match=r'random limit.*use init_output="zero"'):
         run(samples=64, terms=terms, bias_check=True)
     assert set(sampled) == {32}

@@ -181,7 +181,7 @@ def by_hand(function, stack):
 
 SPELLINGS = {
     "stacked by hand": by_hand,
-    "vmap": jax.vmap,
+    "vmap": lambda f, stack: jax.vmap(f)(stack),
     "map": lambda f, stack: lax.map(f, stack),
     "scan": lambda f, stack: lax.scan(lambda c, x: (c, f(x)), 0.0, stack)[1],
 }
@@ -203,7 +203,7 @@ def images(spelling, heads, rows, transposed, powers, theta):
     return SPELLINGS[spelling](lambda s: s[1] @ (s[0] if transposed else s[0].T), (theta["W"], x))
 
 
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     heads=st.integers(1, 3), rows=st.integers(1, 2), transposed=st.booleans(),
@@ -224,7 +224,9 @@ def test_spellings_of_a_stack_know_the_same(terms, heads, rows, transposed, powe
         sides = {context.find(s[transposed]) for s in revealed.bank.store_spaces[:heads]}
         assert sides == {found[spelling].space}
     expected = found["stacked by hand"]
-    assert len(expected.terms) == terms and (terms == 1 or expected.terms[0].parity.odd)
+    assert len(expected.terms) == terms
+    # Images under different matrices are odd in different sources.
+    assert terms == 1 or heads > 1 or expected.terms[0].parity.odd
     for out in found.values():
         assert jax.tree.structure(out) == jax.tree.structure(expected)
 
