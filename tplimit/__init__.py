@@ -15,13 +15,13 @@ from tplimit.errors import (
     WidthError,
 )
 from tplimit.inspection import classify_step
-from tplimit.interpret import RULES
 from tplimit.kernels import nngp, ntk
 from tplimit.models import Model, mlp
 from tplimit.parameterizations import Parameterization
 from tplimit.parameters import full, normal, rademacher, uniform
 from tplimit.regimes import Regime, classify
 from tplimit.sampling import sample
+from tplimit.table import RULES, rule
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
 from tplimit.transforms import Leading, Series, leading, limit, series
@@ -64,6 +64,7 @@ __all__ = [
     "ntk",
     "parameterizations",
     "rademacher",
+    "rule",
     "sample",
     "series",
     "train",

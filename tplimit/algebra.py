@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.context import Context
 from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
-from tplimit.interpret import Context
 from tplimit.values import Tensor, demoted, tensor
 from tplimit.widths import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents, Size
 
@@ -40,7 +40,7 @@ def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
     axes = {value.axis for value in values if value.axis is not None}
     if len(axes) > 1:
         ctx.fail("Vectors with different width axes are combined coordinate by coordinate.")
-    space = ctx.unify(*(value.space for value in values))
+    space = ctx.spaces.unify(*(value.space for value in values))
     return (axes.pop() if axes else None), space
 
 

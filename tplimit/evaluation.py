@@ -17,14 +17,18 @@ import numpy as np
 
 from tplimit import _jax, arguments, matrices, sharding
 from tplimit.bank import Bank
-from tplimit.errors import LimitError, LimitWarning, Location, warn
+from tplimit.context import Check, Context
+from tplimit.errors import LimitError, Location, warn
 from tplimit.fields import COMMON, map_arrays
 from tplimit.gaussian import noise
-from tplimit.interpret import RULES, Context, NeedDecision, evaluate
+from tplimit.interpret import evaluate
 from tplimit.leaves import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
+from tplimit.ledger import Asked
 from tplimit.lint import lint
 from tplimit.plain import is_plain
+from tplimit.spaces import Spaces
 from tplimit.store import Store, kept
+from tplimit.table import RULES
 from tplimit.trace import WIDTHS, Aval, Program, Slot, failed_at_width, trace
 from tplimit.values import Matrices, Tensor, Value
 from tplimit.widths import Dim, Size
@@ -44,7 +48,6 @@ class _Plan:
     run: Callable[..., Any]
     consume: Callable[..., Any]
     revealed: dict[int, int]
-    errors: list[LimitError | LimitWarning]
     compiled: set[tuple[bool, int]] = field(default_factory=set)
 
 
@@ -165,9 +168,9 @@ class Evaluator:
             plan.compiled.add((call.last, capacity))
             if call.on_compile is not None:
                 call.on_compile()
-        out, new_bank, oks = (plan.consume if call.last else plan.run)(stores, rest, values)
-        if oks:
-            _verify(oks, plan.errors, planning.program, program)
+        out, new_bank, checks = (plan.consume if call.last else plan.run)(stores, rest, values)
+        if checks:
+            _verify(checks, planning.program, program)
         if revealed is None or new_bank is None:
             return out, None
         if bank is not None:
@@ -179,8 +182,7 @@ class Evaluator:
 
     def planning(self, program: Program) -> _Planning:
         if id(program) not in self.plannings:
-            rules = tuple(RULES.rules.items())  # users may enter their own
-            planning = kept("plans", lambda: _Planning(program), program, rules)
+            planning = kept("plans", lambda: _Planning(program), program, RULES.state())
             self.plannings[id(program)] = planning
         return self.plannings[id(program)]
 
@@ -191,17 +193,79 @@ def _plan(
     revealed: Revealed | None,
     axes: tuple[int | None, ...] | None,
 ) -> _Plan:
-    program, slots = planning.program, planning.deciding
+    program = planning.program
     bank = None if revealed is None else revealed.bank
     form = (_form(values), _form(bank), axes)
-    while True:
-        decisions = {slot: _decision(program, slot, values, axes) for slot in slots}
-        known = tuple(None if d is None else (d.shape, d.tobytes()) for d in decisions.values())
-        make = functools.partial(_planned, program, values, bank, decisions, axes)
+    decisions = _Decisions(program, values, axes)
+    for slot in planning.deciding:
+        decisions(slot)
+    make = functools.partial(_planned, program, values, bank, decisions, axes)
+    plan = planning.plans.get((form, decisions.key), make)
+    new = [slot for slot in decisions.made if slot not in planning.deciding]
+    if new:  # asked for the first time
+        planning.deciding += new
+        return planning.plans.get((form, decisions.key), lambda: plan)
+    return plan
+
+
+class _Decisions:
+    """Finite variables computed from the finite inputs before a run.
+
+    Attributes:
+        made: what was asked for so far; None for what cannot be known.
+    """
+
+    def __init__(
+        self, program: Program, values: list[Value], axes: tuple[int | None, ...] | None
+    ) -> None:
+        self.program = program
+        self.values = dict(zip(program.inputs, values, strict=True))
+        self.axes = axes
+        self.made: dict[Slot, np.ndarray | None] = {}
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What compilation depends on."""
+        return tuple(
+            (slot, None if made is None else (made.shape, made.tobytes()))
+            for slot, made in self.made.items()
+        )
+
+    def __call__(self, slot: Slot) -> np.ndarray | None:
+        """The value of a finite variable, or None.
+
+        Raises:
+            ReplicatesDiffer: it has not the same value in all replicates.
+        """
+        if slot not in self.made:
+            self.made[slot] = self._computed(slot)
+        return self.made[slot]
+
+    def _computed(self, slot: Slot) -> np.ndarray | None:
+        equations = self.program.slice([slot])
+        inputs = {s for e in equations for s in e.inputs if isinstance(s, Slot)} | {slot}
+        inputs &= set(self.program.inputs)
+        if not all(is_plain(self.values[used]) for used in inputs):
+            return None
+        if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
+            return None
+        ordered = tuple(sorted(inputs, key=lambda s: s.index))
+        part = Program(ordered, (slot,), tuple(equations), (), ())
+        arguments = [self._argument(s) for s in ordered]
         try:
-            return planning.plans.get((form, known), make)
-        except NeedDecision as need:
-            slots.append(need.slot)
+            with jax.ensure_compile_time_eval():  # a plan may be in the making
+                (out,) = evaluate(Context(None, decide=self), part, arguments)
+        except LimitError:
+            return None
+        assert isinstance(out, Tensor)
+        return np.asarray(out.coefficient)
+
+    def _argument(self, slot: Slot) -> Value:
+        value = self.values[slot]
+        if self.axes is None:
+            return value
+        place = dict(zip(self.program.inputs, self.axes, strict=True))
+        return value if place[slot] is None else _common(value)
 
 
 @dataclass(frozen=True)
@@ -282,47 +346,50 @@ def _planned(
     program: Program,
     values: list[Value],
     bank: Bank | None,
-    decisions: dict[Slot, Any],
+    decisions: _Decisions,
     axes: tuple[int | None, ...] | None,
 ) -> _Plan:
     """Interpret once without numbers, to learn spaces and rows; then prepare compilation."""
-    found: dict[str, Any] = {}
 
-    def dry(stores: Any, rest: Bank | None, values: list[Value]) -> list[Value]:
+    def dry(stores: Any, rest: Bank | None, values: list[Value]) -> tuple[list[Value], _Learnt]:
         bank = None if rest is None else replace(rest, stores=stores)
-        ctx = Context(bank, decisions=decisions, dry=True)
+        ctx = Context(bank, decide=decisions, dry=True)
         out = _evaluated(ctx, program, values)
-        found["classes"], found["revealed"] = ctx.classes, ctx.revealed
-        return out
+        return out, _Learnt(ctx.spaces, ctx.ledger.asked)
 
     stores = () if bank is None else bank.stores
     others = None if bank is None else replace(bank, stores=())
-    jax.eval_shape(_mapped(dry, bank, axes), stores, others, values)
-    errors: list[LimitError | LimitWarning] = []
+    _, learnt = jax.eval_shape(_mapped(dry, bank, axes), stores, others, values)
 
     # What finite results have revealed is forgotten, and the stores need not be written.
     written = any(aval.width_axes for aval in program.out_avals)
 
-    def run(stores: Any, rest: Bank | None, values: list[Value]) -> Any:
+    def run(
+        stores: Any, rest: Bank | None, values: list[Value]
+    ) -> tuple[list[Value], Bank | None, list[Check]]:
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
-        ctx = Context(bank, classes=found["classes"], decisions=decisions)
+        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=decisions.made.get)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
             out = _evaluated(ctx, program, values)
-        errors[:] = [check.error for check in ctx.checks]
-        results = (
-            out,
-            ctx.closed() if written else None,
-            [jnp.asarray(check.ok) for check in ctx.checks],
-        )
+        results = out, ctx.ledger.closed() if written else None, ctx.checks
         return sharding.constrained(mesh, results)
 
     revealed: dict[int, int] = {}
-    for (index, _), count in found["revealed"].items():
+    for (index, _), count in learnt.asked.rows.items():
         revealed[index] = revealed.get(index, 0) + count
     all_runs = _mapped(run, bank, axes)
-    return _Plan(jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed, errors)
+    return _Plan(jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """What a run without numbers tells: which spaces are one, and how many rows are asked."""
+
+    spaces: Spaces
+    asked: Asked
 
 
 def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Value]:
@@ -330,18 +397,14 @@ def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Valu
     return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
 
 
-def _verify(
-    oks: Sequence[Any],
-    errors: Sequence[LimitError | LimitWarning],
-    planned: Program,
-    program: Program,
-) -> None:
+def _verify(checks: Sequence[Check], planned: Program, program: Program) -> None:
     """Raise (or warn of) the conditions that did not hold in a run.
 
     The errors are those of the program that was planned; their lines are those of the equal one
     that was run.
     """
-    failed = [e for ok, e in zip(jax.device_get(list(oks)), errors, strict=True) if not np.all(ok)]
+    held = jax.device_get([check.ok for check in checks])
+    failed = [check.error for check, ok in zip(checks, held, strict=True) if not np.all(ok)]
     if not failed:
         return
     places = dict(zip(map(id, planned.locations), program.locations, strict=True))
@@ -350,46 +413,6 @@ def _verify(
         if isinstance(error, LimitError):
             raise error
         warn(error)
-
-
-def _decision(
-    program: Program, slot: Slot, values: list[Value], axes: tuple[int | None, ...] | None
-) -> np.ndarray | None:
-    """A finite variable computed from the finite inputs before the run, or None.
-
-    Raises:
-        ReplicatesDiffer: it has not the same value in all replicates.
-    """
-    equations = program.slice([slot])
-    inputs = {s for e in equations for s in e.inputs if isinstance(s, Slot)} | {slot}
-    inputs &= set(program.inputs)
-    by_slot = dict(zip(program.inputs, values, strict=True))
-    for used in inputs:
-        value = by_slot[used]
-        if not is_plain(value):
-            return None
-    if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
-        return None
-    ordered = tuple(sorted(inputs, key=lambda s: s.index))
-    part = Program(ordered, (slot,), tuple(equations), (), ())
-    arguments = [by_slot[s] for s in ordered]
-    if axes is not None:
-        place = dict(zip(program.inputs, axes, strict=True))
-        arguments = [
-            value if place[s] is None else _common(value)
-            for s, value in zip(ordered, arguments, strict=True)
-        ]
-    inner: dict[Slot, np.ndarray | None] = {}
-    while True:
-        try:
-            (out,) = evaluate(Context(None, decisions=inner), part, arguments)
-            break
-        except NeedDecision as need:  # of something computed before
-            inner[need.slot] = _decision(program, need.slot, values, axes)
-        except LimitError:
-            return None
-    assert isinstance(out, Tensor)
-    return np.asarray(out.coefficient)
 
 
 def _common(value: Value) -> Value:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra, patches
-from tplimit.interpret import Context
+from tplimit.context import Context
 from tplimit.parity import EVEN, Behaviour, Parity
 from tplimit.rearranging import restricted
 from tplimit.values import Patch, Tensor, Term, collapsed, tensor, with_parity
@@ -133,6 +133,11 @@ def add(ctx: Context, *values: Tensor) -> Tensor:
     return patches.inheriting(out, *values)
 
 
+def plus(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Sum of values of as many terms as are kept."""
+    return algebra.add(ctx, a, b) if ctx.terms == 1 else add(ctx, a, b)
+
+
 # --- products
 
 
@@ -209,7 +214,7 @@ def averaged(
     assert piece.axis is not None
     length = piece.shape[piece.axis]
     shape = [length if i == piece.axis else 1 for i in range(len(piece.shape))]
-    multipliers = ctx.multipliers(space, length).reshape(shape)
+    multipliers = ctx.ledger.multipliers(space, length).reshape(shape)
     weighted = replace(
         piece.terms[0], coefficient=piece.coefficient * multipliers.astype(piece.dtype)
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from tplimit.errors import LimitWarning
 from tplimit.trace import Constant, Equation, Program, Slot
+from tplimit.traits import Product, Quotient, kind_of
 
 #: Widths that people write into programs.
 _PLAUSIBLE = tuple(2**k for k in range(7, 15))
@@ -28,7 +29,8 @@ def lint(program: Program) -> None:
         out_widths = any(aval.width_axes for aval in equation.out_avals)
         if any(aval.width_axes for aval in equation.in_avals) and not out_widths:
             sums.update(equation.outputs)
-        if equation.primitive.name not in ("mul", "div"):
+        kind = kind_of(equation.primitive)
+        if not isinstance(kind, Quotient) and not (isinstance(kind, Product) and kind.entrywise):
             continue
         for k, operand in enumerate(equation.inputs):
             other = equation.inputs[1 - k]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from tplimit import algebra
+from tplimit.context import Context
 from tplimit.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.gaussian import noise
-from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN, Parity
 from tplimit.parts import Image, Matrix, Part, Rows
 from tplimit.projected_update import ProjectedUpdate
@@ -80,7 +80,7 @@ class LowRank(Part):
             met = jnp.where(rows.each(symmetric)[:, None], 0, met)
         image, change = met @ self.rows, None
         if several and rows.space is not None:
-            weights = ctx.multipliers(rows.space, rows.block.shape[1])
+            weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
             met = noise.inner(rows.block * weights, self.columns) * ctx.root_n
             change = factor * (met @ self.rows)
         parity = [self.row_parity] * len(rows.parities)
@@ -92,8 +92,8 @@ class LowRank(Part):
         if home is None:
             return self
         store, transposed = home
-        left = ctx.coordinates(store, not transposed, self.rows)
-        right = ctx.coordinates(store, transposed, self.columns)
+        left = ctx.ledger.coordinates(store, not transposed, self.rows)
+        right = ctx.ledger.coordinates(store, transposed, self.columns)
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
@@ -106,8 +106,8 @@ class LowRank(Part):
                 return part.home
         for index in range(0 if ctx.bank is None else len(ctx.bank.stores)):
             for transposed in (False, True):
-                if ctx.recall(index, transposed, self.columns) is not None:
+                if ctx.ledger.recall(index, transposed, self.columns) is not None:
                     return index, transposed
-                if ctx.recall(index, not transposed, self.rows) is not None:
+                if ctx.ledger.recall(index, not transposed, self.rows) is not None:
                     return index, transposed
         return None

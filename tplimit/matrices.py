@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra, expansion, patches
-from tplimit.interpret import Context
+from tplimit.context import Context
 from tplimit.low_rank import LowRank
 from tplimit.parity import EVEN
 from tplimit.parts import Matrix, Part
@@ -29,13 +29,15 @@ from tplimit.values import (
 )  # fmt: skip
 from tplimit.widths import NEVER, NONE, Exponent, Exponents, Size
 
+#: What can be done with matrices, and what cannot.
+ADVICE = (
+    "Sums, finite factors and products with vectors are supported: gradient descent, momentum and "
+    "weight decay are, Adam, sign descent and clipping are not yet."
+)
+
 
 def unsupported(ctx: Context, what: str) -> NoReturn:
-    ctx.fail(
-        f"tplimit does not support {what} of a matrix with two width axes.",
-        advice="Sums, finite factors and products with vectors are supported: gradient descent, "
-        "momentum and weight decay are, Adam, sign descent and clipping are not yet.",
-    )
+    ctx.fail(f"tplimit does not support {what} of a matrix with two width axes.", advice=ADVICE)
 
 
 def zero(rows: Size, columns: Size) -> Matrix:
@@ -43,14 +45,17 @@ def zero(rows: Size, columns: Size) -> Matrix:
 
 
 def constant(ctx: Context, rows: Size, columns: Size, value: Tensor) -> Matrix:
-    """A matrix all of whose entries are one finite number: rank one."""
+    """A matrix all of whose entries are one finite number: of rank one for each of its terms."""
     if value.vanishes:
         return zero(rows, columns)
     dtype = jnp.result_type(float) if value.dtype.kind != "f" else value.dtype
     left = jnp.ones((1, ctx.size(rows)), dtype)
     right = jnp.ones((1, ctx.size(columns)), dtype)
-    part = LowRank(left, right, value, EVEN, EVEN, constant=True)
-    return Matrix(rows, columns, None, None, (part,))
+    parts = [
+        Matrix(rows, columns, None, None, (LowRank(left, right, piece, EVEN, EVEN, constant=True),))
+        for piece in ([value] if ctx.terms == 1 else expansion.pieces(value))
+    ]
+    return functools.reduce(functools.partial(sum_of, ctx), parts)
 
 
 def add(ctx: Context, a: Value, b: Value) -> Matrices:
@@ -95,8 +100,8 @@ def sum_of(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     total = Matrix(
         a.rows,
         a.columns,
-        ctx.unify(a.row_space, b.row_space),
-        ctx.unify(a.column_space, b.column_space),
+        ctx.spaces.unify(a.row_space, b.row_space),
+        ctx.spaces.unify(a.column_space, b.column_space),
         (*a.parts, *b.parts),
         max(a.remainder, b.remainder),
         (*a.blocks, *b.blocks),
@@ -151,7 +156,15 @@ def negative(ctx: Context, value: Value) -> Value:
 
 def scaled(ctx: Context, value: Matrices, factor: Tensor) -> Matrices:
     """A matrix array times a finite number."""
-    return value.map(lambda matrix: scale(ctx, matrix, factor))
+    return value.map(lambda matrix: _times(ctx, matrix, factor))
+
+
+def _times(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
+    """A matrix times a number, term by term."""
+    pieces = expansion.pieces(factor) if factor.terms[1:] else [factor]
+    return functools.reduce(
+        functools.partial(sum_of, ctx), [scale(ctx, matrix, piece) for piece in pieces]
+    )
 
 
 def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
@@ -180,7 +193,7 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
             numbers = _numbers(ctx, second)
             if numbers is not None:
                 x, y = np.broadcast_arrays(first.items, numbers)
-                return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), a.axes)
+                return Matrices(map_items(lambda m, f: _times(ctx, m, f), x, y), a.axes)
         x, y = np.broadcast_arrays(a.items, b.items)
         return Matrices(map_items(lambda m, f: _hadamard(ctx, m, f), x, y), a.axes)
     matrix, factor = (a, b) if isinstance(a, Matrices) else (b, a)
@@ -195,7 +208,7 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
         place = dict(zip(matrix.finite_axes, index, strict=True))
         numbers[index] = at(factor, tuple(place.get(i, 0) for i in range(matrix.ndim)))
     x, y = np.broadcast_arrays(matrix.items, numbers)
-    return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), matrix.axes)
+    return Matrices(map_items(lambda m, f: _times(ctx, m, f), x, y), matrix.axes)
 
 
 def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
@@ -205,7 +218,6 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
     first, second = (a, b) if a.axis == 0 else (b, a)
     if first.shape[1] != 1 or second.shape[0] != 1:
         ctx.fail("Vectors with different width axes are multiplied entry by entry.")
-    assert ctx.equation is not None
     rows, columns = ctx.equation.out_avals[0].shape
     assert isinstance(rows, Size)
     assert isinstance(columns, Size)
@@ -226,8 +238,8 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     out = Matrix(
         a.rows,
         a.columns,
-        ctx.unify(a.row_space, b.row_space),
-        ctx.unify(a.column_space, b.column_space),
+        ctx.spaces.unify(a.row_space, b.row_space),
+        ctx.spaces.unify(a.column_space, b.column_space),
         tuple(parts),
         max(known + hidden, unknown + other, unknown + hidden),
     )
@@ -264,7 +276,7 @@ def _number(ctx: Context, matrix: Matrix) -> Tensor | None:
     numbers = [part.number for part in matrix.parts if part.number is not None]
     if not numbers or matrix.blocks or len(numbers) < len(matrix.parts):
         return None
-    total = functools.reduce(functools.partial(algebra.add, ctx), numbers)
+    total = functools.reduce(functools.partial(expansion.plus, ctx), numbers)
     return replace(total, remainder=total.remainder.maximum(Exponents(matrix.remainder)))
 
 
@@ -325,7 +337,7 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
         return replace(zero(rows, columns), remainder=rest.max())
     dtype = jnp.result_type(a.coefficient, b.coefficient)
     one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()))
-    left, right = ctx.rows(a), ctx.rows(b)
+    left, right = ctx.ledger.rows(a), ctx.ledger.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
     masks = (None, None) if ctx.terms == 1 else (patches.reach(a), patches.reach(b))

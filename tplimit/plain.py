@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.trace import Equation
+from tplimit.traits import Refused, kind_of
 from tplimit.values import Tensor, Value, collapsed, exactly, tensor
 from tplimit.widths import NEVER, Exponents
-
-#: Continuous functions that are evaluated on finite arrays although their terms are not exact.
-_CONTINUOUS = frozenset(
-    ("sort", "cholesky", "triangular_solve", "eigh", "svd", "lu", "custom_linear_solve")
-)
 
 Bind = Callable[..., Any]
 
@@ -41,9 +37,9 @@ def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[V
 
 def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
     """A continuous function of finite arrays of order 1: it acts on the coefficients."""
-    primitive = equation.primitive
+    primitive, kind = equation.primitive, kind_of(equation.primitive)
     tensors = [collapsed(v) for v in values if isinstance(v, Tensor) and v.finite]
-    if primitive.name not in _CONTINUOUS or len(tensors) < len(values):
+    if not isinstance(kind, Refused) or not kind.continuous or len(tensors) < len(values):
         return None
     if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):
         return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra, expansion, patches
-from tplimit.interpret import Context
+from tplimit.context import Context
 from tplimit.low_rank import LowRank
 from tplimit.matrices import order_of, remainder_everywhere
 from tplimit.parity import EVEN
@@ -22,11 +22,11 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
 
     It is the sum of the images under the parts of ``A``. All terms of ``x`` are asked for at once.
     """
-    space = ctx.unify(matrix.column_space, x.space)
+    space = ctx.spaces.unify(matrix.column_space, x.space)
     if ctx.terms > 1 and x.terms[0].exponents == NONE:
         return expansion.add(ctx, *_image_of_unknown(ctx, matrix, x, size))
     pieces = [p for p in expansion.pieces(x) if p.exponents != NONE] if ctx.terms > 1 else [x]
-    rows = [ctx.rows(piece) for piece in pieces]
+    rows = [ctx.ledger.rows(piece) for piece in pieces]
     block = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
     parities = [piece.parity for piece in pieces]
     asked = Rows(block, rows, parities, size, space, matrix.parts, {})
@@ -111,7 +111,7 @@ def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> li
 
 
 def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = NONE) -> Tensor:
-    shape = (ctx.rows(x).shape[0], ctx.size(matrix.rows))
+    shape = (ctx.ledger.rows(x).shape[0], ctx.size(matrix.rows))
     zeros = np.broadcast_to(np.zeros((), x.dtype), shape)
     return with_parity(tensor(zeros, NONE, unknown, 1, matrix.row_space), EVEN)
 
@@ -123,8 +123,8 @@ def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
     """
     if x.noise is None:
         return None
-    errors = ctx.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
-    rows = ctx.rows(x)
+    errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
+    rows = ctx.ledger.rows(x)
     size = jnp.mean(rows * rows, axis=1, keepdims=True)
     share = jnp.sqrt(
         jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
@@ -146,7 +146,7 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
 
 def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``A B``, one of the two being of low rank."""
-    ctx.unify(a.column_space, b.row_space)
+    ctx.spaces.unify(a.column_space, b.row_space)
     factors = [part.factors for part in b.parts]
     if any(factor is None for factor in factors):
         if any(part.factors is None for part in a.parts):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import algebra
+from tplimit.context import Context
 from tplimit.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
-from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN
 from tplimit.parts import Image, Part, Rows
 from tplimit.values import Tensor, tensor
@@ -91,11 +91,13 @@ class ProjectedUpdate(Part):
         """Images of rows, and their change at finite width where several terms are kept."""
         assert ctx.bank is not None
         view = ctx.bank.view(self.store, self.transposed)
-        image = core_product(self.kernel, view, rows, ctx.recall(self.store, self.transposed, rows))
+        image = core_product(
+            self.kernel, view, rows, ctx.ledger.recall(self.store, self.transposed, rows)
+        )
         if ctx.terms == 1:
             return image, None
         spaces = ctx.bank.store_spaces[self.store]
-        weights = ctx.multipliers(spaces[0] if self.transposed else spaces[1], rows.shape[1])
+        weights = ctx.ledger.multipliers(spaces[0] if self.transposed else spaces[1], rows.shape[1])
         met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
         return image, core_product(self.kernel, view, rows, met)
 

@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from tplimit import arguments, expansion, matrices, sharding
 from tplimit.arguments import Deferred, inf
 from tplimit.bank import Bank
+from tplimit.context import Context
 from tplimit.errors import LimitError, LimitWarning, WidthError
 from tplimit.gaussian import deferred, noise, sobol
 from tplimit.gaussian.deferred import Law
-from tplimit.interpret import Context
 from tplimit.leaves import LimitValue, Lineage, Revealed
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.parity import EVEN, Parity

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from tplimit import algebra
+from tplimit.context import Context
 from tplimit.fields import NESTED, STATIC, STORE
-from tplimit.interpret import Context
 from tplimit.parity import UNKNOWN, Parity
 from tplimit.parts import Image, Part, Rows
 from tplimit.values import MatrixRemainder, Tensor
@@ -68,7 +68,7 @@ class ScaledGaussian(Part):
         root, half = ctx.scale(float(rows.size.ratio) ** 0.5, HALF)
         fresh, unmet = self._symmetry(ctx, rows.parities)
         flags = rows.each(unmet) if ctx.terms > 1 else None
-        images, changes = ctx.query(
+        images, changes = ctx.ledger.query(
             self.store, self.transposed, rows.block, [p.kernel for p in updates], flags
         )
         self._remember_pieces(ctx, rows)
@@ -95,8 +95,8 @@ class ScaledGaussian(Part):
         """Coordinates of the pieces, which updates of the weights are made of."""
         if len(rows.pieces) < 2:
             return
-        coordinates: Any = ctx.coordinates(self.store, self.transposed, rows.block)
+        coordinates: Any = ctx.ledger.coordinates(self.store, self.transposed, rows.block)
         count = rows.pieces[0].shape[0]
         for number, piece in enumerate(rows.pieces):
             place = slice(number * count, (number + 1) * count)
-            ctx.remember(self.store, self.transposed, piece, coordinates[place])
+            ctx.ledger.remember(self.store, self.transposed, piece, coordinates[place])

@@ -9,17 +9,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.trace import Aval, Constant, Equation, Operand, Program, Slot
-
-#: Operations that only move numbers, add them up, or change their type.
-MOVES = frozenset(
-    {
-        p.broadcast_in_dim_p, p.convert_element_type_p, p.copy_p, p.dynamic_slice_p, p.gather_p,
-        p.neg_p, p.reduce_sum_p, p.reshape_p, p.rev_p, p.slice_p, p.squeeze_p, p.transpose_p,
-    }
-)  # fmt: skip
-SUMS = frozenset({p.add_p, p.add_jaxvals_p, p.concatenate_p, p.sub_p})
-PRODUCTS = frozenset({p.mul_p, p.dot_general_p})
-LAYOUT = frozenset({p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p})
+from tplimit.traits import Identity, Linear, Product, kind_of, linear_places
 
 
 def slots(equation: Equation) -> list[Slot]:
@@ -63,16 +53,12 @@ def _combined(equation: Equation, degrees: list[str]) -> str:
     own = [degree for degree in degrees if degree != "free"]
     if not own:
         return "free"
-    if equation.primitive in SUMS:
-        if "other" in own:
-            return "other"
-        return "linear" if own == degrees and set(own) == {"linear"} else "affine"
-    if len(own) == 1 and equation.primitive in PRODUCTS | MOVES:
-        return own[0]
-    # A quotient is linear in what is divided.
-    return (
-        own[0] if equation.primitive is p.div_p and degrees[0] != "free" == degrees[1] else "other"
-    )
+    if isinstance(kind_of(equation.primitive), Product):
+        return own[0] if len(own) == 1 else "other"
+    together = [degrees[place] for place in linear_places(equation)]
+    if "other" in own or len([degree for degree in together if degree != "free"]) < len(own):
+        return "other"
+    return "linear" if set(together) == {"linear"} else "affine"
 
 
 def less_its_maximum(program: Program, slot: Operand) -> int | None:
@@ -86,7 +72,7 @@ def less_its_maximum(program: Program, slot: Operand) -> int | None:
         passed = _passed_on(made, y)
         if passed is None:
             return None
-        if made[y].primitive in LAYOUT:
+        if _in_order(made[y]):
             layout.append(made[y])
         y = passed
     maximum = made.get(y) if isinstance(y, Slot) else None
@@ -114,7 +100,7 @@ def _of_own_row(array: Aval, axis: int, layout: Sequence[Equation]) -> bool:
 def _passed_on(made: Mapping[Slot, Equation], slot: Slot) -> Operand | None:
     """The variable whose entries an equation passes on as they are, where they are finite."""
     equation = made[slot]
-    if equation.primitive in LAYOUT | {p.stop_gradient_p, p.copy_p}:
+    if _in_order(equation) or isinstance(kind_of(equation.primitive), Identity):
         return equation.inputs[0]
     if equation.primitive is p.max_p:
         others = [e for e in equation.inputs if not _lowest(e)]
@@ -125,6 +111,12 @@ def _passed_on(made: Mapping[Slot, Equation], slot: Slot) -> Operand | None:
         finite = test is not None and test.primitive is p.is_finite_p
         return cases[1] if finite and test.inputs[0] == cases[1] else None  # type: ignore[union-attr]
     return None
+
+
+def _in_order(equation: Equation) -> bool:
+    """Whether the entries go on in their order, in another shape."""
+    kind = kind_of(equation.primitive)
+    return isinstance(kind, Linear) and kind.in_order
 
 
 def _lowest(operand: Operand) -> bool:

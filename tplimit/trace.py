@@ -23,6 +23,7 @@ from tplimit.errors import (
     WidthError,
 )  # fmt: skip
 from tplimit.identity import identity
+from tplimit.traits import Control, kind_of
 from tplimit.widths import NEVER, NONE, ZERO, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -34,7 +35,6 @@ LARGE_WIDTHS = (1_050_240, 16_775_040)
 _INT32_ROOT = 46340
 
 #: Primitives whose jaxprs the interpreter enters; others (a scatter's addition) keep theirs.
-_CONTROL_FLOW = ("scan", "while", "cond")
 
 _T = TypeVar("_T")
 
@@ -354,7 +354,7 @@ class _Builder:
             self.aval([var.aval for var in variables], where)
             for variables in zip(*(equation.outvars for equation in equations), strict=True)
         )
-        inside = equations[0].primitive.name in _CONTROL_FLOW
+        inside = isinstance(kind_of(equations[0].primitive), Control)
         params = {
             name: self.param(name, [e.params[name] for e in equations], where, inside)
             for name in equations[0].params

@@ -16,7 +16,7 @@ import functools
 import operator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,24 @@ class MatrixRemainder:
         return self.bound + self.row_share + self.column_share
 
 
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a program tells of a value beyond its terms.
+
+    Attributes:
+        zero_with: a vector where it is 0 this value is 0, too (a mask: changes).
+        positive_part_of: the vector whose positive part it is (a mask: whose sign it tells).
+        stacked: the values that it is a stack of, along its first axis.
+    """
+
+    zero_with: "Tensor | None" = None
+    positive_part_of: "Tensor | None" = None
+    stacked: "tuple[Value, ...] | None" = None
+
+
+NO_FACTS = Facts()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tensor:
@@ -125,6 +143,9 @@ class Tensor:
     axis: int | None = field(default=None, metadata=AXIS)
     space: int | None = field(default=None, metadata=SPACES)
     patches: tuple[Patch, ...] = field(default=(), metadata=NESTED)
+
+    #: No field: known of this object alone, while a program is interpreted (see ``knowing``).
+    facts: ClassVar[Facts] = NO_FACTS
 
     @property
     def coefficient(self) -> Any:
@@ -192,6 +213,13 @@ def tensor(
     """A ``Tensor`` with one term."""
     parity = EVEN if axis is None else UNKNOWN
     return Tensor((Term(coefficient, exponents, noise, zeros, parity),), remainder, axis, space)
+
+
+def knowing(value: Tensor, **facts: Any) -> Tensor:
+    """The same value, of which these ``Facts`` are known besides."""
+    out = replace(value)
+    object.__setattr__(out, "facts", replace(value.facts, **facts))
+    return out
 
 
 def exactly(array: Any) -> Tensor:

@@ -271,6 +271,11 @@ _KNOWN: Mapping[Callable[[Any], Any], str] = MappingProxyType(
 )
 
 
+def name_of(function: Any) -> str | None:
+    """The name under which a JAX function is known, or None."""
+    return _KNOWN.get(function)
+
+
 def dual(activation: "Activation | Dual") -> Dual:
     """The dual of an activation.
 

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tplimit._jax import Primitive, primitives as p
+from tplimit import traits
+from tplimit._jax import primitives as p
 from tplimit.arguments import inf
 from tplimit.errors import DivergenceError, UnsupportedOperationError
 from tplimit.evaluation import Evaluator
-from tplimit.gaussian.activations import Dual, dual
+from tplimit.gaussian.activations import Dual, dual, name_of
 from tplimit.kernels.fields import (
     ONE,
     Field,
@@ -42,7 +43,8 @@ from tplimit.leaves import aval_of
 from tplimit.parameters import Parameter, is_parameter
 from tplimit.sampling import sample
 from tplimit.trace import Constant, Equation, Program, Slot
-from tplimit.widths import HALF, NEVER, Size
+from tplimit.traits import Identity, Linear, is_rounding, kind_of
+from tplimit.widths import NEVER, Size
 
 
 class NotRecognised(Exception):
@@ -56,14 +58,6 @@ class NotRecognised(Exception):
             location=None if equation is None else equation.location,
             advice='method="particles" takes any program that tp.limit takes.',
         )
-
-
-#: Functions with names, by primitive.
-_NAMES: dict[Primitive, str] = {
-    p.tanh_p: "tanh", p.erf_p: "erf", p.sin_p: "sin", p.cos_p: "cos", p.exp_p: "exp",
-    p.abs_p: "abs", p.sign_p: "sign", p.square_p: "square", p.logistic_p: "sigmoid",
-}  # fmt: skip
-_RESHAPES = {p.reshape_p, p.squeeze_p, p.broadcast_in_dim_p, p.convert_element_type_p, p.copy_p}
 
 
 def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: str) -> Array:
@@ -128,11 +122,12 @@ def _run(program: Program, theta: Any, x: Any) -> list[Value]:
     return [read(output) for output in program.outputs]
 
 
-def _is_rounding(e: Equation) -> bool:
-    """Whether an equation converts from or to integers or truth values: a function with jumps."""
-    dtypes = [aval.dtype for aval in (*e.in_avals, *e.out_avals)]
-    real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
-    return e.primitive is p.convert_element_type_p and not real
+def _is_layout(e: Equation) -> bool:
+    """Whether an equation gives the same numbers in another shape or precision."""
+    kind = kind_of(e.primitive)
+    if isinstance(kind, Identity) or (isinstance(kind, Linear) and kind.in_order):
+        return True
+    return e.primitive is p.convert_element_type_p and not is_rounding(e)
 
 
 def _constant(constant: Constant) -> Number:
@@ -156,7 +151,7 @@ class _Walk:
             return self.numbers(e, values)
         if e.primitive is p.dot_general_p:
             return self.product(e, *values)
-        if e.primitive in _RESHAPES and not _is_rounding(e):
+        if _is_layout(e):
             return self.reshaped(e, values[0])
         if e.primitive is p.slice_p:
             return self.sliced(e, values[0])
@@ -176,10 +171,10 @@ class _Walk:
             return Number(out, sum(exponents))
         if e.primitive is p.div_p:
             return Number(out, exponents[0] - exponents[1])
-        roots = {p.sqrt_p: HALF, p.rsqrt_p: -HALF}
-        if e.primitive in roots:
-            return Number(out, exponents[0] * roots[e.primitive])
-        if e.primitive is p.convert_element_type_p or e.primitive in _RESHAPES:
+        kind = kind_of(e.primitive)
+        if isinstance(kind, traits.Power):
+            return Number(out, exponents[0] * (kind.exponent or Fraction(e.params["y"])))
+        if _is_layout(e):
             return Number(out, exponents[0])
         raise NotRecognised("a function of the width.", e)
 
@@ -420,7 +415,7 @@ def _name(e: Equation, values: Sequence[Value]) -> str | None:
         isinstance(value, Number) and float(value.array) == 0 for value in values
     ):
         return "relu"
-    return _NAMES.get(e.primitive)
+    return name_of(getattr(jax.lax, e.primitive.name, None))
 
 
 def _composed(e: Equation, values: Sequence[Value]) -> Callable[[Any], Any]:

@@ -1,27 +1,33 @@
 """The rules, one file per family. Importing this package enters them all in the table."""
 
 from tplimit.rules import (
+    arithmetic,
+    comparisons,
     contraction,
     control_flow,
-    elementwise,
+    declared,
+    discrete,
+    functions,
     indexing,
     layout,
-    lifted,
     probing,
     reductions,
-    refused,
     selection,
+    terms,
 )
 
 __all__ = [
+    "arithmetic",
+    "comparisons",
     "contraction",
     "control_flow",
-    "elementwise",
+    "declared",
+    "discrete",
+    "functions",
     "indexing",
     "layout",
-    "lifted",
     "probing",
     "reductions",
-    "refused",
     "selection",
+    "terms",
 ]

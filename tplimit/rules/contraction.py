@@ -1,6 +1,7 @@
 """``dot_general``: where finite arrays, vectors and matrices meet."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ from jax import lax
 
 from tplimit import algebra, expansion, matrices, products
 from tplimit._jax import primitives as p
+from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import RULES, Context
 from tplimit.parts import Matrix
 from tplimit.rearranging import at, permuted, rearranged
+from tplimit.rules.reductions import summed
+from tplimit.rules.terms import one_term_of
+from tplimit.table import RULES
 from tplimit.values import Matrices, Tensor, Value, tensor
 from tplimit.widths import NEVER, Exponents, Size
 
@@ -20,23 +24,58 @@ Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...
 
 
 @RULES(p.dot_general_p)
-def dot_general(
-    ctx: Context, a: Value, b: Value, *, dimension_numbers: Dimensions, **params: Any
-) -> Value:
+def dot_general(ctx: Context, a: Tensor, b: Tensor, **params: Any) -> Value:
     """Contraction: matrix-vector is a query, vector-vector over a width an average or, with
     the widths left open, a low-rank matrix."""
-    (ca, cb), (ba, bb) = dimension_numbers
-    dims = ((tuple(ca), tuple(cb)), (tuple(ba), tuple(bb)))
+    dims = _dimensions(params)
+    if len(ctx.equation.out_avals[0].width_axes) > 1:
+        return _outer(ctx, a, b, dims)
+    return _tensors(ctx, a, b, dims)
+
+
+def _dimensions(params: dict[str, Any]) -> Dimensions:
+    (ca, cb), (ba, bb) = params["dimension_numbers"]
+    return (tuple(ca), tuple(cb)), (tuple(ba), tuple(bb))
+
+
+@dot_general.several
+def contraction_of_series(ctx: Context, a: Tensor, b: Tensor, **params: Any) -> Value:
+    dims = _dimensions(params)
+    if len(ctx.equation.out_avals[0].width_axes) > 1:
+        return _outer(ctx, a, b, dims)
+    product = functools.partial(one_term_of, ctx)
+    if a.axis is None or a.axis not in dims[0][0]:
+        return expansion.bilinear(ctx, product, a, b)
+    space = ctx.spaces.unify(a.space, b.space)
+    parts = []
+    for x in expansion.pieces(a):
+        for y in expansion.pieces(b):
+            if y.exponents.levels()[0] == -np.inf:
+                parts.append(product(x, y))
+                continue
+            parity = expansion.parity_of_product(x, y)
+            reduce = functools.partial(_flipped, product, y)
+            parts += expansion.averaged(ctx, reduce, x, parity, space)
+    return summed(ctx, parts, a, b)
+
+
+def _flipped(product: Callable[..., Tensor], second: Tensor, first: Tensor) -> Tensor:
+    return product(first, second)
+
+
+@dot_general.matrices
+def contraction_with_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Value:
+    """A query, a finite combination of matrices, or a product of two of them."""
+    dims = _dimensions(params)
     if isinstance(a, Matrices) and isinstance(b, Matrices):
         return _matrix_matrix(ctx, a, b, dims)
     if isinstance(a, Matrices):
         assert isinstance(b, Tensor)
         return _matrix_tensor(ctx, a, b, dims)
-    if isinstance(b, Matrices):
-        flipped = ((dims[0][1], dims[0][0]), (dims[1][1], dims[1][0]))
-        out = _matrix_tensor(ctx, b, a, flipped)
-        return _swapped(out, len(dims[1][0]), _free_count(b, dims[0][1], dims[1][1]))
-    return _tensors(ctx, a, b, dims)
+    assert isinstance(b, Matrices)
+    flipped = ((dims[0][1], dims[0][0]), (dims[1][1], dims[1][0]))
+    out = _matrix_tensor(ctx, b, a, flipped)
+    return _swapped(out, len(dims[1][0]), _free_count(b, dims[0][1], dims[1][1]))
 
 
 def _free_count(value: Value, contracted: tuple[int, ...], batch: tuple[int, ...]) -> int:
@@ -60,11 +99,9 @@ def permuted_matrices(value: Matrices, order: Sequence[int]) -> Matrices:
     return out if first < second else out.map(lambda matrix: matrix.T)
 
 
-def _tensors(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Value:
+def _tensors(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Tensor:
     (ca, cb), (ba, bb) = dims
-    out_widths = ctx.equation.out_avals[0].width_axes if ctx.equation else ()
-    if len(out_widths) > 1:
-        return _outer(ctx, a, b, dims)
+    out_widths = ctx.equation.out_avals[0].width_axes
     over = None if a.axis is None or a.axis not in ca else a.axis
     if over is not None and (b.axis is None or ca.index(over) != cb.index(b.axis)):
         ctx.fail("A width axis is contracted with a finite axis.", NoLimitError)
@@ -72,7 +109,7 @@ def _tensors(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Value:
         ctx.fail("A width axis is contracted with a finite axis.", NoLimitError)
     space = None
     if over is not None or (a.axis in ba and b.axis in bb):
-        space = ctx.unify(a.space, b.space)
+        space = ctx.spaces.unify(a.space, b.space)
     elif a.axis is not None or b.axis is not None:
         space = a.space if a.axis is not None else b.space
     axis = out_widths[0] if out_widths else None
@@ -110,7 +147,6 @@ def _uniform_product(
     if over is None:
         noise = algebra.product_noise(a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims))
         return tensor(product, exponents, remainder, axis, space, noise)
-    assert ctx.equation is not None
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
     factor, gain = algebra.width_factor(ctx, size)
@@ -151,7 +187,6 @@ def _sum_noise(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) 
         return None
     count = a.shape[a.axis]
     x, y = jnp.asarray(a.coefficient), jnp.asarray(b.coefficient)
-    assert ctx.equation is not None
     size = ctx.equation.in_avals[0].shape[a.axis]
     assert isinstance(size, Size)
     factor = float(size.ratio)
@@ -203,7 +238,7 @@ def _max_plus(a: np.ndarray, b: np.ndarray, dims: Dimensions) -> np.ndarray:
 def _outer(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Matrices:
     """Vector times vector with both widths open: matrices of rank the contracted size."""
     (ca, cb), (ba, bb) = dims
-    assert ctx.equation is not None and a.axis is not None and b.axis is not None
+    assert a.axis is not None and b.axis is not None
     rows = ctx.equation.in_avals[0].shape[a.axis]
     columns = ctx.equation.in_avals[1].shape[b.axis]
     assert isinstance(rows, Size) and isinstance(columns, Size)
@@ -277,12 +312,12 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
             matrix = a.items[tuple(where_a[i] for i in finite)]
             oriented = matrix if along == a.axes[1] else matrix.T
             image = products.apply(ctx, oriented, _fixed(b, where_b), size)
-            total = image if total is None else _sum(ctx, total, image)
+            total = image if total is None else expansion.plus(ctx, total, image)
         rows[index] = total
     images, shape = list(rows.flat), (*rows.shape, *tail, ctx.size(_size(ctx, a, keep)))
     stacked = rearranged(
         images, lambda *arrays: _stacked(arrays).reshape(shape),
-        len(shape) - 1, ctx.unify(*(image.space for image in images)),
+        len(shape) - 1, ctx.spaces.unify(*(image.space for image in images)),
     )  # fmt: skip
     # Axes now: batch, free finite of a, free of b, width. Put the width where a had it.
     order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
@@ -290,10 +325,6 @@ def _matrix_tensor(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Va
     positions = {i: nb + free_a.index(i) for i in free_a} | {keep: nb + nf + nt}
     order = [*range(nb), *(positions[i] for i in order_a), *range(nb + nf, nb + nf + nt)]
     return permuted(stacked, order)
-
-
-def _sum(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
-    return algebra.add(ctx, a, b) if ctx.terms == 1 else expansion.add(ctx, a, b)
 
 
 def _stacked(arrays: Sequence[Any]) -> Any:

@@ -11,13 +11,15 @@ from jax import lax
 
 from tplimit import _jax, matrices
 from tplimit._jax import primitives as p
+from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import RULES, Check, Context
+from tplimit.interpret import inside
 from tplimit.plain import is_plain
 from tplimit.rearranging import at, rearranged, with_common_exponents
 from tplimit.rules.selection import needs_decision, select_mask
+from tplimit.table import RULES
 from tplimit.trace import Program
-from tplimit.values import Matrices, Tensor, Value, tensor
+from tplimit.values import Matrices, Tensor, Value, knowing, tensor
 from tplimit.widths import Size
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
@@ -31,7 +33,7 @@ def cond(
     ctx: Context, index: Value, *operands: Value, branches: Sequence[Program], **_: Any
 ) -> Any:
     """Branch on a finite predicate: decided before the run where possible, else both and chosen."""
-    assert isinstance(index, Tensor) and ctx.equation is not None
+    assert isinstance(index, Tensor)
     if not index.finite:
         ctx.fail("A branch on a value with a width axis.", NoLimitError)
     constant = index.constant
@@ -39,26 +41,25 @@ def cond(
         constant = ctx.decided(ctx.equation.inputs[0])
     if constant is not None:
         number = int(np.clip(constant, 0, len(branches) - 1))
-        return ctx.run(branches[number], operands)
-    equation = ctx.equation
-    results = [ctx.run(branch, operands) for branch in branches]
-    ctx.equation = equation
+        return inside(ctx, branches[number], operands)
+    results = [inside(ctx, branch, operands) for branch in branches]
     return [_choose(ctx, index, cases) for cases in zip(*results, strict=True)]
 
 
 def _choose(ctx: Context, index: Tensor, cases: Sequence[Value]) -> Value:
     if all(case is cases[0] for case in cases):
         return cases[0]
-    if any(isinstance(case, Matrices) for case in cases):
+    tensors = [case for case in cases if isinstance(case, Tensor)]
+    if len(tensors) < len(cases):
         return matrices.select(ctx, index, cases)
-    if needs_decision(tuple(cases)):
+    if needs_decision(tensors):
         ctx.fail(
             "Which power of the width a value has depends on a predicate that is not known "
             "before the run.",
             NoLimitError,
         )
-    out = cases[0]
-    for number, case in enumerate(cases[1:], start=1):
+    out = tensors[0]
+    for number, case in enumerate(tensors[1:], start=1):
         mask = tensor(jnp.asarray(index.coefficient) == number)
         out = select_mask(ctx, mask, (out, case))
     return out
@@ -85,7 +86,7 @@ def while_(
     consts, state = rest[:body_nconsts], rest[body_nconsts:]
 
     def run(program: Program, inputs: list[Any]) -> list[Any]:
-        out = ctx.child(None).run(program, [tensor(array) for array in inputs])
+        out = inside(ctx.child(None), program, [tensor(array) for array in inputs])
         return [jnp.asarray(v.coefficient) for v in out if isinstance(v, Tensor)]
 
     final = lax.while_loop(
@@ -122,7 +123,7 @@ def scan(
     for done, i in enumerate(order, start=1):
         if compiled and done >= 3:
             before = _form(carry)
-        carry, ys = _iteration(ctx, jaxpr, consts, carry, [_item(ctx, x, i) for x in xs])
+        carry, ys = _iteration(ctx, jaxpr, consts, carry, [_item(x, i) for x in xs])
         outputs[i] = ys
         if compiled and 3 <= done <= _PEEL and _form(carry) == before and _steady(xs):
             rest = order[done:]
@@ -135,7 +136,7 @@ def scan(
 def _iteration(
     ctx: Context, body: Program, consts: list[Value], carry: list[Value], xs: list[Value]
 ) -> tuple[list[Value], list[Value]]:
-    out = ctx.run(body, [*consts, *carry, *xs])
+    out = inside(ctx, body, [*consts, *carry, *xs])
     new, ys = out[: len(carry)], out[len(carry) :]
     kept = [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in new]
     return kept, ys
@@ -150,13 +151,12 @@ def _steady(xs: list[Value]) -> bool:
     return all(isinstance(x, Tensor) and x.exponents.uniform for x in xs)
 
 
-def _item(ctx: Context, value: Value, index: int) -> Value:
+def _item(value: Value, index: int) -> Value:
     """Entry ``index`` along the first axis."""
-    cached = ctx.items.get(id(value))
-    if cached is not None:
-        return cached[1][index]
     if isinstance(value, Matrices):
         return Matrices(_cell(value.items[index]), (value.axes[0] - 1, value.axes[1] - 1))
+    if value.facts.stacked is not None:
+        return value.facts.stacked[index]
     return at(value, (index,))
 
 
@@ -170,12 +170,6 @@ def _cell(item: Any) -> np.ndarray:
 
 def _stack(ctx: Context, values: list[Value]) -> Value:
     """Values of the iterations along a new first axis; the parts are remembered."""
-    out = _stacked(ctx, values)
-    ctx.items[id(out)] = (out, values)
-    return out
-
-
-def _stacked(ctx: Context, values: list[Value]) -> Value:
     if isinstance(values[0], Matrices):
         parts = [value for value in values if isinstance(value, Matrices)]
         items = np.empty((len(parts), *parts[0].items.shape), dtype=object)
@@ -184,8 +178,9 @@ def _stacked(ctx: Context, values: list[Value]) -> Value:
         return Matrices(items, (parts[0].axes[0] + 1, parts[0].axes[1] + 1))
     tensors = [value for value in values if isinstance(value, Tensor)]
     axis = None if tensors[0].axis is None else tensors[0].axis + 1
-    space = ctx.unify(*(value.space for value in tensors))
-    return rearranged(tensors, lambda *arrays: jnp.stack(arrays), axis, space)
+    space = ctx.spaces.unify(*(value.space for value in tensors))
+    out = rearranged(tensors, lambda *arrays: jnp.stack(arrays), axis, space)
+    return knowing(out, stacked=tuple(values))
 
 
 def _compiled(
@@ -198,8 +193,6 @@ def _compiled(
 ) -> tuple[list[Value], Any]:
     """The remaining iterations as one ``lax.scan`` over the values and the bank."""
     picked = [_reordered(ctx, x, rest) for x in xs]
-    errors: list[Check] = []
-    revealed: dict[tuple[int, bool], int] = {}
 
     def step(state: Any, sliced: Any) -> Any:
         values, bank = state
@@ -209,21 +202,15 @@ def _compiled(
             for terms, x in zip(sliced, picked, strict=True)
         ]
         new, ys = _iteration(inner, body, consts, values, items)
-        errors[:] = inner.checks
-        revealed.clear()
-        revealed.update(inner.revealed)
-        checks = [jnp.asarray(check.ok) for check in inner.checks]
         ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
-        return (new, inner.bank), (ys, checks)
+        return (new, inner.bank), (ys, inner.checks, inner.ledger.asked)
 
-    (carry, bank), (ys, checks) = lax.scan(
+    (carry, ctx.ledger.bank), (ys, checks, asked) = lax.scan(
         step, (carry, ctx.bank), [x.terms for x in picked], length=len(rest)
     )
-    ctx.bank = bank
-    for side, count in revealed.items():
-        ctx.revealed[side] = ctx.revealed.get(side, 0) + count * len(rest)
-    for check, oks in zip(errors, checks, strict=True):
-        ctx.check(jnp.all(oks), check.error)
+    ctx.ledger.count(asked, times=len(rest))
+    for check in checks:
+        ctx.check(jnp.all(check.ok), check.error)
     return carry, ys
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, expansion, matrices
+from tplimit import expansion, matrices
 from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
 from tplimit.algebra import frame
+from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import RULES, Context
 from tplimit.rearranging import (
     at,
     have_common_exponents,
@@ -21,14 +21,15 @@ from tplimit.rearranging import (
     with_common_exponents,
 )
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
+from tplimit.rules.terms import unsupported
+from tplimit.table import RULES
 from tplimit.values import Matrices, Tensor, Term, Value, map_items
 from tplimit.widths import Size
 
 
-@RULES(p.slice_p, moves=True)
+@RULES(p.slice_p)
 def slice_(ctx: Context, value: Value, **params: Any) -> Value:
     """A part along finite axes, or a share of a width such as one gate of (3n)."""
-    assert ctx.equation is not None
     starts, limits, strides = (
         params["start_indices"], params["limit_indices"], params["strides"]
     )  # fmt: skip
@@ -59,10 +60,9 @@ def _check_share(ctx: Context, start: Any, limit: Any) -> None:
     )
 
 
-@RULES(split_p, moves=True)
+@RULES(split_p)
 def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list[Value]:
     """Parts along a finite axis, or shares of a width such as the gates of (3n)."""
-    assert ctx.equation is not None
     if isinstance(value, Matrices):
         finite_only(ctx, value, (axis,))
         place = value.finite_axes.index(axis)
@@ -82,7 +82,7 @@ def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list
     return parts
 
 
-@RULES(p.concatenate_p, moves=True)
+@RULES(p.concatenate_p)
 def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
     """Arrays put side by side; each keeps its exponents. Widths side by side make (k n)."""
     if any(isinstance(value, Matrices) for value in values):
@@ -95,7 +95,7 @@ def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
     return moved(ctx, *tensors, places=range(len(tensors)))
 
 
-@RULES(stack_p, moves=True)
+@RULES(stack_p)
 def stack(ctx: Context, *values: Value, axis: int) -> Value:
     """Arrays side by side along a new axis; each keeps its exponents."""
     if any(isinstance(value, Matrices) for value in values):
@@ -113,7 +113,7 @@ def _stack_matrices(ctx: Context, values: tuple[Value, ...], axis: int) -> Matri
     return Matrices(np.stack([value.items for value in arrays], axis=place), (axes[0], axes[1]))
 
 
-@RULES(unstack_p, moves=True)
+@RULES(unstack_p)
 def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
     """The entries along a finite axis, one by one."""
     if isinstance(value, Matrices):
@@ -127,7 +127,7 @@ def unstack(ctx: Context, value: Value, axis: int) -> list[Value]:
     return [at(value, (*[slice(None)] * axis, k)) for k in range(value.shape[axis])]
 
 
-@RULES(tile_p, moves=True)
+@RULES(tile_p)
 def tile(ctx: Context, value: Value, reps: tuple[int, ...]) -> Value:
     """Repetition side by side; a repeated width is a wider one made of equal shares."""
     if not isinstance(value, Matrices):
@@ -147,7 +147,7 @@ def _concatenate_matrices(ctx: Context, values: tuple[Value, ...], dimension: in
     return Matrices(items, arrays[0].axes)
 
 
-@RULES(p.pad_p, moves=True)
+@RULES(p.pad_p)
 def pad(ctx: Context, value: Value, filler: Value, padding_config: Any) -> Value:
     """Padding along finite axes."""
     assert isinstance(filler, Tensor)
@@ -196,7 +196,6 @@ def _other_shares(ctx: Context, value: Tensor, filler: Tensor) -> Tensor:
 def _pad_matrices(ctx: Context, value: Matrices, filler: Tensor, config: Any) -> Matrices:
     if not filler.vanishes:
         ctx.fail("A matrix is padded with something else than zeros.")
-    assert ctx.equation is not None
     out = ctx.equation.out_avals[0]
     shape = tuple(int(d) for d in out.shape if not isinstance(d, Size))
     matrix = next(iter(value.items.flat))
@@ -218,10 +217,9 @@ def _index_number(ctx: Context, value: Value) -> int | None:
     return None if constant is None else int(constant)
 
 
-@RULES(p.dynamic_slice_p, moves=True)
+@RULES(p.dynamic_slice_p)
 def dynamic_slice(ctx: Context, value: Value, *starts: Value, slice_sizes: Any) -> Value:
     """A part along finite axes, at a position computed by the program."""
-    assert ctx.equation is not None
     shape = ctx.equation.in_avals[0].shape
     for dim, size in zip(shape, slice_sizes, strict=True):
         if isinstance(dim, Size) and size != dim:
@@ -248,10 +246,9 @@ def _clamped(value: Matrices, numbers: list[int | None], sizes: Any) -> list[int
     ]
 
 
-@RULES(p.dynamic_update_slice_p, moves=True)
+@RULES(p.dynamic_update_slice_p)
 def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Value) -> Value:
     """Replacement of a part along finite axes."""
-    assert ctx.equation is not None
     shape, part = ctx.equation.in_avals[0].shape, ctx.equation.in_avals[1].shape
     if any(isinstance(d, Size) and d != e for d, e in zip(shape, part, strict=True)):
         ctx.fail(f"A part of a width is replaced. {NO_ORDER}", NoLimitError)
@@ -268,10 +265,10 @@ def dynamic_update_slice(ctx: Context, value: Value, update: Value, *starts: Val
     return moved(ctx, value, update, *starts, places=(0, 1))
 
 
-@RULES(p.gather_p, moves=True)
+@RULES(p.gather_p)
 def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
     """Entries along finite axes at computed indices (embedding, minibatch)."""
-    assert ctx.equation is not None and isinstance(index, Tensor)
+    assert isinstance(index, Tensor)
     shape, sizes = ctx.equation.in_avals[0].shape, params["slice_sizes"]
     for dim, size in zip(shape, sizes, strict=True):
         if isinstance(dim, Size) and size != dim:
@@ -285,7 +282,6 @@ def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) 
     constant = index.constant
     if constant is None:
         ctx.fail("A stack of matrices is indexed by numbers that are not known before the run.")
-    assert ctx.equation is not None
     codes = np.arange(value.items.size).reshape(value.items.shape)
     for axis in sorted(value.axes):
         codes = np.expand_dims(codes, axis)
@@ -303,12 +299,11 @@ def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) 
     return Matrices(map_items(lambda k: flat[int(k)], out.astype(object)), (axes[0], axes[1]))
 
 
-@RULES(p.scatter_add_p, p.scatter_p, moves=True)
+@RULES(p.scatter_add_p, p.scatter_p)
 def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: Any) -> Value:
     """Entries added to (or put at) computed indices along finite axes."""
-    assert ctx.equation is not None
     if isinstance(value, Matrices) or isinstance(update, Matrices):
-        return matrices.unsupported(ctx, "a scatter into a stack")
+        return unsupported(ctx, value, update)
     assert isinstance(index, Tensor)
     shape = ctx.equation.in_avals[0].shape
     scattered = params["dimension_numbers"].scatter_dims_to_operand_dims
@@ -331,4 +326,4 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         return lax.scatter_add(x, at, y, params["dimension_numbers"], **options)
 
     total = moved(ctx, nothing, index, update, places=(0, 2), bind=bind)
-    return algebra.add(ctx, total, value) if ctx.terms == 1 else expansion.add(ctx, total, value)
+    return expansion.plus(ctx, total, value)

@@ -1,19 +1,19 @@
 """Operations that move entries without changing them: along finite axes they pass through."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from tplimit import expansion, matrices
+from tplimit import matrices
 from tplimit._jax import primitives as p
+from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import RULES, Context
 from tplimit.parity import EVEN
 from tplimit.rearranging import have_common_exponents, rearranged, with_common_exponents
 from tplimit.rules.contraction import permuted_matrices
+from tplimit.table import RULES
 from tplimit.values import Matrices, Tensor, Value, tensor, with_parity
 from tplimit.widths import NONE, Size
 
@@ -31,7 +31,6 @@ def moved(
     The other operands are indices. Exponents that differ can only follow indices that are known
     before the run. ``bind`` evaluates the primitive where it is not for arrays of any type.
     """
-    assert ctx.equation is not None
     found = [value for value in operands if isinstance(value, Tensor)]
     values = [found[place] for place in places]
     arguments = [value.coefficient for value in found]
@@ -51,13 +50,12 @@ def moved(
     space = None
     if axis is not None and ctx.equation.out_avals[0].shape[axis] in ctx.equation.in_avals[0].shape:
         spaces = [value.space for value in values]
-        space = spaces[0] if len(spaces) == 1 else ctx.unify(*spaces)
+        space = spaces[0] if len(spaces) == 1 else ctx.spaces.unify(*spaces)
     return rearranged(values, move, axis, space)
 
 
 def _known(ctx: Context, operands: list[Tensor], places: Sequence[int]) -> list[Any] | None:
     """Arguments of the primitive with the indices that are known before the run, or None."""
-    assert ctx.equation is not None
     arguments = []
     for place, (value, slot) in enumerate(zip(operands, ctx.equation.inputs, strict=True)):
         known = value.constant
@@ -69,10 +67,9 @@ def _known(ctx: Context, operands: list[Tensor], places: Sequence[int]) -> list[
     return arguments
 
 
-@RULES(p.broadcast_in_dim_p, moves=True)
+@RULES(p.broadcast_in_dim_p)
 def broadcast(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value:
     """Repetition along new axes. A finite number along a width is a constant vector."""
-    assert ctx.equation is not None
     aval = ctx.equation.out_avals[0]
     if isinstance(value, Matrices):
         return _broadcast_matrices(ctx, value)
@@ -86,7 +83,6 @@ def broadcast(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Val
 
 
 def _zeros(ctx: Context, value: Tensor) -> Tensor:
-    assert ctx.equation is not None
     aval = ctx.equation.out_avals[0]
     axis = aval.width_axes[0] if aval.width_axes else None
     zeros = np.broadcast_to(np.zeros((), value.dtype), ctx.shape(aval.shape))
@@ -94,7 +90,6 @@ def _zeros(ctx: Context, value: Tensor) -> Tensor:
 
 
 def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
-    assert ctx.equation is not None
     aval, source = ctx.equation.out_avals[0], ctx.equation.params["broadcast_dimensions"]
     first, second = aval.width_axes
     rows, columns = aval.shape[first], aval.shape[second]
@@ -102,9 +97,7 @@ def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
     shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
     items = np.empty(shape, dtype=object)
     if not value.shape:
-        parts = [value] if ctx.terms == 1 else expansion.pieces(value)
-        constants = [matrices.constant(ctx, rows, columns, part) for part in parts]
-        whole = functools.reduce(functools.partial(matrices.sum_of, ctx), constants)
+        whole = matrices.constant(ctx, rows, columns, value)
         for index in np.ndindex(shape):
             items[index] = whole
         return Matrices(items, (first, second))
@@ -115,7 +108,6 @@ def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
 
 
 def _broadcast_matrices(ctx: Context, value: Matrices) -> Matrices:
-    assert ctx.equation is not None
     params = ctx.equation.params
     target, source = params["shape"], params["broadcast_dimensions"]
     axes = (source[value.axes[0]], source[value.axes[1]])
@@ -126,7 +118,7 @@ def _broadcast_matrices(ctx: Context, value: Matrices) -> Matrices:
     return Matrices(np.broadcast_to(view, shape).copy(), axes)
 
 
-@RULES(p.transpose_p, moves=True)
+@RULES(p.transpose_p)
 def transpose(ctx: Context, value: Value, permutation: tuple[int, ...]) -> Value:
     """Axes in a new order."""
     if isinstance(value, Matrices):
@@ -134,11 +126,10 @@ def transpose(ctx: Context, value: Value, permutation: tuple[int, ...]) -> Value
     return moved(ctx, value)
 
 
-@RULES(p.reshape_p, moves=True)
+@RULES(p.reshape_p)
 def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value:
     """Merging and splitting of axes. A width may be split into (finite, width), as in heads,
     or merged from it; its coordinates may not be put in another order."""
-    assert ctx.equation is not None
     old, new = ctx.equation.in_avals[0].shape, ctx.equation.out_avals[0].shape
     _check_reshape(ctx, old, new)
     if isinstance(value, Matrices):
@@ -175,7 +166,6 @@ def _tail(shape: tuple[Any, ...], number: int) -> int:
 
 
 def _reshape_matrices(ctx: Context, value: Matrices) -> Matrices:
-    assert ctx.equation is not None
     new = ctx.equation.out_avals[0]
     axes = new.width_axes
     old_sizes = [ctx.equation.in_avals[0].shape[i] for i in value.axes]
@@ -185,7 +175,7 @@ def _reshape_matrices(ctx: Context, value: Matrices) -> Matrices:
     return Matrices(value.items.reshape(shape), (axes[0], axes[1]))
 
 
-@RULES(p.squeeze_p, moves=True)
+@RULES(p.squeeze_p)
 def squeeze(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     """Removal of axes of length one."""
     if not isinstance(value, Matrices):
@@ -196,7 +186,7 @@ def squeeze(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     return Matrices(np.squeeze(value.items, gone) if gone else value.items, axes)
 
 
-@RULES(p.rev_p, moves=True)
+@RULES(p.rev_p)
 def reverse(ctx: Context, value: Value, dimensions: tuple[int, ...]) -> Value:
     """Reversal along finite axes."""
     if isinstance(value, Matrices):
@@ -216,7 +206,6 @@ def finite_only(ctx: Context, value: Matrices, dimensions: Any) -> None:
 @RULES(p.iota_p)
 def iota(ctx: Context, *dynamic: Value, **params: Any) -> Value:
     """Counting along a finite axis."""
-    assert ctx.equation is not None
     aval = ctx.equation.out_avals[0]
     if aval.width_axes:
         ctx.fail(f"Coordinates of a width are numbered. {NO_ORDER}", NoLimitError)

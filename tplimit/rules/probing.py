@@ -21,14 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion, matrices
+from tplimit import algebra, expansion
 from tplimit._jax import Primitive, entry_function
+from tplimit.context import Context
 from tplimit.errors import CancellationError, NoLimitError
-from tplimit.interpret import RULES, Context, Rule
-from tplimit.rules.lifted import leading, vanishing_with
+from tplimit.rules.terms import leading_of, zero_with
 from tplimit.store import kept
+from tplimit.table import RULES
 from tplimit.trace import Equation
-from tplimit.values import Tensor, Value, tensor
+from tplimit.traits import Kind
+from tplimit.values import Tensor, tensor
 from tplimit.widths import NEVER, ZERO
 
 #: Entries of the arrays on which an operation is probed.
@@ -39,12 +41,12 @@ _RANGE, _STEP = 64.0, 1 / 32
 _ULPS, _SIGMAS = 32.0, algebra.ZERO_SIGMAS
 _MOVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
-_RULE = "Enter a rule for it: @tplimit.RULES(primitive)."
+_RULE = "Enter a rule for it: @tp.rule(primitive)."
 
 
 @dataclass(frozen=True, eq=False)
-class Entrywise:
-    """A function that an operation applies to every entry.
+class Entrywise(Kind):
+    """Found by probing: a function that an operation applies to every entry.
 
     Attributes:
         name: of the primitive.
@@ -123,8 +125,8 @@ def _succeeds(test: Callable[[], bool]) -> bool:
 # --- probing
 
 
-def probed(equation: Equation) -> Rule | str:
-    """The rule of an operation that is in no table, or why it has none."""
+def probed(equation: Equation) -> Entrywise | str:
+    """What an operation is that is in no table, or why nobody knows."""
     if len(equation.out_avals) != 1:
         return "it gives several arrays"
     if equation.plain is None:
@@ -134,8 +136,7 @@ def probed(equation: Equation) -> Rule | str:
         return "the shapes of operands and result differ"
     full = tuple(aval.shape == out.shape for aval in equation.in_avals)
     dtypes = tuple(np.dtype(aval.dtype) for aval in equation.in_avals)
-    found = found_for(equation.primitive, equation.plain, dtypes, full, len(out.shape))
-    return found if isinstance(found, str) else functools.partial(_apply, found)
+    return found_for(equation.primitive, equation.plain, dtypes, full, len(out.shape))
 
 
 def found_for(
@@ -240,20 +241,23 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 # --- the rule
 
+_entrywise = RULES.of_kind(Entrywise)
 
-def _apply(found: Entrywise, ctx: Context, *values: Value, **_: Any) -> Value:
-    """A function found by probing, of values of any number of terms."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if len(tensors) < len(values):
-        return matrices.unsupported(ctx, f"{found.name}, entry by entry,")
-    one_term = functools.partial(_one_term, found)
-    if ctx.terms == 1:
-        return one_term(ctx, *tensors)
-    value = tensors[0]
-    if len(tensors) > 1 or not _expands(found, value):
-        return leading(ctx, one_term, tensors, {})[0]
-    out = expansion.smooth(ctx, lambda x: one_term(ctx, x), value, found.apply, "neither")
-    return vanishing_with(ctx, value, out) if algebra.taylor(found.apply)[0] == 0 else out
+
+def _found_of(ctx: Context) -> Entrywise:
+    kind = ctx.kind
+    assert isinstance(kind, Entrywise)
+    return kind
+
+
+@_entrywise.several
+def of_series(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
+    """Expanded where the function has derivatives, else on the leading terms."""
+    found, value = _found_of(ctx), values[0]
+    if len(values) > 1 or not _expands(found, value):
+        return leading_of(ctx, *values)
+    out = expansion.smooth(ctx, lambda x: of_one_term(ctx, x), value, found.apply, "neither")
+    return zero_with(value, out) if algebra.taylor(found.apply)[0] == 0 else out
 
 
 def _expands(found: Entrywise, value: Tensor) -> bool:
@@ -263,7 +267,10 @@ def _expands(found: Entrywise, value: Tensor) -> bool:
     return found.smooth_at_zero if value.exponents.max() < 0 else found.smooth
 
 
-def _one_term(found: Entrywise, ctx: Context, *values: Tensor, **_: Any) -> Tensor:
+@_entrywise.one
+def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
+    """``f(c + O(n^rho)) = f(c) + O(n^rho)`` where nothing jumps."""
+    found = _found_of(ctx)
     levels = {level for value in values for level in value.exponents.levels()}
     if max(levels) > 0:
         _refuse(ctx, f"{found.name} of a value that grows like n^{max(levels)}: what it does at "

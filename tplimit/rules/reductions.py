@@ -1,31 +1,59 @@
 """Sums and extrema: over finite axes plain, over a width an average."""
 
-from typing import Any
+import functools
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, matrices, products
+from tplimit import algebra, expansion, matrices, patches, products
 from tplimit._jax import primitives as p
+from tplimit.context import Context
 from tplimit.errors import CancellationError, NoLimitError
-from tplimit.interpret import RULES, Context
-from tplimit.values import Matrices, Tensor, Value, demoted, tensor
-from tplimit.widths import NEVER, Exponents, Size
+from tplimit.parity import EVEN
+from tplimit.rearranging import at
+from tplimit.rules.terms import one_term_of
+from tplimit.table import RULES
+from tplimit.values import Matrices, Tensor, Value, demoted, tensor, with_parity
+from tplimit.widths import NEVER, NONE, Exponents, Size
 
 
 @RULES(p.reduce_sum_p)
-def reduce_sum(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+def reduce_sum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Sum; over a width the law of large numbers (Master Theorem, Yang, TP III)."""
-    if isinstance(value, Matrices):
-        return _sum_matrices(ctx, value, axes)
     if value.axis not in axes:
         return finite_sum(value, axes)
-    assert ctx.equation is not None and value.axis is not None
+    assert value.axis is not None
     size = ctx.equation.in_avals[0].shape[value.axis]
     assert isinstance(size, Size)
     averaged = algebra.width_sum(ctx, value, size)
     left = tuple(axis - (axis > value.axis) for axis in axes if axis != value.axis)
     return finite_sum(averaged, left) if left else averaged
+
+
+@reduce_sum.several
+def sum_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
+    """Over a width each term is its mean and its central-limit term."""
+    over = value.axis is not None and value.axis in axes
+    parts = []
+    for piece in expansion.pieces(value):
+        if over:
+            reduce = functools.partial(one_term_of, ctx)
+            parts += expansion.averaged(ctx, reduce, piece, piece.parity, value.space)
+        else:
+            parts.append(with_parity(one_term_of(ctx, piece), piece.parity))
+    if over:
+        return summed(ctx, parts, value)
+    return patches.inheriting(expansion.total(ctx, parts), value)
+
+
+def summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
+    """A sum over a width, with what is unknown in places of the factors of the summands."""
+    lost = patches.averaged(Fraction(1), *values)
+    unknown = replace(expansion.zero(parts[0]), remainder=NONE.maximum(*lost))
+    return expansion.total(ctx, [*parts, unknown])
 
 
 def finite_sum(value: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -61,7 +89,9 @@ def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
     return np.broadcast_to(exponents.array, shape)
 
 
-def _sum_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...]) -> Value:
+@reduce_sum.matrices
+def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: Any) -> Value:
+    """Over finite axes a sum of matrices, over a width a product with the constant vector."""
     finite = tuple(i for i, axis in enumerate(value.finite_axes) if axis in axes)
     items = value.items
     if finite:
@@ -79,8 +109,19 @@ def _sum_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...]) -> Value
         assert vector.axis is not None
         matrix = next(iter(items.flat))
         size = matrix.rows if along == places[1] else matrix.columns
-        return algebra.width_sum(ctx, vector, size)
+        return _over_width(ctx, vector, size)
     return vector
+
+
+def _over_width(ctx: Context, vector: Tensor, size: Size) -> Tensor:
+    """Sum of the coordinates of a vector."""
+    if ctx.terms == 1:
+        return algebra.width_sum(ctx, vector, size)
+    parts = []
+    for piece in expansion.pieces(vector):
+        reduce = lambda x: algebra.width_sum(ctx, x, size)
+        parts += expansion.averaged(ctx, reduce, piece, piece.parity, vector.space)
+    return summed(ctx, parts, vector)
 
 
 def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
@@ -94,9 +135,7 @@ def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
     oriented = matrix if along == value.axes[1] else matrix.T
     dtype = jnp.result_type(float)
     ones = tensor(jnp.ones((1, ctx.size(oriented.columns)), dtype), axis=1)
-    image = products.apply(ctx, oriented, ones, oriented.columns)
-    row = tensor(image.coefficient, image.exponents, image.remainder, 1, image.space)
-    return finite_sum(row, (0,))
+    return at(products.apply(ctx, oriented, with_parity(ones, EVEN), oriented.columns), (0,))
 
 
 def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -112,12 +151,9 @@ def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarra
 
 
 @RULES(p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p, p.reduce_or_p)
-def reduce_other(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Extremum or product over finite axes."""
-    assert ctx.equation is not None
     name = ctx.equation.primitive.name
-    if isinstance(value, Matrices):
-        return matrices.unsupported(ctx, f"{name}")
     if value.axis in axes:
         ctx.fail(
             f"{name} over a width has no limit: it is decided by the most extreme coordinate.",
@@ -140,10 +176,8 @@ def reduce_other(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
 
 
 @RULES(p.cumsum_p)
-def cumulative_sum(ctx: Context, value: Value, axis: int, reverse: bool) -> Value:
+def cumulative_sum(ctx: Context, value: Tensor, axis: int, reverse: bool) -> Tensor:
     """Cumulative sum along a finite axis."""
-    if isinstance(value, Matrices):
-        return matrices.unsupported(ctx, "a cumulative sum")
     if value.axis == axis:
         ctx.fail("A cumulative sum along a width: its coordinates have no order.", NoLimitError)
     value = demoted(value)
@@ -157,15 +191,12 @@ def cumulative_sum(ctx: Context, value: Value, axis: int, reverse: bool) -> Valu
 
 
 @RULES(p.argmax_p, p.argmin_p)
-def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: Any) -> Value:
+def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Index of the largest (smallest) entry along a finite axis."""
-    if isinstance(value, Matrices) or value.axis in axes:
-        ctx.fail(
-            "The index of an extremum along a width: its coordinates have no order.", NoLimitError
-        )
+    if value.axis in axes:
+        _no_order(ctx)
     value = demoted(value)
     if value.axis is None and value.shape[axes[0]] > 1 and not value.vanishes:
-        assert ctx.equation is not None
         sign = 1 if ctx.equation.primitive is p.argmax_p else -1
         ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])
         gap = jnp.take(ordered, -1, axes[0]) - jnp.take(ordered, -2, axes[0])
@@ -184,3 +215,8 @@ def arg_extremum(ctx: Context, value: Value, axes: tuple[int, ...], **params: An
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
     return tensor(ctx.rebind(value.coefficient), axis=axis, space=value.space)
+
+
+@arg_extremum.matrices
+def _no_order(ctx: Context, *values: Value, **_: Any) -> NoReturn:
+    ctx.fail("The index of an extremum along a width: its coordinates have no order.", NoLimitError)

@@ -1,137 +1,102 @@
-"""Comparisons and choices: where a value decides which way the program goes."""
+"""Choices: where a mask or a predicate decides which way the program goes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, matrices
+from tplimit import algebra, expansion, matrices, patches
 from tplimit._jax import primitives as p
+from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import RULES, Context
-from tplimit.rules.elementwise import flips
-from tplimit.values import Matrices, Tensor, Value, collapsed, tensor
-from tplimit.widths import NEVER, NONE, ZERO, Exponents
-
-
-def _compare(primitive: Any, fn: Callable[[Any, Any], Any], same: bool) -> None:
-    def comparison(ctx: Context, a: Value, b: Value) -> Value:
-        if isinstance(a, Matrices) or isinstance(b, Matrices):
-            return matrices.unsupported(ctx, "a comparison, entry by entry,")
-        if a is b:
-            axis, space = algebra.frame(ctx, a, b)
-            return tensor(np.full(a.shape, same), ZERO, NONE, axis, space)
-        return _compared(ctx, a, b, fn, primitive in (p.eq_p, p.ne_p))
-
-    comparison.__name__ = primitive.name
-    comparison.__doc__ = f"``{primitive.name}``: decided by the leading term of the difference."
-    RULES(primitive)(comparison)
-
-
-#: Comparisons, and whether they hold of equals.
-RELATIONS = [
-    (p.gt_p, jnp.greater, False),
-    (p.lt_p, jnp.less, False),
-    (p.ge_p, jnp.greater_equal, True),
-    (p.le_p, jnp.less_equal, True),
-    (p.eq_p, jnp.equal, True),
-    (p.ne_p, jnp.not_equal, False),
-]
-
-for _primitive, _relation, _same in RELATIONS:
-    _compare(_primitive, _relation, _same)
-
-
-def _compared(ctx: Context, a: Tensor, b: Tensor, fn: Any, equality: bool) -> Tensor:
-    axis, space = algebra.frame(ctx, a, b)
-    if a.exact and b.exact and a.exponents == b.exponents and a.noise is b.noise is None:
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
-    if a.dtype.kind != "f":
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
-    exponents = a.exponents.maximum(b.exponents)
-    x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
-    infinite = algebra.infinite(a) or algebra.infinite(b)
-    difference = algebra.add(ctx, a, b, sign=-1) if not infinite else None
-    if (
-        (difference is not None and not difference.exact)
-        or a.noise is not None
-        or b.noise is not None
-    ):
-        _decided(ctx, a, b, difference, x, y, equality)
-    remainder = NONE if difference is None else flips(difference)
-    return tensor(fn(x, y), ZERO, remainder, axis, space)
-
-
-def _decided(
-    ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any, equality: bool
-) -> None:
-    """A comparison must be decided by known terms: never by a coefficient that vanishes."""
-    if difference is None:
-        return
-    error = algebra.undecided(ctx, "A comparison")
-    if difference.axis is None:
-        if not equality:
-            ctx.check(algebra.decided(difference), error)
-        return
-    undecided = (x == 0) & (y == 0) if equality else x == y
-    for value in (a, b):
-        if value.vanishes and equality:
-            other = b if value is a else a
-            sure = other.zeros
-        else:
-            sure = value.zeros
-        if sure is not None:
-            undecided = undecided & ~sure
-    if not equality and difference.zeros is not None:
-        undecided = undecided & ~difference.zeros
-    ctx.check(~algebra.beyond_accident(undecided, jnp.result_type(x)), error)
+from tplimit.parity import EVEN
+from tplimit.rules.comparisons import part_of
+from tplimit.rules.terms import one_term_of, root_of, unsupported, zero_with
+from tplimit.table import RULES
+from tplimit.values import Matrices, Tensor, Value, collapsed, knowing, tensor, with_parity
+from tplimit.widths import NEVER, NONE, Exponents
 
 
 @RULES(p.select_n_p)
-def select(ctx: Context, which: Value, *cases: Value) -> Value:
+def select(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     """Choice by a mask; branches of unequal exponent keep the larger, the rest as remainder.
 
     A finite predicate whose value decides an exponent is computed before the run.
     """
-    if isinstance(which, Matrices):
-        matrices.unsupported(ctx, "a choice by the entries")
     if which.finite:
         chosen = which.constant
         if chosen is None and needs_decision(cases):
-            assert ctx.equation is not None
             chosen = ctx.decided(ctx.equation.inputs[0])
-            if chosen is None and not any(isinstance(case, Matrices) for case in cases):
+            if chosen is None:
                 ctx.fail(
                     "Which power of the width a value has depends on a predicate that is not "
                     "known before the run.",
                     NoLimitError,
                 )
         if chosen is not None and np.all(chosen == chosen.flat[0]):
-            case = cases[int(chosen.flat[0])]
-            return case
-        if chosen is not None and not any(isinstance(case, Matrices) for case in cases):
+            return cases[int(chosen.flat[0])]
+        if chosen is not None:
             return _select_entries(ctx, np.asarray(chosen, dtype=int), cases)
-    if any(isinstance(case, Matrices) for case in cases):
-        return matrices.select(ctx, which, cases)
     return select_mask(ctx, which, cases)
 
 
-def needs_decision(cases: tuple[Value, ...]) -> bool:
-    if any(isinstance(case, Matrices) for case in cases):
-        return False
+@select.matrices
+def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
+    if isinstance(which, Matrices):
+        return unsupported(ctx, which)
+    chosen = which.constant
+    if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
+        return cases[int(chosen.flat[0])]
+    return matrices.select(ctx, which, cases)
+
+
+@select.several
+def select_series(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
+    chosen = which.constant if which.finite else None
+    if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
+        return cases[int(chosen.flat[0])]
+    gate = which.facts.zero_with
+    agree = gate is not None and all(c.vanishes or root_of(c) is gate for c in cases)
+    if agree and len(cases) == 2 and which.axis is not None:
+        assert gate is not None
+        out = expansion.select_continuously(ctx, which, (cases[1], cases[0]))
+        part = part_of(cases[1])
+        if cases[0].vanishes and which.facts.positive_part_of is part:
+            out = knowing(out, positive_part_of=part)
+        return zero_with(gate, out)
+    zeros = [expansion.zero(case) for case in cases]
+    from_mask = which.parity if which.axis is not None else EVEN
+    parts, found = [], []
+    known = replace(which, patches=())
+    for place, case in enumerate(cases):
+        alone = all(other.vanishes for other in cases if other is not case)
+        if alone and which.axis is not None and case.remainder != NONE:
+            found.append(expansion.unknown_where(case, which.coefficient == place))
+            case = replace(case, remainder=NONE)
+        for piece in expansion.pieces(case):
+            operands = [piece if i == place else z for i, z in enumerate(zeros)]
+            out = one_term_of(ctx, known, *operands)
+            parts.append(with_parity(out, piece.parity * from_mask))
+    out = patches.inheriting(expansion.total(ctx, parts), *cases)
+    size = max(patches.bound_of(case) for case in cases)
+    return patches.with_patches(out, *found, *(patch + size for patch in which.patches))
+
+
+def needs_decision(cases: Sequence[Tensor]) -> bool:
+    """Whether cases have different powers of the width."""
     levels: set[Any] = set()
     for case in cases:
-        assert isinstance(case, Tensor)
         if not algebra.not_finite(case):
             levels.update(case.exponents.levels())
     return len(levels - {NEVER}) > 1
 
 
-def _select_entries(ctx: Context, chosen: np.ndarray, cases: tuple[Value, ...]) -> Tensor:
-    tensors = [case for case in cases if isinstance(case, Tensor)]
+def _select_entries(ctx: Context, chosen: np.ndarray, cases: Sequence[Tensor]) -> Tensor:
+    tensors = list(cases)
     axis, space = algebra.frame(ctx, *tensors)
     shape = tensors[0].shape
     picked = np.broadcast_to(chosen, shape)
@@ -156,9 +121,9 @@ def _largest_noise(cases: list[Tensor]) -> Any:
     return functools.reduce(jnp.maximum, noises) if noises else None
 
 
-def select_mask(ctx: Context, which: Tensor, cases: tuple[Value, ...]) -> Tensor:
+def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
     """Choice entry by entry: the larger exponent leads, exact zeros have any exponent."""
-    tensors = [collapsed(case) for case in cases if isinstance(case, Tensor)]
+    tensors = [collapsed(case) for case in cases]
     axis, space = algebra.frame(ctx, which, *tensors)
     ordinary = [case for case in tensors if not algebra.not_finite(case)]
     if ordinary and len(ordinary) < len(tensors):

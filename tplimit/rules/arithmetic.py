@@ -1,0 +1,211 @@
+"""Sums, products and powers, entry by entry; sums and finite factors of matrices, too."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tplimit import algebra, expansion, matrices
+from tplimit._jax import one_minus_square_p, primitives as p
+from tplimit.context import Context
+from tplimit.errors import NoLimitError
+from tplimit.parity import behaviour_of_power
+from tplimit.rules.discrete import discrete
+from tplimit.rules.terms import leading_of, zero_with
+from tplimit.table import RULES
+from tplimit.traits import Power
+from tplimit.values import Matrices, Tensor, Value, collapsed, tensor
+from tplimit.widths import NEVER, ZERO, Size
+
+
+@RULES(p.add_p, p.add_jaxvals_p)
+def add(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    """Sum: the larger exponent leads, equal exponents add, the smaller joins the remainder."""
+    return algebra.add(ctx, a, b)
+
+
+@add.matrices
+def add_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
+    return matrices.add(ctx, a, b)
+
+
+@RULES(p.sub_p)
+def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    """Difference; ``x - x`` of one variable is exactly zero."""
+    return algebra.add(ctx, a, b, sign=-1)
+
+
+@subtract.several
+def subtract_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    if a is b or a.dtype.kind in "iub":
+        return leading_of(ctx, a, b)
+    return expansion.minus(ctx, a, b)
+
+
+@subtract.matrices
+def subtract_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
+    if a is b and isinstance(b, Matrices):
+        return b.map(lambda matrix: matrices.zero(matrix.rows, matrix.columns))
+    return matrices.add(ctx, a, matrices.negative(ctx, b))
+
+
+@RULES(p.mul_p)
+def multiply(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
+    """Product: exponents add."""
+    if a.axis is not None and b.axis is not None and a.axis != b.axis:
+        return matrices.crossed(ctx, a, b)
+    return algebra.multiply(ctx, a, b)
+
+
+@multiply.several
+def multiply_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
+    if a.axis is not None and b.axis is not None and a.axis != b.axis:
+        return matrices.crossed(ctx, a, b)
+    out = expansion.multiply(ctx, a, b)
+    if a.axis is not None and b.axis is not None:
+        return out
+    return zero_with(b if a.axis is None else a, out)
+
+
+@multiply.matrices
+def multiply_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
+    return matrices.multiply(ctx, a, b)
+
+
+@RULES(p.div_p)
+def divide(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    """Quotient: exponents subtract; the divisor's leading term must be known."""
+    if b.dtype.kind in "iu":
+        return discrete(ctx, a, b)
+    out = algebra.multiply(ctx, a, _inverse(ctx, b))
+    # a / b rounds once where a * (1 / b) rounds twice.
+    exact = ctx.rebind(a.coefficient, b.coefficient)
+    return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros)
+
+
+def _inverse(ctx: Context, b: Tensor) -> Tensor:
+    return algebra.power(ctx, b, Fraction(-1), lambda x: 1 / jnp.asarray(x))
+
+
+@divide.several
+def divide_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    if b.dtype.kind in "iu":
+        return leading_of(ctx, a, b)
+    return expansion.multiply(ctx, a, _powered(ctx, b, Fraction(-1)))
+
+
+@divide.matrices
+def divide_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
+    if isinstance(b, Matrices):
+        ctx.fail("Division by a matrix, entry by entry.")
+    if b.dtype.kind in "iu":
+        ctx.fail("Integer division of a matrix.")
+    return matrices.multiply(ctx, a, _inverse(ctx, collapsed(b)))
+
+
+@RULES(p.neg_p)
+def negate(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """Negation."""
+    return algebra.linear(a, lambda x: -x)
+
+
+@negate.several
+def negate_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    return zero_with(a, expansion.negative(a))
+
+
+@negate.matrices
+def negate_matrices(ctx: Context, a: Matrices, **_: Any) -> Value:
+    return matrices.negative(ctx, a)
+
+
+# --- powers
+
+_power = RULES.of_kind(Power)
+
+
+def _exponent(ctx: Context, params: dict[str, Any]) -> Fraction:
+    kind = ctx.kind
+    assert isinstance(kind, Power)
+    y = params["y"] if kind.exponent is None else kind.exponent
+    if isinstance(y, Size):
+        ctx.fail("A power that grows with the width.", NoLimitError)
+    return Fraction(y)
+
+
+@_power.one
+def power(ctx: Context, a: Tensor, **params: Any) -> Tensor:
+    """``a^q``: the exponent times ``q``."""
+    exponent, kind = _exponent(ctx, params), ctx.kind
+    assert isinstance(kind, Power)
+    if kind.function is not None:
+        return algebra.power(ctx, a, exponent, kind.function)
+    return integer_power(ctx, a, int(exponent))
+
+
+def integer_power(ctx: Context, a: Tensor, y: int) -> Tensor:
+    """``a^y``: the exponent times ``y``."""
+    return algebra.power(ctx, a, Fraction(y), lambda x: lax.integer_pow(jnp.asarray(x), y))
+
+
+@_power.several
+def power_of_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
+    return _powered(ctx, a, _exponent(ctx, params))
+
+
+def _powered(ctx: Context, value: Tensor, power: Fraction) -> Tensor:
+    def fn(x: Any, q: Fraction) -> Any:
+        x = jnp.asarray(x)
+        if q.denominator == 1:
+            return lax.integer_pow(x, int(q))
+        return jnp.power(x, float(q))
+
+    return expansion.power(ctx, value, power, fn, behaviour_of_power(power))
+
+
+@RULES(one_minus_square_p)
+def one_minus_square(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """``1 - a^2``, the derivative of tanh: a difference, which cancels where tanh saturates."""
+    out = algebra.add(ctx, tensor(np.ones((), a.dtype)), integer_power(ctx, a, 2), sign=-1)
+    return as_computed(ctx, a, out)
+
+
+@one_minus_square.several
+def one_minus_square_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    square = _powered(ctx, a, Fraction(2))
+    out = expansion.minus(ctx, tensor(np.ones((), a.dtype)), square)
+    return as_computed(ctx, a, out)
+
+
+def as_computed(ctx: Context, a: Tensor, out: Tensor) -> Tensor:
+    """The leading coefficient as the operation itself computes it where nothing scales.
+
+    ``(1 + a) (1 - a)`` is precise near 1, where ``1 - a^2`` is not.
+    """
+    if not a.exponents == out.exponents == ZERO:
+        return out
+    first = replace(out.terms[0], coefficient=ctx.rebind(a.coefficient))
+    return replace(out, terms=(first, *out.terms[1:]))
+
+
+@RULES(p.pow_p)
+def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    """``a^b`` with a constant exponent ``b`` (any, where ``a`` does not scale with the width)."""
+    constant = b.constant
+    if constant is not None and constant.size and np.all(constant == constant.flat[0]):
+        exponent = Fraction(float(constant.flat[0])).limit_denominator(1000)
+        fn: Callable[[Any], Any] = lambda x: jnp.power(x, jnp.asarray(b.coefficient))
+        return algebra.power(ctx, a, exponent, fn)
+    axis, space = algebra.frame(ctx, a, b)
+    levels = {*a.exponents.levels(), *b.exponents.levels()}
+    if levels - {NEVER, Fraction(0)}:
+        ctx.fail(
+            "A power of values that scale with the width, with an exponent that is not constant.",
+            NoLimitError,
+        )
+    remainder = a.remainder.maximum(b.remainder)
+    return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, remainder, axis, space)

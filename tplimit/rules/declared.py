@@ -1,0 +1,187 @@
+"""Operations declared linear, ``tp.rule(primitive, linear=...)``: evaluated on the coefficients.
+
+A width may only pass through: the operation must act on each coordinate along it by itself, and on
+all alike. That, and that it is linear at all, is tried out on small arrays.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit._jax import entry_function
+from tplimit.context import Context
+from tplimit.errors import NoLimitError
+from tplimit.rearranging import with_common_exponents
+from tplimit.store import kept
+from tplimit.table import RULES
+from tplimit.trace import Equation
+from tplimit.traits import Linear, linear_places
+from tplimit.values import Tensor, Value, tensor
+from tplimit.widths import Exponents, Size
+
+#: Length of a common width in the arrays on which an operation is tried out.
+_WIDTH = 12
+
+_RULE = "Enter a rule for it: @tp.rule(primitive)."
+
+
+@RULES.of_kind(Linear).one
+def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
+    """``sum_j L_ij c_j``, with one exponent for all entries and ``|error_i| <= |L_ij| error_j``."""
+    equation = ctx.equation
+    places = linear_places(equation)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    for place, value in enumerate(tensors):
+        if place not in places and not (value.finite and value.exact and value.noise is None):
+            ctx.fail(
+                f"{equation.primitive.name}: operand {place}, in which it is not linear, is not "
+                "known exactly or has a width."
+            )
+    reason = _tried(equation, places)
+    if reason:
+        ctx.fail(
+            f"{equation.primitive.name} was declared linear, but {reason}.", NoLimitError, _RULE
+        )
+    linear = with_common_exponents([tensors[place] for place in places], 1)
+    arrays = [jnp.asarray(value.coefficient) for value in tensors]
+    for place, value in zip(places, linear, strict=True):
+        arrays[place] = jnp.asarray(value.coefficient)
+    apply = _function(equation, ctx.resolve(equation.params), arrays)
+    top, lost = linear[0].exponents, Exponents(max(v.remainder.max() for v in linear))
+    space = ctx.spaces.unify(*(value.space for value in linear))
+    noises = [value.noise for value in linear]
+    errors = _errors(apply, places, arrays, noises)
+    out: list[Value] = []
+    for array, aval, error in zip(apply(*arrays), equation.out_avals, errors, strict=True):
+        axis = aval.width_axes[0] if aval.width_axes else None
+        out.append(tensor(array, top, lost, axis, space if axis is not None else None, error))
+    return out
+
+
+def _function(equation: Equation, params: Any, arrays: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The operation on arrays, its results as a list."""
+    found = entry_function(equation.primitive, params, list(arrays))
+    if isinstance(found, str):
+        raise TypeError(found)
+
+    def apply(*operands: Any) -> list[Any]:
+        out = found(*operands)
+        return list(out) if equation.primitive.multiple_results else [out]
+
+    return apply
+
+
+def _errors(
+    apply: Callable[..., list[Any]], places: Sequence[int], arrays: list[Any], noises: list[Any]
+) -> list[Any]:
+    """Standard errors of the results: pessimistic sums over those of the operands."""
+    totals: list[Any] = [None] * len(apply(*arrays))
+    for place, noise in zip(places, noises, strict=True):
+        if noise is None:
+            continue
+        array = arrays[place]
+        noise = jnp.broadcast_to(noise, array.shape).reshape(-1)
+
+        def share(number: Any, place: int = place, array: Any = array, noise: Any = noise) -> Any:
+            unit = jnp.zeros(array.size, array.dtype).at[number].set(noise[number])
+            others = [jnp.zeros_like(a) if k in places else a for k, a in enumerate(arrays)]
+            others[place] = unit.reshape(array.shape)
+            return [jnp.abs(out) for out in apply(*others)]
+
+        found = [jnp.sum(part, axis=0) for part in jax.lax.map(share, jnp.arange(array.size))]
+        totals = [new if old is None else old + new for old, new in zip(totals, found, strict=True)]
+    return totals
+
+
+# --- trying out
+
+
+def _tried(equation: Equation, places: tuple[int, ...]) -> str:
+    """Why an operation is not linear, coordinate by coordinate; empty if it is."""
+    avals = (*equation.in_avals, *equation.out_avals)
+    shapes = tuple((aval.shape, str(aval.dtype)) for aval in avals)
+    test = functools.partial(_reason, equation, places)
+    return kept("linear", test, equation.primitive, equation.params, shapes, places)
+
+
+def _reason(equation: Equation, places: tuple[int, ...]) -> str:
+    sizes = [d for a in (*equation.in_avals, *equation.out_avals) for d in a.shape]
+    ratios = [d.ratio.denominator for d in sizes if isinstance(d, Size)]
+    width = _WIDTH * math.lcm(1, *ratios)
+
+    def small(value: Any) -> Any:
+        return value.at(width) if isinstance(value, Size) else value
+
+    rng = np.random.default_rng(0)
+
+    def drawn() -> list[Any]:
+        return [
+            rng.normal(size=tuple(map(small, aval.shape))).astype(aval.dtype)
+            if k in places else np.zeros(tuple(map(small, aval.shape)), aval.dtype)
+            for k, aval in enumerate(equation.in_avals)
+        ]  # fmt: skip
+
+    params = jax.tree.map(small, equation.params, is_leaf=lambda x: isinstance(x, Size))
+    x, y = drawn(), drawn()
+    try:
+        with jax.ensure_compile_time_eval():
+            apply = _function(equation, params, x)
+            run = lambda arrays: [np.asarray(out) for out in apply(*map(jnp.asarray, arrays))]
+            return _not_linear(run, x, y, places) or _along(run, equation, x, places)
+    except Exception as error:  # foreign code may raise anything
+        return f"evaluated on small arrays it raises {type(error).__name__}: {error}"
+
+
+def _not_linear(run: Any, x: list[Any], y: list[Any], places: tuple[int, ...]) -> str:
+    both = [2 * a + b if k in places else a for k, (a, b) in enumerate(zip(x, y, strict=True))]
+    pairs = zip(run(both), run(x), run(y), strict=True)
+    same = all(_close(whole, 2 * one + other) for whole, one, other in pairs)
+    return "" if same else "it is not"
+
+
+def _along(run: Any, equation: Equation, x: list[Any], places: tuple[int, ...]) -> str:
+    """Whether widths pass through: coordinates apart, all alike, and as many."""
+    ins, outs = equation.in_avals, equation.out_avals
+    widths = [aval.shape[axis] for aval in (*ins, *outs) for axis in aval.width_axes]
+    if not widths:
+        return ""
+    if any(len(a.width_axes) != 1 for k, a in enumerate(ins) if k in places) or any(
+        len(a.width_axes) != 1 for a in outs
+    ):
+        return "a width is summed, made, or one of several"
+    if len(set(widths)) > 1:
+        return "the length of a width changes"
+    base = run(x)
+
+    def changed(change: Callable[[np.ndarray, int], np.ndarray]) -> bool:
+        moved = [change(a, ins[k].width_axes[0]) if k in places else a for k, a in enumerate(x)]
+        pairs = zip(run(moved), base, outs, strict=True)
+        return all(_close(new, change(old, aval.width_axes[0])) for new, old, aval in pairs)
+
+    length = x[places[0]].shape[ins[places[0]].width_axes[0]]
+    # Any two coordinates differ in some bit of their numbers.
+    for bit in range(length.bit_length()):
+        chosen = np.arange(length) >> bit & 1
+        if not changed(functools.partial(_times, chosen)):
+            return "coordinates along a width depend on each other"
+    if not changed(lambda a, axis: np.roll(a, 1, axis)):
+        return "coordinates along a width depend on their places"
+    return ""
+
+
+def _times(mask: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
+    """An array with zeros where a mask of the coordinates along an axis is 0."""
+    shape = [-1 if i == axis else 1 for i in range(array.ndim)]
+    return array * mask.reshape(shape).astype(array.dtype)
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape:
+        return False
+    size = np.max(np.abs(b), initial=0) + np.max(np.abs(a), initial=0)
+    return bool(np.all(np.abs(a - b) <= 1e-4 * size))

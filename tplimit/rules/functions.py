@@ -1,0 +1,100 @@
+"""Smooth functions of one variable, and logarithms, entry by entry."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from tplimit import algebra, expansion, patches
+from tplimit._jax import primitives as p
+from tplimit.context import Context
+from tplimit.errors import CancellationError, NoLimitError
+from tplimit.rules.terms import leading_of, one_term_of, zero_with
+from tplimit.structure import less_its_maximum
+from tplimit.table import RULES
+from tplimit.traits import Logarithm, Smooth
+from tplimit.values import Tensor, collapsed, tensor
+from tplimit.widths import NEGLIGIBLE, ZERO, Exponents
+
+_smooth = RULES.of_kind(Smooth)
+
+
+@_smooth.one
+def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """Taylor expansion at 0 for vanishing, limits for growing values."""
+    kind = ctx.kind
+    assert isinstance(kind, Smooth)
+    name = ctx.equation.primitive.name
+    out = algebra.apply_function(ctx, a, kind.function, name, kind.limits)
+    if kind.positive and out.noise is not None:
+        # Whatever the error of its argument, the value is not zero.
+        noise = jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3)
+        out = replace(out, terms=(replace(out.terms[0], noise=noise),))
+    return out
+
+
+@_smooth.several
+def function_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    kind = ctx.kind
+    assert isinstance(kind, Smooth)
+    fn = kind.function
+    out = expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, fn, kind.parity)
+    return zero_with(a, out) if algebra.taylor(fn)[0] == 0 else out
+
+
+@RULES.rule_of(p.exp_p).several
+def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """Of differences from a maximum that grow nothing is left but 1 at the largest entry."""
+    axis = None
+    if a.finite and a.exponents.levels()[-1] > 0:
+        axis = less_its_maximum(ctx.program, ctx.equation.inputs[0])
+    if axis is None:
+        return function_of_series(ctx, a)
+    c = jnp.asarray(a.coefficient)
+    largest = c == 0
+    sure = jnp.sum(largest, axis) == 1
+    if a.noise is not None:
+        below = jnp.where(largest, -jnp.inf, c + algebra.ZERO_SIGMAS * a.noise)
+        sure = sure & (jnp.max(below, axis) < 0)
+    tie = ctx.error(
+        "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
+        "known: two are equal within their sampling error.",
+        CancellationError,
+        "Raise samples= until their difference is larger than the error, or take another key.",
+    )
+    ctx.check(jnp.all(sure), tie)
+    return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
+
+
+_logarithm = RULES.of_kind(Logarithm)
+
+
+@_logarithm.one
+def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """Logarithm of a value that neither grows nor vanishes."""
+    kind = ctx.kind
+    assert isinstance(kind, Logarithm)
+    if not algebra.order_one(a):
+        ctx.fail(
+            f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
+            NoLimitError,
+        )
+    algebra.known(ctx, a, "The logarithm")
+    algebra.not_zero(ctx, a, "The logarithm of")
+    noise = algebra.pointwise_noise(kind.function, a)
+    return tensor(kind.function(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
+
+
+@_logarithm.several
+def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    """Unlike the other functions it has no expansion at 0."""
+    kind = ctx.kind
+    assert isinstance(kind, Logarithm)
+    simple = not a.terms[1:] and not a.patches
+    if simple or a.exponents.levels() != [0]:
+        return leading_of(ctx, a)
+    lead = replace(collapsed(a), terms=(replace(a.terms[0], zeros=None),))
+    algebra.not_zero(ctx, lead, "The logarithm of")
+    # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
+    a = patches.spread(a)
+    return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")
