@@ -181,7 +181,10 @@ def sweep_of_rates(t: Theta) -> Any:
     return jax.vmap(train)(jnp.asarray([0.5, 1.0]))
 
 
-@program({"U": tp.normal((INPUTS, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))})
+@program(
+    {"U": tp.normal((INPUTS, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))},
+    slow=True,
+)
 def backpropagation_by_hand(t: Theta) -> Any:
     width = t["v"].shape[0]
     for x, y in zip(X[:2], Y[:2], strict=True):
@@ -242,7 +245,7 @@ def _sgd(t: Theta, batch: tuple[jax.Array, jax.Array]) -> tuple[Theta, jax.Array
     return descend(squared(predict, *batch), t), predict(t, X)
 
 
-@program(MLP)
+@program(MLP, slow=True)
 def scan_over_steps(t: Theta) -> Any:
     t, outputs = lax.scan(_sgd, t, (X[:2, None], Y[:2, None]))
     return outputs, predict(t, X)
@@ -264,7 +267,7 @@ def long_fori_loop_over_minibatches(t: Theta) -> Any:
     return predict(lax.fori_loop(0, 18, body, t), X)
 
 
-@program(MLP)
+@program(MLP, slow=True)
 def cond_on_the_loss(t: Theta) -> Any:
     def step(t: Theta) -> Theta:
         return descend(squared(predict), t)
@@ -319,7 +322,9 @@ def recurrent_network_by_scan(t: Theta) -> Any:
 # Architectures ---------------------------------------------------------------------------------
 
 
-@program(RECURRENT | {"U": tp.normal((1, 3 * n)), "W": tp.normal((n, 3 * n), std=n**-0.5)})
+@program(
+    RECURRENT | {"U": tp.normal((1, 3 * n)), "W": tp.normal((n, 3 * n), std=n**-0.5)}, slow=True
+)
 def gated_recurrent_unit(t: Theta) -> Any:
     def cell(t: Theta, h: jax.Array, x: jax.Array) -> jax.Array:
         r, z, c = jnp.split(x[:, None] @ t["U"], 3, -1)
@@ -365,7 +370,7 @@ ATTENTION = {
 }
 
 
-@program(ATTENTION)
+@program(ATTENTION, slow=True)
 def attention_of_embedded_tokens(t: Theta) -> Any:
     heads = 4
 
@@ -404,6 +409,7 @@ def residual_blocks_with_layer_norm(t: Theta) -> Any:
         "v": tp.normal((n,)),
     },
     deferred=True,
+    slow=True,
 )
 def two_widths(t: Theta) -> Any:
     def f(t: Theta, x: jax.Array) -> jax.Array:
@@ -414,7 +420,9 @@ def two_widths(t: Theta) -> Any:
     return f(t, X), jnp.mean((jnp.tanh(X @ t["U"]) @ t["W"]) ** 2)
 
 
-@program({"U": MLP["U"], "W": tp.normal((2 * n, n), std=n**-0.5), "v": tp.normal((2 * n,))})
+@program(
+    {"U": MLP["U"], "W": tp.normal((2 * n, n), std=n**-0.5), "v": tp.normal((2 * n,))}, slow=True
+)
 def concatenation_of_features(t: Theta) -> Any:
     def f(t: Theta, x: jax.Array) -> jax.Array:
         h = x @ t["U"]
@@ -442,6 +450,7 @@ def tied_weights_both_ways(t: Theta) -> Any:
         "v": tp.normal((n,), mean=0.5),
     },
     bias=8.0,
+    slow=True,
 )
 def laws_that_are_not_centred(t: Theta) -> Any:
     h = jax.nn.relu(X @ t["U"] + t["s"])

@@ -292,6 +292,7 @@ def test_keys_of_the_old_kind_give_the_same_draws(width):
         np.testing.assert_array_equal(new.replicates.outputs, old.replicates.outputs)
 
 
+@pytest.mark.slow
 def test_keys_of_the_old_kind_compare_and_classify():
     new, old = (compare(step=step, key=key) for key in (KEY, RAW))
     assert new.rms == old.rms

@@ -336,6 +336,7 @@ def test_another_run_is_refused(two_files):
     assert_same(again, uninterrupted("integer"))
 
 
+@pytest.mark.slow
 def test_another_structure_is_refused(two_files):
     with pytest.raises(ValueError, match=r"another theta or init: it starts from .*State"):
         run(8, checkpoint=two_files[0].parent, init=lambda theta: (init(theta), theta["b"]))

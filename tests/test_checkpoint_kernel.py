@@ -127,6 +127,7 @@ def test_ten_processes_are_killed(tmp_path, monkeypatch):
 # --- what is random
 
 
+@pytest.mark.slow
 def test_however_it_was_asked_for_it_is_random(monkeypatch):
     monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
     one = run()
@@ -136,6 +137,7 @@ def test_however_it_was_asked_for_it_is_random(monkeypatch):
     assert not run(init_output="zero").random
 
 
+@pytest.mark.slow
 def test_what_tends_to_a_number_is_not_random():
     def mean_field(theta, batch):
         return theta, jnp.mean(predict(theta, X) ** 2) / theta["v"].shape[0]

@@ -48,6 +48,7 @@ def test_the_refined_recursion_has_the_golden_numbers():
     np.testing.assert_allclose(mean[1:], golden.table(later), atol=later.error)
 
 
+@pytest.mark.slow
 def test_integrable_networks_with_relu_go_on_after_their_first_step():
     """f_1, f_2 against the closed form and the refined limit; f_2 = 0 would be the naive one."""
     runs = functions(scalings.ip_llr, network(2, "relu"), ETA[2], 2, terms=2)

@@ -63,6 +63,7 @@ def test_intervals_cover_trained_predictions(noise: str) -> None:
     assert shares.min() > 0.88
 
 
+@pytest.mark.slow
 def test_intervals_cover_a_closed_form() -> None:
     """NNGP of erf networks, E erf(a) erf(b) = 2/π arcsin(...) (Williams 1996): 200 intervals."""
     x = np.array([[1.0, 0.5], [-0.3, 0.8]])

@@ -87,6 +87,7 @@ def mup_runs() -> Array:
     return np.array(observed(MUP, THETA, replicates=12, samples=2**13))
 
 
+@pytest.mark.slow
 def test_mup_has_its_golden_numbers(mup_runs: Array) -> None:
     """f_1 .. f_4 at A, B: 8 comparisons with the refined table, |z| < 6.0; and to 0.003."""
     mean = mup_runs.mean(axis=0)
@@ -96,6 +97,7 @@ def test_mup_has_its_golden_numbers(mup_runs: Array) -> None:
 
 
 @pytest.mark.usefixtures("unshared")
+@pytest.mark.slow
 def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: `P^T b` dropped from every query gives (0.278, 0.376), not (0.397, 0.516).
 
@@ -117,6 +119,7 @@ def test_without_the_correction_mup_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     assert np.abs(mean - golden.table(golden.MUP_TANH)[:1]).min() > 0.1
 
 
+@pytest.mark.slow
 def test_first_layer_keeps_its_law() -> None:
     """Rademacher weights and biases in layer 1 (not a hidden matrix): f_1 is (0.48, 0.56)."""
     theta = declared(2, N**-0.5, first=tp.rademacher)
@@ -130,6 +133,7 @@ def hidden_law(law: str) -> Any:
     return declared(2, scale, inner=getattr(tp, law))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["uniform", "rademacher"])
 def test_hidden_matrices_may_have_any_law(law: str, mup_runs: Array) -> None:
     """The limit is the Gaussian one (Golikov & Yang, Theorem 2): the very same numbers.

@@ -248,6 +248,7 @@ def test_nan_that_the_program_makes_is_an_error_with_its_line():
         tp.classify_step(step, theta, BATCH[0], samples=256)
 
 
+@pytest.mark.slow
 def test_training_that_diverges_within_the_steps_is_an_error():
     step, theta = mup_step(1e15, activation="relu")
     with pytest.raises(ValueError, match="learning rate so large that training diverges"):

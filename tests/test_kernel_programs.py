@@ -79,6 +79,7 @@ def test_perceptrons_are_read_off_exactly(name, depth):
             np.testing.assert_allclose(found, exact, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_scales_may_be_in_the_parameters():
     """Standard parameterization: the same covariance; its tangent kernel grows with the width."""
     theta = {
@@ -258,6 +259,7 @@ def test_a_matrix_of_kernels_is_an_array_in_arithmetic():
 # --- particles
 
 
+@pytest.mark.slow
 def test_particles_of_a_perceptron():
     apply, theta = perceptron(2, jnp.tanh)
     x = jnp.asarray(X, jnp.float32)

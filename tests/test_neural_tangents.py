@@ -138,6 +138,7 @@ def test_agrees_with_their_quadrature(stax: ModuleType, name: str, b_std: float)
 # Where neural-tangents is wrong -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_diagonal_of_relu(stax: ModuleType) -> None:
     """K and Θ of a point with itself are known: w²/2 each layer. Rounding takes a correlation of 1
     to 1 - ε, where the angle is √(2 ε): they lose half of the digits, we do not."""

@@ -102,6 +102,7 @@ def test_mean_field_is_mup_with_one_hidden_layer() -> None:
     assert_fit(limit.f, finite)
 
 
+@pytest.mark.slow
 def test_float32_and_float64_agree() -> None:
     """Different draws of one law (32 + 32 replicates): 12 comparisons, |z| < 4.6.
 

@@ -289,6 +289,7 @@ class TestGoldenPrograms:
 
 
 class TestDense:
+    @pytest.mark.slow
     def test_chunks_change_nothing(self):
         program = golden.mup()
         at_once = train(program, (16,), 7, x64=True)[16]

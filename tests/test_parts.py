@@ -266,6 +266,7 @@ def test_saved_and_read(kind: type[Part]) -> None:
     assert same(encoding.decode(*encoding.encode(part)), part)
 
 
+@pytest.mark.slow
 def test_number_of_a_constant_matrix() -> None:
     """A product of vectors that happen to be constant is not taken for the matrix of its scale."""
     n = tp.Width("n")

@@ -297,6 +297,7 @@ def test_two_terms_of_a_smooth_function(without: Callable[..., list[str]]) -> No
 # What a function that was found allows ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_functions_of_vectors_and_numbers(theta: Theta) -> None:
     """Against Monte Carlo over a million draws: |difference| < 0.05 at 512 matched particles."""
     programs = [

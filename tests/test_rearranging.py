@@ -231,7 +231,7 @@ def test_spellings_of_a_stack_know_the_same(terms, heads, rows, transposed, powe
         assert jax.tree.structure(out) == jax.tree.structure(expected)
 
 
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_spellings_of_a_stack_are_one(terms, compile_fast):
     found = {}
     for spelling in ("einsum", *SPELLINGS):
@@ -264,6 +264,7 @@ def test_compiled_loops_keep_both_terms(compile_fast):
         np.testing.assert_allclose(x, y, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_readout_of_two_heads_in_the_kernel_regime(compile_fast):
     theta = {
         "W": tp.normal((2, N, N), std=N**-0.5), "u": tp.normal((N,)), "v": tp.normal((2, N))

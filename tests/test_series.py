@@ -192,6 +192,7 @@ def sampled(theta, terms=2, samples=2**12, seed=0, **how):
     return tp.sample(theta, key, width=tp.inf, samples=samples, terms=terms, **how)
 
 
+@pytest.mark.slow
 def test_a_sum_is_its_mean_and_its_central_limit_term():
     theta = {"u": tp.normal((N,)), "v": tp.normal((N,))}
 
@@ -269,6 +270,7 @@ def test_beyond_the_remainder_nothing_is_told():
 # --- Gaussian matrices
 
 
+@pytest.mark.slow
 def test_queries_agree_to_second_order():
     """`y W x` three ways in one program, with `y` made from `W x`: also at order n^-1/2."""
     theta = {"W": tp.normal((N, N), std=N**-0.5), "u": tp.normal((N,)), "v": tp.normal((N,))}

@@ -199,6 +199,7 @@ def test_a_rectifier_against_more_zeros_than_it_has_rows():
 # --- one network, or two
 
 
+@pytest.mark.slow
 def test_calls_that_return_the_parameters_tell_of_one_network():
     """Two hidden layers, NTK: the loss of a step is that of the outputs read before it, if the
     parameters pass through the call that read them; else it is that of another random network."""

@@ -189,7 +189,7 @@ def test_the_limit_of_the_program_is_the_kernel():
 # --- derivatives, types, errors
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_derivatives_are_differences(shared):
     """In the paths and in the standard deviations, on the diagonal too."""
 

@@ -84,6 +84,7 @@ def dependence(pairs: Callable[[int], tuple[np.ndarray, np.ndarray]], seeds: int
     return float(np.std(means) / np.sqrt(8 / size))
 
 
+@pytest.mark.slow
 def test_rows_are_independent_and_shared_coordinates_would_be_seen() -> None:
     """40 seeds: a spread of at most 1.5 in three relations; 3 and more with one coordinate twice.
 

@@ -316,7 +316,9 @@ def test_program_that_is_not_deterministic(theta: Theta) -> None:
 # Aspect ratios ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ratio", [Fraction(1, 2), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ratio", [Fraction(1, 2), *(pytest.param(r, marks=pytest.mark.slow) for r in (2, 3))]
+)
 def test_aspect_ratio(ratio: Any) -> None:
     """Products with a rectangular matrix and its transpose carry the ratio of the widths."""
     k = tp.Width("k", ratio=ratio)

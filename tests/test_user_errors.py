@@ -193,7 +193,7 @@ MATRICES: dict[str, tuple[Callable[[Any], Any], float]] = {
 }
 
 
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_vectors_and_numbers_are_added_to_matrices(terms):
     """Each against its value by hand: E[(W (u + 1))²] = E[(u + 1)²] = 2, for instance."""
     programs = {name: second_moment(matrix) for name, (matrix, _) in MATRICES.items()}
