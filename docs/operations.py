@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import tplimit
+from tplimit.table import RULES
 
 PAGE = Path(__file__).with_name("operations.md")
 HEAD = """# Supported operations
@@ -10,8 +10,8 @@ HEAD = """# Supported operations
 Generated from the rules (`python docs/operations.py`). A primitive of JAX has a rule, is refused
 with a reason, or is probed; without a rule, an operation on finite arrays that do not scale with
 the width is simply evaluated. Calls (`jit`, `checkpoint`, `custom_jvp_call`, `custom_vjp_call`) are
-expanded in place. `tplimit.RULES` is the table: `@tplimit.RULES(primitive)` enters a rule of your
-own.
+expanded in place. A rule of your own is entered with `tplimit.rule`: `tplimit.rule(primitive,
+linear=(0,))` where it is linear, or `@tplimit.rule(primitive)` with a function; see there.
 
 An operation that is in no table is evaluated on small arrays. If every entry of its result is one
 function of the entries at the same place (tested by changing, permuting and leaving out others),
@@ -29,7 +29,7 @@ implementation that JAX can trace, or a lowering).
 
 def page() -> str:
     """The page as it should be."""
-    return HEAD + tplimit.RULES.describe() + "\n"
+    return HEAD + RULES.describe() + "\n"
 
 
 if __name__ == "__main__":

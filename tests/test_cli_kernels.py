@@ -61,7 +61,7 @@ def test_the_file_is_read_as_the_output_says(tmp_path):
         (["--data", "mnist"], 1, "unknown data 'mnist'"),
         (["--data", "nowhere.npy"], 1, "No such file"),
         (["--points", "9000"], 1, "points wanted, the two classes have"),
-        (["--activation", "tan"], 1, "no activation is named 'tan'"),
+        (["--activation", "tan"], 1, "unknown activation 'tan'"),
         (["--kernel", "other"], 2, "--kernel"),
         (["--depth", "-1"], 2, "--depth"),
         (["--w-std", "nan"], 1, "w_std=nan is not finite"),

@@ -13,7 +13,6 @@ from oracles import duals as oracle
 import tplimit as tp
 from tplimit.activations import ACTIVATIONS
 from tplimit.gaussian.activations import (
-    NAMES,
     dual,
     hermite,
     leaky_relu,
@@ -24,7 +23,7 @@ from tplimit.gaussian.correlation import angle
 from tplimit.gaussian.kinks import find
 from tplimit.gaussian.quadrature import quadrature
 
-CLOSED = [name for name in NAMES if dual(name).closed_form]
+CLOSED = [name for name in ACTIVATIONS if dual(name).closed_form]
 KINKED = {"abs", "elu", "hard_tanh", "leaky_relu", "relu", "relu2", "sign", "step"}
 #: (cov, var1, var2): weak, strong, near 1, negative.
 PAIRS = [(0.2, 0.7, 1.6), (1.0, 1.1, 1.3), (0.9999, 1.0, 1.0), (-0.8, 1.2, 0.9)]
@@ -205,7 +204,7 @@ def test_impossible_covariances_are_refused() -> None:
         relu.value(jnp.nan, 1.0, 1.0)
     with pytest.raises(ValueError, match="must not be negative"):
         relu.value(0.0, -1.0, 1.0)
-    with pytest.raises(ValueError, match="no activation is named 'rellu'"):
+    with pytest.raises(ValueError, match="unknown activation 'rellu'"):
         dual("rellu")
 
 

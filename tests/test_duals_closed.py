@@ -12,8 +12,8 @@ import pytest
 from numpy.testing import assert_allclose
 from oracles import gaussians as oracle
 
+from tplimit.activations import ACTIVATIONS
 from tplimit.gaussian.activations import (
-    NAMES,
     Dual,
     dual,
     hermite,
@@ -26,7 +26,7 @@ from tplimit.gaussian.quadrature import quadrature
 SERIES = (0.5, -1.0, 0.25, 2.0, 0.375)
 #: The library's dual, and the oracle's functions.
 CASES: dict[str, tuple[Dual, tuple[oracle.Form, oracle.Form]]] = {
-    **{name: (dual(name), oracle.FORMS[name]) for name in NAMES if dual(name).closed_form},
+    **{name: (dual(name), oracle.FORMS[name]) for name in ACTIVATIONS if dual(name).closed_form},
     **{f"relu^{p}": (relu_power(p), oracle.relu_power(p)) for p in (0, 1, 3)},
     **{f"leaky {a}": (leaky_relu(a), oracle.leaky_relu(a)) for a in (0.3, -0.5)},
     "polynomial": (polynomial(SERIES), oracle.polynomial(SERIES)),

@@ -16,7 +16,8 @@ import pytest
 from numpy.testing import assert_allclose
 from oracles import duals as oracle
 
-from tplimit.gaussian.activations import NAMES, Dual, dual
+from tplimit.activations import ACTIVATIONS
+from tplimit.gaussian.activations import Dual, dual
 
 _sigmoid = lambda x: 1 / (1 + mp.exp(-x))
 _softplus = lambda x: mp.log1p(mp.exp(x))
@@ -67,7 +68,7 @@ def bound(phi: Dual, var1: np.ndarray, var2: np.ndarray) -> list[np.ndarray]:
 
 
 def test_all_names_are_here() -> None:
-    assert set(FUNCTIONS) == {name for name in NAMES if not dual(name).closed_form}
+    assert set(FUNCTIONS) == {name for name in ACTIVATIONS if not dual(name).closed_form}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -92,13 +92,21 @@ def test_wrong_arguments(arguments, message):
 
 # The degree of an activation ----------------------------------------------------------------------
 
-NONZERO_AT_0 = {"cos": 1, "sigmoid": 0, "softplus": 0}  # and the power of the derivative
+# Those that are not 0 at 0, and the power of the derivative.
+NONZERO_AT_0 = {"cos": 1, "exp": 0, "gaussian": 1, "hard_sigmoid": 0, "sigmoid": 0, "softplus": 0}
 DEGREE_2 = {"relu2", "square"}
 HOMOGENEOUS = {"abs", "identity", "leaky_relu", "relu", *DEGREE_2}
-ODD = {"erf", "identity", "sin", "softsign", "tanh"}
+ODD = {"erf", "hard_tanh", "identity", "sin", "softsign", "tanh"}
+JUMPS = {"sign", "step"}
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", sorted(JUMPS))
+def test_a_jump_at_0_is_no_power(name):
+    with pytest.raises(ValueError, match="behaves like no power"):
+        orders(name)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS.keys() - JUMPS))
 def test_leading_powers_of_known_activations(name):
     found = orders(name)
     degree = 0 if name in NONZERO_AT_0 else 2 if name in DEGREE_2 else 1

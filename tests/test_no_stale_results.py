@@ -16,7 +16,7 @@ from jax import lax
 
 import tplimit as tp
 from tplimit.activations import orders
-from tplimit.interpret import RULES
+from tplimit.traits import TRAITS
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -342,8 +342,7 @@ def test_a_rule_that_was_entered_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     """A new rule changes what a program gives, although the program is the same."""
     function = lambda t: jnp.mean(jnp.tanh(t["v"]))
     before = tp.limit(function)(parameters())
-    (tanh,) = (p for p in RULES.rules if p.name == "tanh")
-    (sine,) = (p for p in RULES.rules if p.name == "sin")
-    other = lambda ctx, x, **params: RULES.rules[sine](ctx, x, **params)
-    monkeypatch.setitem(RULES.rules, tanh, other)
+    (tanh,) = (p for p in TRAITS if p.name == "tanh")
+    (sine,) = (p for p in TRAITS if p.name == "sin")
+    monkeypatch.setitem(TRAITS, tanh, TRAITS[sine])
     assert tp.limit(function)(parameters()) != before

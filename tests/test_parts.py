@@ -217,7 +217,7 @@ def test_more_room_and_bounded_size_change_nothing(kind: type[Part]) -> None:
     entries = dense(ctx, matrix)
     held = matrices.absorbed(ctx, Matrices(matrix, (0, 1))).items.item()
     assert_allclose(dense(ctx, held), entries, atol=1e-4)
-    ctx.bank = ctx.bank.grown(4 * N)  # type: ignore[union-attr]
+    ctx.ledger.bank = ctx.bank.grown(4 * N)  # type: ignore[union-attr]
     larger = replace(held, parts=tuple(part.fitted(4 * N) for part in held.parts))
     fresh = Context(ctx.bank)
     assert_allclose(dense(fresh, larger), entries, atol=1e-4)

@@ -15,6 +15,8 @@ from jax.interpreters import ad
 
 import tplimit as tp
 from tplimit.rules import probing
+from tplimit.table import RULES
+from tplimit.traits import TRAITS, Refused
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -39,15 +41,16 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
     def remove(*names: str) -> list[str]:
         seen: list[str] = []
-        probed = tp.RULES.probed
+        probed = RULES.probed
 
         def watched(equation: Any) -> Any:
             seen.append(equation.primitive.name)
             return probed(equation)
 
-        monkeypatch.setattr(tp.RULES, "probed", watched)
-        for primitive in [q for q in tp.RULES.rules if q is not None and q.name in names]:
-            monkeypatch.delitem(tp.RULES.rules, primitive)
+        monkeypatch.setattr(RULES, "probed", watched)
+        for table in (RULES.rules, TRAITS):
+            for primitive in [q for q in table if q.name in names]:
+                monkeypatch.delitem(table, primitive)
         return seen
 
     return remove
@@ -155,10 +158,9 @@ EXPANDED += "checkpoint eval_jaxpr remat remat2"
 
 def state(primitive: Any) -> str:
     """Rule, refusal, or what the probe says with one to three operands."""
-    if primitive in tp.RULES.rules:
-        return "rule"
-    if primitive in tp.RULES.refused:
-        return f"refused: {tp.RULES.refused[primitive]}"
+    known = RULES.known().get(primitive)
+    if known is not None:
+        return str(known) if isinstance(known, Refused) else "rule"
     if primitive.name in EXPANDED.split():
         return "expanded in place"
     if primitive.name.startswith("random_"):

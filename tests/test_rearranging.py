@@ -13,12 +13,14 @@ from jax import lax
 
 import tplimit as tp
 from tplimit.bank import Bank
+from tplimit.context import Context
 from tplimit.evaluation import Evaluator
-from tplimit.interpret import RULES, Context, evaluate
+from tplimit.interpret import evaluate
 from tplimit.leaves import aval_of, gathered
 from tplimit.parity import Parity
 from tplimit.rearranging import with_common_exponents
 from tplimit.trace import Aval, Program
+from tplimit.traits import TRAITS, Linear
 from tplimit.values import Patch, Tensor, Term
 from tplimit.widths import NEVER, Exponents, Size
 
@@ -108,8 +110,8 @@ def full(exponents, value):
 def test_every_primitive_that_moves_is_among_the_programs():
     aval = Aval((3, Size(Fraction(1))), np.dtype(np.float32))
     found = set().union(*(primitives(program_of(move, aval)) for move in MOVES.values()))
-    assert found >= RULES.moves
-    assert len(RULES.moves) > 12
+    moves = {q for q, kind in TRAITS.items() if isinstance(kind, Linear) and kind.moves}
+    assert found >= moves and len(moves) > 12
 
 
 @pytest.mark.parametrize(
@@ -220,8 +222,8 @@ def test_spellings_of_a_stack_know_the_same(terms, heads, rows, transposed, powe
         program, _ = Evaluator(move).program(tree, avals, leaves)
         context = Context(revealed.bank, dry=True)
         (out,) = jax.eval_shape(lambda v, c=context, p=program: evaluate(c, p, v), values)
-        found[spelling] = replace(out, space=context.find(out.space))
-        sides = {context.find(s[transposed]) for s in revealed.bank.store_spaces[:heads]}
+        found[spelling] = replace(out, space=context.spaces.find(out.space))
+        sides = {context.spaces.find(s[transposed]) for s in revealed.bank.store_spaces[:heads]}
         assert sides == {found[spelling].space}
     expected = found["stacked by hand"]
     assert len(expected.terms) == terms

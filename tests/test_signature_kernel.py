@@ -223,7 +223,7 @@ def test_float32_without_the_flag():
         ({"shared": True, "times": TIMES}, "does not depend on the times"),
         ({"shared": False, "times": TIMES[::-1]}, "times have to be increasing"),
         ({"shared": False, "times": TIMES[:3]}, r"times has shape \(3,\)"),
-        ({"activation": "tan"}, "no activation is named 'tan'"),
+        ({"activation": "tan"}, "unknown activation 'tan'"),
     ],
 )
 def test_bad_input(change, text):

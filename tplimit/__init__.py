@@ -21,7 +21,7 @@ from tplimit.parameterizations import Parameterization
 from tplimit.parameters import full, normal, rademacher, uniform
 from tplimit.regimes import Regime, classify
 from tplimit.sampling import sample
-from tplimit.table import RULES, rule
+from tplimit.table import rule
 from tplimit.training import train
 from tplimit.trajectory import Trajectory
 from tplimit.transforms import Leading, Series, leading, limit, series
@@ -30,7 +30,6 @@ from tplimit.widths import Scale, Width
 __version__ = "0.1.0"
 
 __all__ = [
-    "RULES",
     "ActivationError",
     "CancellationError",
     "Checkpoint",

@@ -28,6 +28,7 @@ def _relu2(h: jax.Array) -> jax.Array:
 _relu2.defjvps(lambda dh, value, h: 2 * jax.nn.relu(h) * dh)
 
 
+#: All activations that have names: those of networks, of the command line, and of kernels.
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
         "abs": jnp.abs,
@@ -35,18 +36,28 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "cos": jnp.cos,
         "elu": jax.nn.elu,
         "erf": jax.scipy.special.erf,
+        "exp": jnp.exp,
+        "gaussian": lambda h: jnp.exp(-h * h),
         "gelu": lambda h: jax.nn.gelu(h, approximate=False),
+        "gelu_tanh": lambda h: jax.nn.gelu(h, approximate=True),
+        "hard_sigmoid": jax.nn.hard_sigmoid,
+        "hard_silu": jax.nn.hard_silu,
+        "hard_tanh": jax.nn.hard_tanh,
         "identity": lambda h: h,
         "leaky_relu": jax.nn.leaky_relu,
+        "mish": jax.nn.mish,
         "relu": jax.nn.relu,
         "relu2": _relu2,
+        "relu6": jax.nn.relu6,
         "selu": jax.nn.selu,
         "sigmoid": jax.nn.sigmoid,
+        "sign": jnp.sign,
         "silu": jax.nn.silu,
         "sin": jnp.sin,
         "softplus": jax.nn.softplus,
         "softsign": jax.nn.soft_sign,
         "square": jnp.square,
+        "step": lambda h: jnp.heaviside(h, 0.5),
         "tanh": jnp.tanh,
     }
 )
@@ -79,8 +90,19 @@ class Orders:
 
 
 def resolve(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function that a name in `ACTIVATIONS` stands for; a function stands for itself."""
-    return activation if callable(activation) else ACTIVATIONS[activation]
+    """The function that a name in `ACTIVATIONS` stands for; a function stands for itself.
+
+    Raises:
+        ValueError: no activation has this name.
+    """
+    if callable(activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}, or a JAX "
+            "function"
+        )
+    return ACTIVATIONS[activation]
 
 
 def orders(activation: Activation) -> Orders:

@@ -1,10 +1,11 @@
 """Finite networks of increasing width against their limit, in units of the statistical error."""
 
+import inspect
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit.arguments import inf
+from tplimit.checkpoint import Checkpoint
 from tplimit.errors import LimitWarning, warn
 from tplimit.files import write_text
 from tplimit.sampling import width_of
@@ -334,21 +336,23 @@ def compare(
     widths: Sequence[int],
     seeds: int,
     key: jax.Array,
-    samples: int = 2**14,
     replicates: int = 4,
-    init: Callable[[Any], Any] | None = None,
-    observe: Callable[[Any], Any] | None = None,
-    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    fluctuations: bool = False,
+    **options: Any,
 ) -> Comparison:
     """Train networks of several finite widths, and their limit, with one and the same program.
 
     Args:
-        step, theta, batches, init, observe, progress: as in `tplimit.train`.
+        step, theta, batches: as in `tplimit.train`.
         widths: the finite widths, each an integer (the common n; all widths with ratio 1).
         seeds: independent networks per width; at least 2 for errors, 8 or more for good ones.
         key: a JAX key; every width and the limit use independent keys derived from it.
-        samples: Monte Carlo particles of the limit.
         replicates: independent samplings of the limit, for its error.
+        checkpoint: as in `tplimit.train`; every width has a folder of its own inside.
+        fluctuations: as in `tplimit.train`, of the limit.
+        options: all other options of `tplimit.train`: init, observe, samples, noise, terms,
+            mesh, progress, ...
 
     Raises:
         ValueError: no width, or one twice, less than one seed; and what `tplimit.train` raises.
@@ -378,19 +382,17 @@ def compare(
     key, batches, theta = arguments.key(key), arguments.batches(batches), arguments.theta(theta)
     widths = [width_of(theta, n) for n in arguments.widths(widths)]
     seeds = arguments.replicates(seeds, "seeds")
-    options: dict[str, Any] = {
-        "init": init,
-        "observe": observe,
-        "progress": progress,
-        "samples": samples,
-    }
+    unknown = options.keys() - inspect.signature(train).parameters.keys()
+    if unknown:
+        raise TypeError(f"compare and train have no option {', '.join(sorted(unknown))}")
 
-    def run(width: Any, count: int, label: int) -> Trajectory:
-        own = jax.random.fold_in(key, label)
-        return train(step, theta, batches, width=width, key=own, replicates=count, **options)
+    def run(width: Any, count: int, label: int, **more: Any) -> Trajectory:
+        more |= options | {"key": jax.random.fold_in(key, label), "replicates": count}
+        folder = _folder_of(checkpoint, width_label(width))
+        return train(step, theta, batches, width=width, checkpoint=folder, **more)
 
     # The limit first: a program without one is refused before hours of finite networks.
-    limit = run(inf, replicates, 0)
+    limit = run(inf, replicates, 0, fluctuations=fluctuations)
     if limit.random:
         warn(
             LimitWarning(
@@ -401,6 +403,14 @@ def compare(
         )
     align(step, limit.state, batches[0], widths=widths)
     return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)})
+
+
+def _folder_of(checkpoint: Any, label: str) -> Checkpoint | None:
+    """Where one of several runs is saved."""
+    if checkpoint is None:
+        return None
+    whole = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    return replace(whole, folder=Path(whole.folder) / label.replace(" ", "-"))
 
 
 def _root(square: Any) -> float:

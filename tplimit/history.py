@@ -52,12 +52,13 @@ class History:
         """Whether nothing has been recorded yet."""
         return not self.pieces and not self.outputs
 
-    def raise_exponents(self, part: str, exponents: Any) -> None:
-        """Note the exponents of one record; `part` is "outputs" or "observations"."""
+    def note(self, which: str, record: Any, exponents: Any) -> None:
+        """Note one record, and its exponents; `which` is "outputs" or "observations"."""
+        getattr(self, which).append(record)
         with self._same_shapes():
-            if part in self.largest:
-                exponents = jax.tree.map(_largest, self.largest[part], exponents)
-            self.largest[part] = exponents
+            if which in self.largest:
+                exponents = jax.tree.map(_largest, self.largest[which], exponents)
+            self.largest[which] = exponents
 
     def finish_part(self) -> None:
         """Stack the records of the part under way: its last state has been observed."""

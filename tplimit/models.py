@@ -37,11 +37,7 @@ class Model:
                 raise ValueError(f"{name} has to be a positive integer, got {value!r}")
         if self.bias not in (False, True, "first"):
             raise ValueError(f'bias has to be False, True or "first", got {self.bias!r}')
-        if not callable(self.activation) and self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown activation {self.activation!r}: use one of {', '.join(ACTIVATIONS)}, "
-                "or pass a function such as jnp.tanh"
-            )
+        resolve(self.activation)
         if self.degree is not None and not self.degree > 0:
             raise ValueError(f"the degree of an activation is positive, got {self.degree}")
 

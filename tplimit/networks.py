@@ -11,7 +11,7 @@ import numpy as np
 from tplimit import arguments
 from tplimit.checkpoint import Checkpoints
 from tplimit.divergence import Watch
-from tplimit.progress import bar
+from tplimit.loop import Engine, Functions, Moves, Tell, pair, run
 from tplimit.sampling import sample
 from tplimit.store import compiled
 from tplimit.trajectory import Trajectory, width_label
@@ -23,7 +23,7 @@ _COPIES = 4
 
 
 def train_networks(
-    functions: tuple[Any, Any, Any],
+    functions: Functions,
     theta: Any,
     batches: list[Any],
     width: int | dict[str, int],
@@ -31,52 +31,67 @@ def train_networks(
     progress: bool,
     checkpoints: Checkpoints,
 ) -> Trajectory:
-    init, step, observe = functions
+    """Independent networks, one for each key."""
+    engine = _Networks(functions, theta, width, keys)
+    history, state = run(engine, batches, progress, checkpoints, Watch(engine.label))
+    last = jax.tree.map(lambda leaf: leaf[-1], state)
+    return Trajectory(history.records(), history.exponents(), width, last)
 
-    def start(key: jax.Array) -> Any:
-        return arguments.returned(init, init(sample(theta, key, width=width)))
 
-    def checked_step(state: Any, batch: Any) -> Any:
-        return arguments.returned(step, step(state, batch))
+class _Networks(Engine):
+    """Networks of a true width: plain JAX over a leading axis of replicates."""
 
-    def checked_observe(state: Any) -> Any:
-        return arguments.returned(observe, observe(state))
+    def __init__(self, functions: Functions, theta: Any, width: Any, keys: jax.Array) -> None:
+        self.label = width_label(width)
+        self.functions = functions
 
-    start_all = compiled(jax.vmap(start))
-    # The state is donated: a wide network is then held once rather than twice.
-    step_all = compiled(jax.vmap(checked_step, in_axes=(0, None)), donated=True)
-    observe_all = compiled(jax.vmap(checked_observe))
-    chunks = _chunks(keys, jax.eval_shape(start, keys[0]))
-    history = checkpoints.history([len(chunk) for chunk in chunks])
-    watch = Watch(width_label(width))
-    watch.look(history)
-    done = len(history.pieces)
-    if done == len(chunks):
-        state = checkpoints.restore(start_all(chunks[-1]))
-    steps = len(batches) * (len(chunks) - done) - len(history.outputs)
-    with bar(steps, width_label(width), progress) as advance:
-        for chunk in chunks[done:]:
-            state = _unshare(checkpoints.restore(start_all(chunk)))
-            advance("" if history.pieces else "compiling the first step")
-            for batch in batches[len(history.outputs) :]:
-                history.observations.append(_numpy(observe, observe_all(state)))
-                with warnings.catch_warnings():
-                    # Not every state can be updated in place; then it is copied, as it should be.
-                    warnings.filterwarnings(
-                        "ignore", message="Some donated buffers were not usable"
-                    )
-                    state, output = pair(step_all(state, batch))
-                history.outputs.append(_numpy(step, output))
-                watch.look(history)
-                checkpoints.save(state, history)
-                advance("training")
-            history.observations.append(_numpy(observe, observe_all(state)))
-            history.finish_part()
-            watch.look(history)
-            checkpoints.save(state, history)
-    replicates = history.records()
-    exponents = replicates.map(lambda leaf: Fraction(0))
-    return Trajectory(replicates, exponents, width, jax.tree.map(lambda leaf: leaf[-1], state))
+        def start(key: jax.Array) -> Any:
+            initial = sample(theta, key, width=width)
+            if functions.init is None:
+                return initial
+            return arguments.returned(functions.init, functions.init(initial))
+
+        self._start = compiled(jax.vmap(start))
+        self.parts = _chunks(keys, jax.eval_shape(start, keys[0]))
+
+    def start(self, part: jax.Array) -> Any:
+        return self._start(part)
+
+    def moves(self, part: jax.Array, left: int, tell: Tell) -> Moves:
+        _, step, observe = self.functions
+
+        def checked_step(state: Any, batch: Any) -> Any:
+            return arguments.returned(step, step(state, batch))
+
+        def checked_observe(state: Any) -> Any:
+            return None if observe is None else arguments.returned(observe, observe(state))
+
+        # The state is donated: a wide network is then held once rather than twice.
+        step_all = compiled(jax.vmap(checked_step, in_axes=(0, None)), donated=True)
+        observe_all = compiled(jax.vmap(checked_observe))
+        tell("compiling the first step")
+
+        def look(state: Any) -> tuple[Any, Any]:
+            # A copy: an array of JAX may share its memory with a state that is donated to a step.
+            seen = observe_all(state)
+            return state, jax.tree.map(lambda leaf: np.array(leaf, copy=True), seen)
+
+        def move(state: Any, batch: Any) -> tuple[Any, Any]:
+            with warnings.catch_warnings():
+                # Not every state can be updated in place; then it is copied, as it should be.
+                warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+                return pair(step_all(_unshare(state), batch))
+
+        return Moves(look, move)
+
+    def numbers(self, which: str, record: Any) -> Any:
+        function = self.functions.step if which == "outputs" else self.functions.observe
+        if function is not None:
+            arguments.records(function, record)
+        return jax.tree.map(lambda leaf: np.array(leaf, copy=True), record)
+
+    def exponents(self, record: Any) -> Any:
+        return jax.tree.map(lambda leaf: Fraction(0), record)
 
 
 def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:
@@ -97,23 +112,3 @@ def _unshare(tree: Any) -> Any:
         return leaf
 
     return jax.tree.map(once, tree)
-
-
-def pair(result: Any) -> tuple[Any, Any]:
-    """What a step returned: state and output.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(
-            f"step has to return (state, output), but it returns a {type(result).__name__}; "
-            "write for instance: return new_theta, loss"
-        )
-    return result
-
-
-def _numpy(source: Any, record: Any) -> Any:
-    # A copy: an array of JAX may share its memory with a state that is donated to the next step.
-    arguments.records(source, record)
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), record)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from tplimit import algebra
+from tplimit import algebra, expansion
 from tplimit.context import Context
 from tplimit.fields import NESTED, STATIC, STORE
 from tplimit.parity import UNKNOWN, Parity
@@ -58,7 +58,7 @@ class ScaledGaussian(Part):
         return self.home
 
     def plus(self, ctx: Context, other: "ScaledGaussian") -> "ScaledGaussian":
-        return replace(other, scale=algebra.add(ctx, self.scale, other.scale))
+        return replace(other, scale=expansion.plus(ctx, self.scale, other.scale))
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["ScaledGaussian", Exponent]:
         return replace(self, scale=algebra.multiply(ctx, self.scale, factor)), NEVER

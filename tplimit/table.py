@@ -171,10 +171,9 @@ def rule(primitive: Primitive, linear: tuple[int, ...] | None = None) -> Any:
         >>> [round(float(x), 1) for x in out]
         [1.0, 1.0]
     """
-    RULES._new(primitive)
+    if primitive in RULES.known():
+        raise ValueError(f"There is already a rule for {primitive.name}.")
     if linear is None:
         return RULES(primitive)
-    if primitive in TRAITS:
-        raise ValueError(f"There is already a rule for {primitive.name}.")
     TRAITS[primitive] = Linear(tuple(linear))
     return None

@@ -83,6 +83,9 @@ class Identity(Kind):
 
     linear: ClassVar[None] = None
 
+    def __str__(self) -> str:
+        return "Identity."
+
 
 @dataclass(frozen=True)
 class Smooth(Kind):
@@ -110,6 +113,9 @@ class Logarithm(Kind):
 
     function: Callable[[Any], Any]
 
+    def __str__(self) -> str:
+        return "Logarithm of a value that neither grows nor vanishes."
+
 
 @dataclass(frozen=True)
 class Power(Kind):
@@ -117,6 +123,10 @@ class Power(Kind):
 
     exponent: Fraction | None
     function: Callable[[Any], Any] | None = None
+
+    def __str__(self) -> str:
+        q = "y" if self.exponent is None else f"({self.exponent})"
+        return f"Power ``x^{q}``: the exponent times ``{q.strip('()')}``."
 
 
 @dataclass(frozen=True)

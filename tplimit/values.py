@@ -16,7 +16,7 @@ import functools
 import operator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +105,7 @@ class MatrixRemainder:
         return self.bound + self.row_share + self.column_share
 
 
-@dataclass(frozen=True, eq=False)
-class Facts:
+class Facts(NamedTuple):
     """What a program tells of a value beyond its terms.
 
     Attributes:
@@ -218,7 +217,7 @@ def tensor(
 def knowing(value: Tensor, **facts: Any) -> Tensor:
     """The same value, of which these ``Facts`` are known besides."""
     out = replace(value)
-    object.__setattr__(out, "facts", replace(value.facts, **facts))
+    object.__setattr__(out, "facts", value.facts._replace(**facts))
     return out
 
 

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 
 from tplimit import arguments
 from tplimit._jax import is_traced, jaxpr_as_fun, traced
+from tplimit.activations import ACTIVATIONS, Activation, resolve
 from tplimit.errors import ActivationError
 from tplimit.gaussian import closed_forms
 from tplimit.gaussian.closed_forms import Moments
@@ -30,8 +31,6 @@ from tplimit.gaussian.quadrature import quadrature
 from tplimit.store import kept
 
 __all__ = [
-    "NAMES",
-    "Activation",
     "Dual",
     "dual",
     "hermite",
@@ -39,8 +38,6 @@ __all__ = [
     "polynomial",
     "relu_power",
 ]
-
-Activation = str | Callable[[Any], Any]
 
 #: A covariance may exceed the root of the product of the variances by this share: round-off.
 ROUND_OFF = {"float32": 1e-3, "float64": 1e-6}
@@ -199,59 +196,31 @@ def hermite(coefficients: Sequence[float]) -> Dual:
     return dataclasses.replace(found, name=f"hermite{tuple(map(float, coefficients))}")
 
 
-_CLOSED: Mapping[str, Dual] = MappingProxyType(
+#: Moments in closed form, by the name of the activation; all others are found by quadrature.
+_CLOSED: Mapping[str, Moments] = MappingProxyType(
     {
-        "abs": _closed("abs", jnp.abs, closed_forms.piecewise_linear(-1.0, 1.0)),
-        "cos": _closed("cos", jnp.cos, closed_forms.cos),
-        "erf": _closed("erf", jax.scipy.special.erf, closed_forms.erf),
-        "exp": _closed("exp", jnp.exp, closed_forms.exp),
-        "gaussian": _closed("gaussian", lambda x: jnp.exp(-x * x), closed_forms.gaussian),
-        "gelu": _closed(
-            "gelu", functools.partial(jax.nn.gelu, approximate=False), closed_forms.gelu
-        ),
-        "identity": _closed("identity", lambda x: x, closed_forms.identity),
-        "leaky_relu": leaky_relu(0.01),
-        "relu": _closed("relu", jax.nn.relu, closed_forms.relu_power(1)),
-        "relu2": _closed("relu2", lambda x: jax.nn.relu(x) ** 2, closed_forms.relu_power(2)),
-        "sign": _closed("sign", jnp.sign, closed_forms.sign),
-        "sin": _closed("sin", jnp.sin, closed_forms.sin),
-        "square": _closed("square", jnp.square, closed_forms.polynomial([0, 0, 1])),
-        "step": _closed("step", lambda x: jnp.heaviside(x, 0.5), closed_forms.relu_power(0)),
+        "abs": closed_forms.piecewise_linear(-1.0, 1.0),
+        "cos": closed_forms.cos,
+        "erf": closed_forms.erf,
+        "exp": closed_forms.exp,
+        "gaussian": closed_forms.gaussian,
+        "gelu": closed_forms.gelu,
+        "identity": closed_forms.identity,
+        "leaky_relu": closed_forms.piecewise_linear(0.01, 1.0),
+        "relu": closed_forms.relu_power(1),
+        "relu2": closed_forms.relu_power(2),
+        "sign": closed_forms.sign,
+        "sin": closed_forms.sin,
+        "square": closed_forms.polynomial([0, 0, 1]),
+        "step": closed_forms.relu_power(0),
     }
 )
-#: Activations by quadrature that have names.
-_FUNCTIONS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-    {
-        "celu": jax.nn.celu,
-        "elu": jax.nn.elu,
-        "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-        "hard_sigmoid": jax.nn.hard_sigmoid,
-        "hard_silu": jax.nn.hard_silu,
-        "hard_tanh": jax.nn.hard_tanh,
-        "mish": jax.nn.mish,
-        "relu6": jax.nn.relu6,
-        "selu": jax.nn.selu,
-        "sigmoid": jax.nn.sigmoid,
-        "silu": jax.nn.silu,
-        "softplus": jax.nn.softplus,
-        "softsign": jax.nn.soft_sign,
-        "tanh": jnp.tanh,
-    }
-)
-#: All names that `dual` takes.
-NAMES = tuple(sorted([*_CLOSED, *_FUNCTIONS]))
 
 #: JAX functions and the name under which they are known.
 _KNOWN: Mapping[Callable[[Any], Any], str] = MappingProxyType(
     {
-        **{function: name for name, function in _FUNCTIONS.items() if name != "gelu_tanh"},
-        jnp.abs: "abs",
+        **{function: name for name, function in ACTIVATIONS.items()},
         jnp.absolute: "abs",
-        jnp.cos: "cos",
-        jnp.exp: "exp",
-        jnp.sign: "sign",
-        jnp.sin: "sin",
-        jnp.square: "square",
         jax.lax.abs: "abs",
         jax.lax.cos: "cos",
         jax.lax.erf: "erf",
@@ -263,10 +232,7 @@ _KNOWN: Mapping[Callable[[Any], Any], str] = MappingProxyType(
         jax.lax.tanh: "tanh",
         jax.nn.gelu: "gelu_tanh",  # its default is the tanh approximation
         jax.nn.identity: "identity",
-        jax.nn.leaky_relu: "leaky_relu",
-        jax.nn.relu: "relu",
         jax.nn.swish: "silu",
-        jax.scipy.special.erf: "erf",
     }
 )
 
@@ -280,7 +246,8 @@ def dual(activation: "Activation | Dual") -> Dual:
     """The dual of an activation.
 
     Args:
-        activation: a name in `NAMES`; or a JAX function of one real argument, applied elementwise.
+        activation: a name in `ACTIVATIONS`; or a JAX function of one real argument, applied entry by
+            entry.
             A function of JAX that has a closed form (``jax.nn.relu``, ``jnp.sin``, ...) gets it;
             ``jax.nn.gelu`` is its tanh approximation unless ``approximate=False``. A `Dual`
             comes back as it is.
@@ -295,7 +262,7 @@ def dual(activation: "Activation | Dual") -> Dual:
         return activation
     if isinstance(activation, str):
         return _named(activation)
-    for function, known in _KNOWN.items():
+    for function, known in _KNOWN.items():  # by identity: a function need not be hashable
         if activation is function:
             return _named(known)
     if isinstance(activation, functools.partial) and not activation.args:
@@ -334,13 +301,10 @@ def _program(activation: Callable[[Any], Any], dtype: str) -> Any:
 
 @functools.cache
 def _named(name: str) -> Dual:
+    function = resolve(name)
     if name in _CLOSED:
-        return _CLOSED[name]
-    if name not in _FUNCTIONS:
-        raise ValueError(
-            f"no activation is named {name!r}: pass one of {', '.join(NAMES)}, or a JAX function"
-        )
-    return _by_quadrature(name, _FUNCTIONS[name])
+        return _closed(name, function, _CLOSED[name])
+    return _by_quadrature(name, function)
 
 
 def _by_quadrature(
