@@ -105,7 +105,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_checkpoint_kernel as t
-t.training._TOGETHER_CPU = 1
+t.limits._TOGETHER_CPU = 1
 t.die_at(int(sys.argv[2]))
 t.run(sys.argv[3], steps=20, theta=t.DEEP)
 """

@@ -128,7 +128,7 @@ def test_a_run_traces_each_function_a_few_times(monkeypatch: pytest.MonkeyPatch)
         counts.append(len(calls))
     assert counts[0] == counts[1] == 1
     assert counts[2] == counts[3]
-    monkeypatch.setattr("tplimit.training._TOGETHER_CPU", 256)
+    monkeypatch.setattr("tplimit.limits._TOGETHER_CPU", 256)
     calls.clear()
     tp.train(step, ONES, [0.5] * 3, width=tp.inf, replicates=3, **RUN)
     assert len(calls) == counts[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tplimit as tp
-from tplimit import checkpoint, training
+from tplimit import checkpoint, limits
 
 N = tp.Width("n")
 THETA = {"u": tp.normal((2, N)), "v": tp.full((N,), 0.0)}
@@ -125,8 +125,8 @@ def test_compare_ends_where_the_theory_says(key):
 
 
 def apart(monkeypatch):
-    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
-    monkeypatch.setattr(training, "_TOGETHER", 1)
+    monkeypatch.setattr(limits, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(limits, "_TOGETHER", 1)
 
 
 @pytest.mark.slow
@@ -220,5 +220,5 @@ def test_a_run_that_fell_back_to_single_replicates_is_resumed(key, tmp_path, mon
 
 def test_parts_are_alike():
     """A divisor of the number of replicates, within the bound, so that one compilation serves."""
-    assert [training._together(r, 256) for r in (1, 4, 7, 8, 12, 16)] == [1, 4, 7, 8, 6, 8]
-    assert training._together(8, 2**14) == 1
+    assert [limits._together(r, 256) for r in (1, 4, 7, 8, 12, 16)] == [1, 4, 7, 8, 6, 8]
+    assert limits._together(8, 2**14) == 1

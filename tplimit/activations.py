@@ -65,7 +65,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 # Small enough for the leading power to show, large enough for float32 to see 1 - cos(z).
 _SMALL = 2.0**-6
 _NEAR = np.array([-1.0, 1.0]) * _SMALL
-_FAR = np.array([-2.0, -1.0, -0.3, 0.3, 1.0, 2.0])
+_FAR = np.array([-8.0, -2.0, -1.0, -0.3, 0.3, 1.0, 2.0, 8.0])
 _POINTS = np.concatenate([[0.0], _NEAR, 2 * _NEAR, _FAR, 2 * _FAR]).astype(np.float32)
 _ROUND_OFF = 1e-5
 # Powers are told from their neighbours, multiples of 1/4, in spite of the next term at _SMALL.
@@ -122,7 +122,7 @@ def _orders(program: Callable[[jax.Array], Sequence[jax.Array]]) -> Orders:
     # Compiled ahead, for it may be called where JAX is tracing.
     (values,) = jax.jit(program).lower(_POINTS).compile()(_POINTS)
     zero, small, twice_small, phi, phi_of_twice = np.split(
-        np.asarray(values, np.float64), np.cumsum([1, 2, 2, 6])
+        np.asarray(values, np.float64), np.cumsum([1, 2, 2, len(_FAR)])
     )
     degree = _power(small - zero, twice_small - zero)
     if degree is None:

@@ -246,9 +246,8 @@ def dual(activation: "Activation | Dual") -> Dual:
     """The dual of an activation.
 
     Args:
-        activation: a name in `ACTIVATIONS`; or a JAX function of one real argument, applied entry by
-            entry.
-            A function of JAX that has a closed form (``jax.nn.relu``, ``jnp.sin``, ...) gets it;
+        activation: a name in `ACTIVATIONS`; or a JAX function of one real argument, applied to
+            every entry. One of JAX that has a closed form (``jax.nn.relu``, ...) gets it;
             ``jax.nn.gelu`` is its tanh approximation unless ``approximate=False``. A `Dual`
             comes back as it is.
 
