@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_same
 
 import tplimit as tp
-from tplimit import training
+from tplimit import checkpoint, limits, options
 
 N = tp.Width("n")
 THETA = {"u": tp.normal((2, N)), "v": tp.normal((N,))}
@@ -79,7 +79,7 @@ def die_at(event, death=die, patch=setattr):
 
 def saved(folder):
     """Terms and number of steps in the newest checkpoint."""
-    content = training.Checkpoints(folder, {})._newest()
+    content = checkpoint.Checkpoints(folder, {})._newest()
     return content["decided"]["terms"], len(content["history"].outputs)
 
 
@@ -117,7 +117,7 @@ def test_ten_processes_are_killed(tmp_path, monkeypatch):
     for event in np.random.default_rng(11).integers(3, 17, 10):
         ended = subprocess.run([*command, str(event), str(tmp_path)])
         assert ended.returncode == -signal.SIGKILL
-    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(limits, "_TOGETHER_CPU", 1)
     resumed = run(tmp_path, steps=20, theta=DEEP)
     assert resumed.random
     assert sum(resumed.directions) > 0
@@ -129,7 +129,7 @@ def test_ten_processes_are_killed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_however_it_was_asked_for_it_is_random(monkeypatch):
-    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(limits, "_TOGETHER_CPU", 1)
     one = run()
     assert one.random
     assert "random limit" in repr(one)
@@ -151,11 +151,11 @@ def test_what_tends_to_a_number_is_not_random():
 
 @pytest.mark.parametrize("terms", [None, 2])
 def test_bias_check_refuses_a_random_limit_at_once(terms, monkeypatch):
-    monkeypatch.setattr(training, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(limits, "_TOGETHER_CPU", 1)
     # Of the run with all samples nothing is sampled.
-    sampled, drawn = [], training.drawn
+    sampled, drawn = [], options.drawn
     record = lambda *args, **options: sampled.append(options["samples"]) or drawn(*args, **options)
-    monkeypatch.setattr(training, "drawn", record)
+    monkeypatch.setattr(options, "drawn", record)
     with pytest.raises(ValueError, match=r'random limit.*use init_output="zero"'):
         run(samples=64, terms=terms, bias_check=True)
     assert set(sampled) == {32}
