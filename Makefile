@@ -8,7 +8,8 @@ DOCS_STAMP := .venv/.stamp-docs
 OUT ?= tplimit-demo
 # What a new Python or JAX breaks first: imports, primitives, how programs are traced and read, exact
 # limits. `make wheel` runs the README's code there.
-CORE := $(patsubst %,tests/test_%.py,packaging layers probing tracing_traps refusals linear_exact)
+CORE := $(patsubst %,tests/%.py,test_packaging test_layers rules/test_probing \
+    program/test_tracing_traps transforms/test_refusals transforms/test_linear_exact)
 
 .PHONY: help venv test test-slow matrix newest wheel lint format types demo demo-small reproduce bench docs clean
 .DEFAULT_GOAL := help

@@ -12,7 +12,7 @@ import tempfile
 
 from common import Report, parser, spread
 
-MODULES = ("jax", "tplimit", "tplimit.cli")
+MODULES = ("jax", "tplimit", "tplimit.commands.main")
 SCRIPT = """
 import time
 wall, cpu = time.perf_counter(), time.process_time()

@@ -23,8 +23,8 @@ import numpy as np
 from common import Problem, Report, parser, peak_memory, power_law
 
 import tplimit as tp
-from tplimit.leaves import revealed_directions
-from tplimit.transforms import consuming, to_limit
+from tplimit.transforms.limits import consuming, to_limit
+from tplimit.transforms.opaque import revealed_directions
 
 MB = 2**20
 

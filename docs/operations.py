@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tplimit.table import RULES
+from tplimit.interpreter.table import RULES
 
 PAGE = Path(__file__).with_name("operations.md")
 HEAD = """# Supported operations

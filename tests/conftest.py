@@ -6,10 +6,10 @@ from types import ModuleType
 
 import jax
 import pytest
-from helpers import fast_compilation
+from oracles.helpers import fast_compilation
 
+from tplimit.caching.store import PROGRAMS
 from tplimit.kernels import import_neural_tangents
-from tplimit.store import PROGRAMS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tplimit.table import RULES
+from tplimit.interpreter.table import RULES
 
 ROOT = Path(__file__).parent.parent
 

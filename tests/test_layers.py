@@ -1,4 +1,4 @@
-"""Modules form layers and import only downwards; private parts of JAX stay in one file."""
+"""Packages stand on floors and import only downwards; private parts of JAX stay in one file."""
 
 import ast
 import subprocess
@@ -11,66 +11,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tplimit"
 
-# Low to high. A module may import those before it, and those of its own package.
-LAYERS = (
-    "errors",
-    "_jax",
-    "identity",
-    "store",
-    "arguments",
-    "widths",
-    "constants",
-    "fields",
-    "parity",
-    "gaussian",
-    "values",
-    "parts",
-    "patches",
-    "rearranging",
-    "bank",
-    "trace",
-    "structure",
-    "lint",
-    "plain",
-    "interpret",
-    "algebra",
-    "expansion",
-    "projected_update",
-    "low_rank",
-    "scaled_gaussian",
-    "sharding",
-    "matrices",
-    "products",
-    "rules",
-    "leaves",
-    "evaluation",
-    "transforms",
-    "parameters",
-    "sampling",
-    "files",
-    "plotting",
-    "trajectory",
-    "history",
-    "divergence",
-    "encoding",
-    "checkpoint",
-    "progress",
-    "networks",
-    "training",
-    "comparison",
-    "activations",
-    "losses",
-    "models",
-    "scaling",
-    "parameterizations",
-    "regimes",
-    "inspection",
-    "data",
-    "kernels",
-    "cli_kernels",
-    "reproduce",
-    "cli",
-    "__main__",
+# Low to high. What stands on a floor, a package or a file of the root, may import from lower
+# floors, and within itself.
+FLOORS = (
+    {"errors"},
+    {"_jax", "output"},
+    {"arguments", "caching"},
+    {"reproduction", "values"},
+    {"declare", "gaussian", "program"},
+    {"interpreter", "networks"},
+    {"algebra", "parameterizations"},
+    {"matrices"},
+    {"rules", "transforms"},
+    {"kernels", "regimes", "training"},
+    {"commands"},
+    {"__main__"},
 )
 NOT_PUBLIC = ("jax.extend", "jax.interpreters", "jax._src", "jax.core", "jaxlib")
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -103,7 +58,7 @@ def own_imports(file: Path) -> set[str]:
     package = name if file.stem == "__init__" else name.rpartition(".")[0]
     found = set()
     for target in imports(file.read_text(), package):
-        # `from tplimit.values import Vector` names a module and something in it.
+        # `from tplimit.values.tensors import Tensor` names a module and something in it.
         while target not in MODULES and "." in target:
             target = target.rpartition(".")[0]
         if target in MODULES:
@@ -111,15 +66,20 @@ def own_imports(file: Path) -> set[str]:
     return found - {name}
 
 
-def layer(module: str) -> str:
+def room(module: str) -> str:
+    """The package, or the file of the root, that a module belongs to."""
     return module.split(".")[1] if "." in module else ""
 
 
+def floor(module: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room(module) in rooms)
+
+
 def upward(module: str, target: str) -> bool:
-    """Whether importing `target` in `module` goes up, or over the top: the package itself."""
-    if layer(module) == layer(target) != "":
+    """Whether importing `target` in `module` does not go down: the root package is the roof."""
+    if room(module) == room(target) != "":
         return False
-    return target == "tplimit" or LAYERS.index(layer(target)) > LAYERS.index(layer(module))
+    return target == "tplimit" or floor(target) >= floor(module)
 
 
 def private(source: str) -> list[str]:
@@ -133,21 +93,48 @@ def private(source: str) -> list[str]:
     ]
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {layer(m) for m in MODULES} - {""} == set(LAYERS)
+def cycle_free(graph: dict[str, set[str]]) -> list[str]:
+    """An order in which nothing comes before what it imports.
+
+    Raises:
+        graphlib.CycleError: there is none; it names the cycle.
+    """
+    return list(TopologicalSorter(graph).static_order())
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(m) for m in MODULES} - {""} == set().union(*FLOORS)
+    assert sum(map(len, FLOORS)) == len(set().union(*FLOORS))
+
+
+def test_the_house_is_not_too_high_and_its_hall_not_too_full() -> None:
+    assert len(FLOORS) <= 12
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_imports_go_down(file: Path) -> None:
     module = module_name(file)
-    if module != "tplimit":  # the package itself stands above all
+    if module not in ("tplimit", "tplimit.__main__"):  # these stand above all
         assert not [t for t in own_imports(file) if upward(module, t)]
 
 
-def test_no_cycle() -> None:
-    # Raises CycleError, which names the cycle. A package's __init__ may gather its own modules.
-    graph = {module_name(f): own_imports(f) for f in FILES if f.stem != "__init__"}
-    assert list(TopologicalSorter(graph).static_order())
+def test_no_cycle_of_modules() -> None:
+    # A package's __init__ may gather its own modules.
+    assert cycle_free({module_name(f): own_imports(f) for f in FILES if f.stem != "__init__"})
+
+
+def test_no_cycle_of_folders() -> None:
+    """Nor do folders inside of packages import each other in a circle."""
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        if file.stem == "__init__":
+            continue
+        own = module_name(file).rpartition(".")[0]
+        others = {target.rpartition(".")[0] for target in own_imports(file) if "." in target}
+        # The folder that holds a folder gathers it.
+        graph.setdefault(own, set()).update(o for o in others if o != own and o != "tplimit")
+    assert cycle_free(graph)
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
@@ -157,9 +144,10 @@ def test_only_one_file_uses_private_jax(file: Path) -> None:
 
 
 def test_the_checks_can_fail() -> None:
-    assert upward("tplimit.widths", "tplimit.transforms")
-    assert upward("tplimit.widths", "tplimit")
-    assert not upward("tplimit.training", "tplimit.widths")
+    assert upward("tplimit.values.tensors", "tplimit.transforms.limits")
+    assert upward("tplimit.values.tensors", "tplimit")
+    assert upward("tplimit.training.train", "tplimit.regimes.counted")
+    assert not upward("tplimit.training.train", "tplimit.values.tensors")
     assert list(imports("from .values import Vector", "tplimit")) == ["tplimit.values.Vector"]
     assert list(imports("from ..values import Vector", "tplimit.rules")) == [
         "tplimit.values.Vector"
@@ -176,7 +164,7 @@ def settings():
     return dict(jax.config.values), matplotlib.rcParams.copy(), np.geterr()
 before = settings()
 import tplimit
-import tplimit.cli
+import tplimit.commands.main
 names = ("jax", "matplotlib", "numpy")
 changed = [n for n, a, b in zip(names, before, settings()) if a != b]
 assert not changed, changed

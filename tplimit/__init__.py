@@ -1,9 +1,9 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
-from tplimit import kernels as kernels, parameterizations as parameterizations, rules as rules
+from tplimit import kernels, parameterizations, rules  # noqa: F401  (rules enter themselves)
 from tplimit.arguments import Deferred, inf
-from tplimit.checkpoint import Checkpoint
-from tplimit.comparison import Comparison, compare
+from tplimit.declare.parameters import full, normal, rademacher, uniform
+from tplimit.declare.widths import Scale, Width
 from tplimit.errors import (
     ActivationError,
     CancellationError,
@@ -14,18 +14,18 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
-from tplimit.inspection import classify_step
+from tplimit.interpreter.table import rule
 from tplimit.kernels import nngp, ntk
-from tplimit.models import Model, mlp
+from tplimit.networks.models import Model, mlp
 from tplimit.parameterizations import Parameterization
-from tplimit.parameters import full, normal, rademacher, uniform
-from tplimit.regimes import Regime, classify
-from tplimit.sampling import sample
-from tplimit.table import rule
-from tplimit.training import train
-from tplimit.trajectory import Trajectory
-from tplimit.transforms import Leading, Series, leading, limit, series
-from tplimit.widths import Scale, Width
+from tplimit.regimes.counted import Regime, classify
+from tplimit.regimes.measured import classify_step
+from tplimit.training.checkpoint import Checkpoint
+from tplimit.training.comparison import Comparison, compare
+from tplimit.training.train import train
+from tplimit.training.trajectory import Trajectory
+from tplimit.transforms.limits import Leading, Series, leading, limit, series
+from tplimit.transforms.sampling import sample
 
 __version__ = "0.1.0"
 
@@ -69,3 +69,8 @@ __all__ = [
     "train",
     "uniform",
 ]
+
+
+def __dir__() -> list[str]:
+    """What users call; the packages beside it are the house, see CONTRIBUTING.md."""
+    return sorted([*__all__, "__version__"])

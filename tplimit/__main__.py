@@ -1,6 +1,6 @@
 """`python -m tplimit`: the command line."""
 
-from tplimit.cli import app
+from tplimit.commands.main import app
 
 if __name__ == "__main__":
     app()

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tplimit.activations import resolve
-from tplimit.losses import Loss, cross_entropy, logistic, mse
-from tplimit.models import Model
-from tplimit.scaling import Exponents, Parameterization
+from tplimit.networks.activations import resolve
+from tplimit.networks.losses import Loss, cross_entropy, logistic, mse
+from tplimit.networks.models import Model
+from tplimit.networks.scaling import Exponents, Parameterization
 
 __all__ = [
     "Exponents",
@@ -47,6 +47,11 @@ __all__ = [
     "standard",
     "sym_default",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 _HALF = Fraction(1, 2)
 _REFERENCE = 128.0  # the reference width of the experiments of G-DS and G-GT

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tplimit as tp
-from tplimit.models import Model
+from tplimit.networks.models import Model
 from tplimit.parameterizations import (
     Parameterization,
     golikov,

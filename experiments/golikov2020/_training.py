@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import tplimit as tp
-from tplimit.data import digits
-from tplimit.models import Model
+from tplimit.commands.data import digits
+from tplimit.networks.models import Model
 from tplimit.parameterizations import Parameterization, logistic
 
 from . import _regions

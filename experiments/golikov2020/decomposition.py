@@ -25,10 +25,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.data import random_points
+from tplimit.commands.data import random_points
+from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import Parameterization, logistic
-from tplimit.plotting import panels, power_lines
-from tplimit.reproduce import Result, Row, power_law
+from tplimit.reproduction.reproduce import Result, Row, power_law
 
 from . import _regions
 from ._regions import LEAK, LIMITS

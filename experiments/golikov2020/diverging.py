@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import tplimit as tp
-from tplimit.data import random_points
+from tplimit.commands.data import random_points
+from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import golikov
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row, at_most
+from tplimit.reproduction.reproduce import Result, Row, at_most
 
 from . import _function_space, _regions, _training
 from ._regions import REFERENCE, REGIONS

@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.data import random_points
+from tplimit.commands.data import random_points
+from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import golikov
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row, power_law
+from tplimit.reproduction.reproduce import Result, Row, power_law
 
 from . import _regions
 from ._regions import REGIONS

@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row, at_least
+from tplimit.output.figures import COLOURS, panels
+from tplimit.reproduction.reproduce import Result, Row, at_least
 
 from . import _training
 from ._regions import LIMITS, REFERENCE

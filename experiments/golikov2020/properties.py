@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from tplimit.data import random_points
+from tplimit.commands.data import random_points
+from tplimit.output.figures import panels
 from tplimit.parameterizations import golikov, ic_mean_field
-from tplimit.plotting import panels
-from tplimit.reproduce import Result, Row, power_law
+from tplimit.reproduction.reproduce import Result, Row, power_law
 
 from . import _regions
 from ._regions import REGIONS

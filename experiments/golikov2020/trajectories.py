@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import tplimit as tp
-from tplimit.plotting import COLOURS, panels, power_lines
-from tplimit.reproduce import Result, Row, at_most, power_law
+from tplimit.output.figures import COLOURS, panels, power_lines
+from tplimit.reproduction.reproduce import Result, Row, at_most, power_law
 
 from . import _training
 from ._regions import LIMITS, REFERENCE

@@ -9,7 +9,7 @@ import numpy as np
 
 import tplimit as tp
 from tplimit import Parameterization
-from tplimit.activations import resolve
+from tplimit.networks.activations import resolve
 
 INPUTS = np.array(
     [

@@ -17,9 +17,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import tplimit as tp
-from tplimit.activations import resolve
-from tplimit.plotting import COLOURS, panels, power_lines
-from tplimit.reproduce import Result, Row, at_least, at_most, power_law
+from tplimit.networks.activations import resolve
+from tplimit.output.figures import COLOURS, panels, power_lines
+from tplimit.reproduction.reproduce import Result, Row, at_least, at_most, power_law
 
 from . import _setting
 

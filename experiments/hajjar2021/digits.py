@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit import parameterizations as scalings
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row, at_most
+from tplimit.output.figures import COLOURS, panels
+from tplimit.reproduction.reproduce import Result, Row, at_most
 
 DEPTH, BATCH, CLASSES, TEST = 4, 64, 10, 1000
 DELTA = {"relu": 2**0.5, "gelu": 2.0, "elu": 1.0, "tanh": 1.0}

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row
+from tplimit.output.figures import COLOURS, panels
+from tplimit.reproduction.reproduce import Result, Row
 
 from . import _setting
 from ._closed_form import first_function

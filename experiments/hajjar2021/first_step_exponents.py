@@ -21,10 +21,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.activations import resolve
+from tplimit.networks.activations import resolve
+from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import large_first_rates
-from tplimit.plotting import COLOURS, panels
-from tplimit.reproduce import Result, Row, at_most
+from tplimit.reproduction.reproduce import Result, Row, at_most
 
 from . import _setting
 

@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.plotting import panels, power_lines
-from tplimit.reproduce import Result, Row, at_least, at_most
+from tplimit.output.figures import panels, power_lines
+from tplimit.reproduction.reproduce import Result, Row, at_least, at_most
 
 from . import _setting
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 import tplimit as tp
+from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import large_first_rates
-from tplimit.plotting import panels, power_lines
-from tplimit.reproduce import Result, Row, power_law
+from tplimit.reproduction.reproduce import Result, Row, power_law
 
 from . import _setting
 

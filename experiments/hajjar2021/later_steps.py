@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.plotting import COLOURS, panels, power_lines
-from tplimit.reproduce import Result, Row, power_law
+from tplimit.output.figures import COLOURS, panels, power_lines
+from tplimit.reproduction.reproduce import Result, Row, power_law
 
 from . import _setting
 

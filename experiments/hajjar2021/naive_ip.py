@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import tplimit as tp
-from tplimit.plotting import panels, power_lines
-from tplimit.reproduce import Result, Row, at_least, power_law
+from tplimit.output.figures import panels, power_lines
+from tplimit.reproduction.reproduce import Result, Row, at_least, power_law
 
 from . import _setting
 

@@ -46,10 +46,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
-from tplimit.fields import ALONG, FINITE
 from tplimit.gaussian import noise
 from tplimit.gaussian.basis import directions
 from tplimit.gaussian.noise import NoiseRows, Source
+from tplimit.values.fields import ALONG, FINITE
 
 #: Alternating projections: enough because only variance, never the law, depends on convergence.
 _SWEEPS = 8

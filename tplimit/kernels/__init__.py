@@ -7,12 +7,23 @@
 ((5, 5), (5, 5))
 """
 
-from tplimit.gaussian.activations import Dual, dual, hermite, leaky_relu, polynomial, relu_power
-from tplimit.kernels import power_laws
 from tplimit.kernels._neural_tangents import from_neural_tangents, import_neural_tangents
-from tplimit.kernels.flows import flow
-from tplimit.kernels.grams import gram
-from tplimit.kernels.layers import (
+from tplimit.kernels.duals.activations import (
+    Dual,
+    dual,
+    hermite,
+    leaky_relu,
+    polynomial,
+    relu_power,
+)
+from tplimit.kernels.function_space.flows import flow
+from tplimit.kernels.function_space.grams import gram
+from tplimit.kernels.function_space.processes import Posterior, ensemble, posterior
+from tplimit.kernels.function_space.runs import Ensemble, KernelRun
+from tplimit.kernels.function_space.training import train
+from tplimit.kernels.programs.programs import KernelMatrix, nngp, ntk
+from tplimit.kernels.recursions import power_laws
+from tplimit.kernels.recursions.layers import (
     Kernel,
     Layer,
     activation,
@@ -25,13 +36,9 @@ from tplimit.kernels.layers import (
     residual,
     serial,
 )
-from tplimit.kernels.network import Network, mlp, network
-from tplimit.kernels.processes import Posterior, ensemble, posterior
-from tplimit.kernels.programs import KernelMatrix, nngp, ntk
-from tplimit.kernels.recurrent import Recurrent, rnn
-from tplimit.kernels.runs import Ensemble, KernelRun
-from tplimit.kernels.signatures import signature
-from tplimit.kernels.training import train
+from tplimit.kernels.recursions.network import Network, mlp, network
+from tplimit.kernels.recursions.recurrent import Recurrent, rnn
+from tplimit.kernels.recursions.signatures import signature
 
 __all__ = [
     "Dual",

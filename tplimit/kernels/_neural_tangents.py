@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from tplimit._jax import former_names, is_traced
 from tplimit.errors import ActivationError
-from tplimit.kernels.layers import Kernel
+from tplimit.kernels.recursions.layers import Kernel
 
 _NAME = "neural_tangents"
 _MISSING = object()

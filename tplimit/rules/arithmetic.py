@@ -9,23 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, expansion, matrices
 from tplimit._jax import one_minus_square_p, primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
-from tplimit.parity import behaviour_of_power
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices
+from tplimit.program.traits import Power
 from tplimit.rules.discrete import discrete
 from tplimit.rules.terms import leading_of, zero_with
-from tplimit.table import RULES
-from tplimit.traits import Power
-from tplimit.values import Matrices, Tensor, Value, collapsed, tensor
-from tplimit.widths import NEVER, ZERO, Size
+from tplimit.values.exponents import NEVER, ZERO, Size
+from tplimit.values.parity import behaviour_of_power
+from tplimit.values.tensors import Matrices, Tensor, Value, collapsed, tensor
 
 
 @RULES(p.add_p, p.add_jaxvals_p)
 def add(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Sum: the larger exponent leads, equal exponents add, the smaller joins the remainder."""
-    return algebra.add(ctx, a, b)
+    return arithmetic.add(ctx, a, b)
 
 
 @add.matrices
@@ -36,7 +37,7 @@ def add_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
 @RULES(p.sub_p)
 def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Difference; ``x - x`` of one variable is exactly zero."""
-    return algebra.add(ctx, a, b, sign=-1)
+    return arithmetic.add(ctx, a, b, sign=-1)
 
 
 @subtract.several
@@ -58,7 +59,7 @@ def multiply(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Product: exponents add."""
     if a.axis is not None and b.axis is not None and a.axis != b.axis:
         return matrices.crossed(ctx, a, b)
-    return algebra.multiply(ctx, a, b)
+    return arithmetic.multiply(ctx, a, b)
 
 
 @multiply.several
@@ -81,14 +82,14 @@ def divide(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Quotient: exponents subtract; the divisor's leading term must be known."""
     if b.dtype.kind in "iu":
         return discrete(ctx, a, b)
-    out = algebra.multiply(ctx, a, _inverse(ctx, b))
+    out = arithmetic.multiply(ctx, a, _inverse(ctx, b))
     # a / b rounds once where a * (1 / b) rounds twice.
     exact = ctx.rebind(a.coefficient, b.coefficient)
     return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros)
 
 
 def _inverse(ctx: Context, b: Tensor) -> Tensor:
-    return algebra.power(ctx, b, Fraction(-1), lambda x: 1 / jnp.asarray(x))
+    return arithmetic.power(ctx, b, Fraction(-1), lambda x: 1 / jnp.asarray(x))
 
 
 @divide.several
@@ -110,7 +111,7 @@ def divide_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
 @RULES(p.neg_p)
 def negate(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Negation."""
-    return algebra.linear(a, lambda x: -x)
+    return arithmetic.linear(a, lambda x: -x)
 
 
 @negate.several
@@ -143,13 +144,13 @@ def power(ctx: Context, a: Tensor, **params: Any) -> Tensor:
     exponent, kind = _exponent(ctx, params), ctx.kind
     assert isinstance(kind, Power)
     if kind.function is not None:
-        return algebra.power(ctx, a, exponent, kind.function)
+        return arithmetic.power(ctx, a, exponent, kind.function)
     return integer_power(ctx, a, int(exponent))
 
 
 def integer_power(ctx: Context, a: Tensor, y: int) -> Tensor:
     """``a^y``: the exponent times ``y``."""
-    return algebra.power(ctx, a, Fraction(y), lambda x: lax.integer_pow(jnp.asarray(x), y))
+    return arithmetic.power(ctx, a, Fraction(y), lambda x: lax.integer_pow(jnp.asarray(x), y))
 
 
 @_power.several
@@ -170,7 +171,7 @@ def _powered(ctx: Context, value: Tensor, power: Fraction) -> Tensor:
 @RULES(one_minus_square_p)
 def one_minus_square(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """``1 - a^2``, the derivative of tanh: a difference, which cancels where tanh saturates."""
-    out = algebra.add(ctx, tensor(np.ones((), a.dtype)), integer_power(ctx, a, 2), sign=-1)
+    out = arithmetic.add(ctx, tensor(np.ones((), a.dtype)), integer_power(ctx, a, 2), sign=-1)
     return as_computed(ctx, a, out)
 
 
@@ -199,8 +200,8 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if constant is not None and constant.size and np.all(constant == constant.flat[0]):
         exponent = Fraction(float(constant.flat[0])).limit_denominator(1000)
         fn: Callable[[Any], Any] = lambda x: jnp.power(x, jnp.asarray(b.coefficient))
-        return algebra.power(ctx, a, exponent, fn)
-    axis, space = algebra.frame(ctx, a, b)
+        return arithmetic.power(ctx, a, exponent, fn)
+    axis, space = arithmetic.frame(ctx, a, b)
     levels = {*a.exponents.levels(), *b.exponents.levels()}
     if levels - {NEVER, Fraction(0)}:
         ctx.fail(

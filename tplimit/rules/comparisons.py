@@ -7,17 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion
 from tplimit._jax import primitives as p
-from tplimit.context import Context
-from tplimit.rearranging import at
+from tplimit.algebra import arithmetic, expansion
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.program.traits import Relation
 from tplimit.rules.discrete import flips
 from tplimit.rules.reductions import reduce_other
 from tplimit.rules.terms import leading_of, root_of, zero_with
-from tplimit.table import RULES
-from tplimit.traits import Relation
-from tplimit.values import Tensor, knowing, tensor
-from tplimit.widths import NEVER, NONE, ZERO
+from tplimit.values.exponents import NEVER, NONE, ZERO
+from tplimit.values.rearranging import at
+from tplimit.values.tensors import Tensor, knowing, tensor
 
 _comparison = RULES.of_kind(Relation)
 
@@ -27,7 +27,7 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Decided by the leading term of the difference."""
     kind = ctx.kind
     assert isinstance(kind, Relation)
-    axis, space = algebra.frame(ctx, a, b)
+    axis, space = arithmetic.frame(ctx, a, b)
     if a is b:
         return tensor(np.full(a.shape, kind.of_equals), ZERO, NONE, axis, space)
     if a.exact and b.exact and a.exponents == b.exponents and a.noise is b.noise is None:
@@ -35,9 +35,9 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if a.dtype.kind != "f":
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
     exponents = a.exponents.maximum(b.exponents)
-    x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
-    infinite = algebra.infinite(a) or algebra.infinite(b)
-    difference = algebra.add(ctx, a, b, sign=-1) if not infinite else None
+    x, y = arithmetic.aligned(a, exponents), arithmetic.aligned(b, exponents)
+    infinite = arithmetic.infinite(a) or arithmetic.infinite(b)
+    difference = arithmetic.add(ctx, a, b, sign=-1) if not infinite else None
     if (
         (difference is not None and not difference.exact)
         or a.noise is not None
@@ -57,10 +57,10 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
     if difference is None:
         return
     equality = _is_equality(ctx)
-    error = algebra.undecided(ctx, "A comparison")
+    error = arithmetic.undecided(ctx, "A comparison")
     if difference.axis is None:
         if not equality:
-            ctx.check(algebra.decided(difference), error)
+            ctx.check(arithmetic.decided(difference), error)
         return
     undecided = (x == 0) & (y == 0) if equality else x == y
     for value in (a, b):
@@ -73,7 +73,7 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
             undecided = undecided & ~sure
     if not equality and difference.zeros is not None:
         undecided = undecided & ~difference.zeros
-    ctx.check(~algebra.beyond_accident(undecided, jnp.result_type(x)), error)
+    ctx.check(~arithmetic.beyond_accident(undecided, jnp.result_type(x)), error)
 
 
 @_comparison.several
@@ -105,7 +105,7 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     kind = ctx.kind
     assert isinstance(kind, Relation)
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
-    if a is b or simple or a.dtype.kind != "f" or algebra.infinite(a) or algebra.infinite(b):
+    if a is b or simple or a.dtype.kind != "f" or arithmetic.infinite(a) or arithmetic.infinite(b):
         mask = leading_of(ctx, a, b)
         bare = replace(mask, remainder=NONE)
         return expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
@@ -138,7 +138,7 @@ def _against_infinity(a: Tensor, b: Tensor, side: int) -> Tensor | None:
     """The maximum (side 1) or minimum (-1) where one side is a bound that bounds nothing."""
     shape = np.broadcast_shapes(a.shape, b.shape)
     for bound, other in ((a, b), (b, a)):
-        if algebra.infinite(bound) == -side and other.shape == shape:
+        if arithmetic.infinite(bound) == -side and other.shape == shape:
             return other
     return None
 
@@ -147,10 +147,10 @@ def _extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     unbounded = _against_infinity(a, b, side)
     if unbounded is not None:
         return unbounded
-    axis, space = algebra.frame(ctx, a, b)
+    axis, space = arithmetic.frame(ctx, a, b)
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
-    x, y = algebra.aligned(a, exponents), algebra.aligned(b, exponents)
+    x, y = arithmetic.aligned(a, exponents), arithmetic.aligned(b, exponents)
     out = jnp.maximum(x, y) if side > 0 else jnp.minimum(x, y)
     noise = None
     if a.noise is not None or b.noise is not None:
@@ -192,7 +192,7 @@ def extremum_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     rectified = with_zero and whole and side == 1
     if rectified and other.facts.positive_part_of is not None:
         return other
-    if simple or algebra.infinite(a) or algebra.infinite(b):
+    if simple or arithmetic.infinite(a) or arithmetic.infinite(b):
         out = leading_of(ctx, a, b)
     else:
         out = expansion.extremum(ctx, a, b, side)
@@ -210,7 +210,7 @@ def clamp(ctx: Context, low: Tensor, a: Tensor, high: Tensor) -> Tensor:
 @RULES(p.abs_p)
 def absolute(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Absolute value: commutes with a positive scale."""
-    return algebra.linear(a, jnp.abs)
+    return arithmetic.linear(a, jnp.abs)
 
 
 @absolute.several

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, expansion, matrices, products
 from tplimit._jax import primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
-from tplimit.parts import Matrix
-from tplimit.rearranging import at, permuted, rearranged
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices, products
+from tplimit.matrices.parts import Matrix
 from tplimit.rules.reductions import summed
 from tplimit.rules.terms import one_term_of
-from tplimit.table import RULES
-from tplimit.values import Matrices, Tensor, Value, tensor
-from tplimit.widths import NEVER, Exponents, Size
+from tplimit.values.exponents import NEVER, Exponents, Size
+from tplimit.values.rearranging import at, permuted, rearranged
+from tplimit.values.tensors import Matrices, Tensor, Value, tensor
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -119,7 +120,7 @@ def _tensors(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Tensor:
     ]  # fmt: skip
     total = pieces[0]
     for piece in pieces[1:]:
-        total = algebra.add(ctx, total, piece)
+        total = arithmetic.add(ctx, total, piece)
     return total
 
 
@@ -145,13 +146,15 @@ def _uniform_product(
     product = ctx.rebind(a.coefficient, b.coefficient)
     exponents, remainder = _contracted_exponents(a, b, dims)
     if over is None:
-        noise = algebra.product_noise(a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims))
+        noise = arithmetic.product_noise(
+            a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims)
+        )
         return tensor(product, exponents, remainder, axis, space, noise)
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
-    factor, gain = algebra.width_factor(ctx, size)
+    factor, gain = arithmetic.width_factor(ctx, size)
     product = product * (factor / a.shape[over])
-    exponents, remainder = algebra.sum_exponents(ctx, exponents, remainder, gain)
+    exponents, remainder = arithmetic.sum_exponents(ctx, exponents, remainder, gain)
     noise = _sum_noise(ctx, a, b, dims, product)
     if noise is not None and (a.noise is not None or b.noise is not None):
         noise = noise + _shares(a, b, dims) * jnp.abs(product)
@@ -161,7 +164,7 @@ def _uniform_product(
 def _shares(a: Tensor, b: Tensor, dims: Dimensions) -> Any:
     """Relative errors of both operands, in the shape ``(batch, free of a, free of b)``."""
     (ca, cb), (ba, bb) = dims
-    first, second = algebra.share(a, ca), algebra.share(b, cb)
+    first, second = arithmetic.share(a, ca), arithmetic.share(b, cb)
     free = len(b.shape) - len(cb) - len(bb)
     left = _batch_first(first, a, ca, ba)
     right = _batch_first(second, b, cb, bb)
@@ -202,7 +205,7 @@ def _contracted_exponents(a: Tensor, b: Tensor, dims: Dimensions) -> tuple[Expon
     """Largest exponent over the contracted entries, entry by entry of the result."""
     arrays = (a.exponents, b.exponents, a.remainder, b.remainder)
     if all(e.uniform for e in arrays):
-        return algebra.product_exponents(a, b)
+        return arithmetic.product_exponents(a, b)
     e, f = _expanded(a.exponents, a), _expanded(b.exponents, b)
     r, s = _expanded(a.remainder, a), _expanded(b.remainder, b)
     known = _max_plus(e, f, dims)

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import _jax, matrices
+from tplimit import _jax
 from tplimit._jax import primitives as p
-from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.interpret import inside
-from tplimit.plain import is_plain
-from tplimit.rearranging import at, rearranged, with_common_exponents
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.loop import inside
+from tplimit.interpreter.table import RULES
+from tplimit.interpreter.width_free import is_plain
+from tplimit.matrices import matrices
+from tplimit.program.tracing import Program
 from tplimit.rules.selection import needs_decision, select_mask
-from tplimit.table import RULES
-from tplimit.trace import Program
-from tplimit.values import Matrices, Tensor, Value, knowing, tensor
-from tplimit.widths import Size
+from tplimit.values.exponents import Size
+from tplimit.values.rearranging import at, rearranged, with_common_exponents
+from tplimit.values.tensors import Matrices, Tensor, Value, knowing, tensor
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
 UNROLL = 6

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import entry_function
-from tplimit.context import Context
+from tplimit.caching.store import kept
 from tplimit.errors import NoLimitError
-from tplimit.rearranging import with_common_exponents
-from tplimit.store import kept
-from tplimit.table import RULES
-from tplimit.trace import Equation
-from tplimit.traits import Linear, linear_places
-from tplimit.values import Tensor, Value, tensor
-from tplimit.widths import Exponents, Size
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.program.tracing import Equation
+from tplimit.program.traits import Linear, linear_places
+from tplimit.values.exponents import Exponents, Size
+from tplimit.values.rearranging import with_common_exponents
+from tplimit.values.tensors import Tensor, Value, tensor
 
 #: Length of a common width in the arrays on which an operation is tried out.
 _WIDTH = 12

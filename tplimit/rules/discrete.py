@@ -6,16 +6,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra
 from tplimit._jax import primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic
 from tplimit.errors import CancellationError, NoLimitError
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.program.tracing import Constant
+from tplimit.program.traits import is_rounding
 from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
-from tplimit.table import RULES
-from tplimit.trace import Constant
-from tplimit.traits import is_rounding
-from tplimit.values import Matrices, Tensor, tensor
-from tplimit.widths import NEVER, NONE, ZERO, Exponents
+from tplimit.values.exponents import NEVER, NONE, ZERO, Exponents
+from tplimit.values.tensors import Matrices, Tensor, tensor
 
 
 @RULES(p.convert_element_type_p, p.reduce_precision_p)
@@ -24,7 +24,7 @@ def convert(ctx: Context, a: Tensor, **params: Any) -> Tensor:
     dtype = params.get("new_dtype")
     if dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
         _not_at_jump(ctx, a, 0.0)
-    out = algebra.linear(a, ctx.rebind)
+    out = arithmetic.linear(a, ctx.rebind)
     if out.noise is not None and out.dtype.kind != "f":
         return tensor(out.coefficient, out.exponents, out.remainder, out.axis, out.space)
     return out
@@ -58,8 +58,8 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Sign of the leading term; near zero it flips on a vanishing share of coordinates."""
     if a.vanishes:
         return a
-    algebra.known(ctx, a, "sign")
-    algebra.signs_known(ctx, a, "sign")
+    arithmetic.known(ctx, a, "sign")
+    arithmetic.signs_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     return tensor(jnp.sign(a.coefficient), exponents, flips(a), a.axis, a.space, None, a.zeros)
 
@@ -78,22 +78,22 @@ def rounding(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 
 
 def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
-    if not algebra.order_one(a):
+    if not arithmetic.order_one(a):
         ctx.fail("Rounding a value that scales with the width.", NoLimitError)
-    algebra.known(ctx, a, "Rounding")
+    arithmetic.known(ctx, a, "Rounding")
     if a.noise is not None:
         shifted = jnp.asarray(a.coefficient) - offset
         gap = jnp.abs(shifted - jnp.round(shifted))
         error = ctx.error(
             "A value is rounded that is at a jump within its sampling error.", CancellationError
         )
-        ctx.check(jnp.all(gap > algebra.ZERO_SIGMAS * a.noise), error)
+        ctx.check(jnp.all(gap > arithmetic.ZERO_SIGMAS * a.noise), error)
 
 
 @RULES(p.bitcast_convert_type_p)
 def bits(ctx: Context, a: Tensor, new_dtype: Any) -> Tensor:
     """Bits of a number: of one that is not known exactly, or scales, the sign bit alone."""
-    whole = a.exact and a.noise is None and algebra.order_one(a)
+    whole = a.exact and a.noise is None and arithmetic.order_one(a)
     if whole and not a.terms[1:]:
         return tensor(ctx.rebind(a.coefficient), ZERO, NONE, a.axis, a.space)
     if a.dtype.kind != "f" or not _sign_bit_alone(ctx):
@@ -126,7 +126,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
         CancellationError,
         "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
     )
-    accident = ~algebra.beyond_accident(zero, a.dtype) if a.axis is not None else ~jnp.any(zero)
+    accident = ~arithmetic.beyond_accident(zero, a.dtype) if a.axis is not None else ~jnp.any(zero)
     ctx.check(accident, error)
     return tensor(ctx.rebind(known.coefficient), ZERO, known.remainder, a.axis, a.space)
 
@@ -137,11 +137,11 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
 )  # fmt: skip
 def discrete(ctx: Context, *operands: Tensor, **_: Any) -> Tensor:
     """Logical and rounding operations on values that do not scale with the width."""
-    axis, space = algebra.frame(ctx, *operands)
+    axis, space = arithmetic.frame(ctx, *operands)
     for value in operands:
         if set(value.exponents.levels()) - {Fraction(0), NEVER}:
             ctx.fail("A discrete operation on a value that scales with the width.", NoLimitError)
         if not value.exact and value.dtype.kind == "f":
-            algebra.known(ctx, value, "A discrete operation")
+            arithmetic.known(ctx, value, "A discrete operation")
     remainder = operands[0].remainder.maximum(*(value.remainder for value in operands[1:]))
     return tensor(ctx.rebind(*(v.coefficient for v in operands)), ZERO, remainder, axis, space)

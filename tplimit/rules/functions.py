@@ -5,16 +5,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tplimit import algebra, expansion, patches
 from tplimit._jax import primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import CancellationError, NoLimitError
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.program.dependence import less_its_maximum
+from tplimit.program.traits import Logarithm, Smooth
 from tplimit.rules.terms import leading_of, one_term_of, zero_with
-from tplimit.structure import less_its_maximum
-from tplimit.table import RULES
-from tplimit.traits import Logarithm, Smooth
-from tplimit.values import Tensor, collapsed, tensor
-from tplimit.widths import NEGLIGIBLE, ZERO, Exponents
+from tplimit.values import patches
+from tplimit.values.exponents import NEGLIGIBLE, ZERO, Exponents
+from tplimit.values.tensors import Tensor, collapsed, tensor
 
 _smooth = RULES.of_kind(Smooth)
 
@@ -25,7 +26,7 @@ def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     kind = ctx.kind
     assert isinstance(kind, Smooth)
     name = ctx.equation.primitive.name
-    out = algebra.apply_function(ctx, a, kind.function, name, kind.limits)
+    out = arithmetic.apply_function(ctx, a, kind.function, name, kind.limits)
     if kind.positive and out.noise is not None:
         # Whatever the error of its argument, the value is not zero.
         noise = jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3)
@@ -39,7 +40,7 @@ def function_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     assert isinstance(kind, Smooth)
     fn = kind.function
     out = expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, fn, kind.parity)
-    return zero_with(a, out) if algebra.taylor(fn)[0] == 0 else out
+    return zero_with(a, out) if arithmetic.taylor(fn)[0] == 0 else out
 
 
 @RULES.rule_of(p.exp_p).several
@@ -54,7 +55,7 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     largest = c == 0
     sure = jnp.sum(largest, axis) == 1
     if a.noise is not None:
-        below = jnp.where(largest, -jnp.inf, c + algebra.ZERO_SIGMAS * a.noise)
+        below = jnp.where(largest, -jnp.inf, c + arithmetic.ZERO_SIGMAS * a.noise)
         sure = sure & (jnp.max(below, axis) < 0)
     tie = ctx.error(
         "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
@@ -74,14 +75,14 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Logarithm of a value that neither grows nor vanishes."""
     kind = ctx.kind
     assert isinstance(kind, Logarithm)
-    if not algebra.order_one(a):
+    if not arithmetic.order_one(a):
         ctx.fail(
             f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
             NoLimitError,
         )
-    algebra.known(ctx, a, "The logarithm")
-    algebra.not_zero(ctx, a, "The logarithm of")
-    noise = algebra.pointwise_noise(kind.function, a)
+    arithmetic.known(ctx, a, "The logarithm")
+    arithmetic.not_zero(ctx, a, "The logarithm of")
+    noise = arithmetic.pointwise_noise(kind.function, a)
     return tensor(kind.function(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
 
 
@@ -94,7 +95,7 @@ def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     if simple or a.exponents.levels() != [0]:
         return leading_of(ctx, a)
     lead = replace(collapsed(a), terms=(replace(a.terms[0], zeros=None),))
-    algebra.not_zero(ctx, lead, "The logarithm of")
+    arithmetic.not_zero(ctx, lead, "The logarithm of")
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
     a = patches.spread(a)
     return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")

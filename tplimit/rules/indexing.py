@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import expansion, matrices
 from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
-from tplimit.algebra import frame
-from tplimit.context import Context
+from tplimit.algebra import expansion
+from tplimit.algebra.arithmetic import frame
 from tplimit.errors import NoLimitError
-from tplimit.rearranging import (
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices
+from tplimit.rules.layout import NO_ORDER, finite_only, moved
+from tplimit.rules.terms import unsupported
+from tplimit.values.exponents import Size
+from tplimit.values.rearranging import (
     at,
     have_common_exponents,
     have_equal_exponents,
     with_common_exponents,
 )
-from tplimit.rules.layout import NO_ORDER, finite_only, moved
-from tplimit.rules.terms import unsupported
-from tplimit.table import RULES
-from tplimit.values import Matrices, Tensor, Term, Value, map_items
-from tplimit.widths import Size
+from tplimit.values.tensors import Matrices, Tensor, Term, Value, map_items
 
 
 @RULES(p.slice_p)

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from tplimit import matrices
 from tplimit._jax import primitives as p
-from tplimit.context import Context
 from tplimit.errors import NoLimitError
-from tplimit.parity import EVEN
-from tplimit.rearranging import have_common_exponents, rearranged, with_common_exponents
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices
 from tplimit.rules.contraction import permuted_matrices
-from tplimit.table import RULES
-from tplimit.values import Matrices, Tensor, Value, tensor, with_parity
-from tplimit.widths import NONE, Size
+from tplimit.values.exponents import NONE, Size
+from tplimit.values.parity import EVEN
+from tplimit.values.rearranging import have_common_exponents, rearranged, with_common_exponents
+from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_parity
 
 NO_ORDER = "The coordinates along a width are exchangeable: they have no order and no first one."
 

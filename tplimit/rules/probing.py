@@ -21,24 +21,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion
 from tplimit._jax import Primitive, entry_function
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
+from tplimit.caching.store import kept
 from tplimit.errors import CancellationError, NoLimitError
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.program.tracing import Equation
+from tplimit.program.traits import Kind
 from tplimit.rules.terms import leading_of, zero_with
-from tplimit.store import kept
-from tplimit.table import RULES
-from tplimit.trace import Equation
-from tplimit.traits import Kind
-from tplimit.values import Tensor, tensor
-from tplimit.widths import NEVER, ZERO
+from tplimit.values.exponents import NEVER, ZERO
+from tplimit.values.tensors import Tensor, tensor
 
 #: Entries of the arrays on which an operation is probed.
 _ENTRIES = 48
 #: A function is smooth if its Taylor polynomials say so at all points of this range.
 _RANGE, _STEP = 64.0, 1 / 32
 #: What a value is moved by to see a jump at it: in units of round-off, or of its standard error.
-_ULPS, _SIGMAS = 32.0, algebra.ZERO_SIGMAS
+_ULPS, _SIGMAS = 32.0, arithmetic.ZERO_SIGMAS
 _MOVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 _RULE = "Enter a rule for it: @tp.rule(primitive)."
@@ -65,7 +65,7 @@ class Entrywise(Kind):
         def reproduced() -> bool:
             if not np.isfinite(self.apply(jnp.zeros((), self.dtype))):
                 return False
-            series = np.array(algebra.taylor(self.apply, self.dtype))
+            series = np.array(arithmetic.taylor(self.apply, self.dtype))
             points = np.array([k / 32 for k in (-4, -2, -1, 1, 2, 4)], self.dtype)
             values = np.asarray(self.apply(jnp.asarray(points)), float)
             error = values - np.polynomial.polynomial.polyval(points.astype(float), series)
@@ -101,7 +101,7 @@ class Entrywise(Kind):
         """Values and the first three derivatives."""
         functions = [self.apply]
         for _ in range(3):
-            functions.append(algebra.derivative(functions[-1]))
+            functions.append(arithmetic.derivative(functions[-1]))
         return [function(x) for function in functions]
 
 
@@ -257,7 +257,7 @@ def of_series(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
     if len(values) > 1 or not _expands(found, value):
         return leading_of(ctx, *values)
     out = expansion.smooth(ctx, lambda x: of_one_term(ctx, x), value, found.apply, "neither")
-    return zero_with(value, out) if algebra.taylor(found.apply)[0] == 0 else out
+    return zero_with(value, out) if arithmetic.taylor(found.apply)[0] == 0 else out
 
 
 def _expands(found: Entrywise, value: Tensor) -> bool:
@@ -283,11 +283,11 @@ def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
         why = "it is not smooth at 0" if single else "only its values at order 1 are known"
         _refuse(ctx, f"{found.name} of a value that vanishes like n^{min(levels)}: {why}")
     arrays = [jnp.asarray(value.coefficient) for value in values]
-    axis, space = algebra.frame(ctx, *values)
+    axis, space = arithmetic.frame(ctx, *values)
     _no_jump(ctx, found, values, arrays, axis)
     # Where a value vanishes, or is known to be zero, there is more to tell than numbers.
     if single and (levels != {0} or value.zeros is not None) and found.smooth_at_zero:
-        return algebra.apply_function(ctx, value, found.apply, found.name, None)
+        return arithmetic.apply_function(ctx, value, found.apply, found.name, None)
     out = found.apply(*arrays)
     remainder = values[0].remainder.maximum(*(value.remainder for value in values[1:]))
     return tensor(out, ZERO, remainder, axis, space, _noise(found, values, arrays, out))
@@ -328,12 +328,12 @@ def _no_jump(
         jumps = jumps | (jnp.any(known, axis=0) & ~jnp.all(known, axis=0))
         fine = ~jnp.any(jumps)
         if axis is not None:
-            fine = ~algebra.beyond_accident(jumps, value.dtype)
+            fine = ~arithmetic.beyond_accident(jumps, value.dtype)
         error = ctx.error(
             f"{found.name} of a value at which it jumps, or beyond which it is not defined, within "
             "what is known of the value.",
             CancellationError,
-            algebra.NEXT_TERM,
+            arithmetic.NEXT_TERM,
         )
         ctx.check(fine, error)
 
@@ -354,7 +354,7 @@ def _noise(found: Entrywise, values: Sequence[Tensor], arrays: list[Any], out: A
         if value.noise is not None:
             _, steps = _around(found, arrays, place, _SIGMAS * value.noise)
             noises.append(jnp.sum(steps, axis=0) / (2 * _SIGMAS))
-    return algebra.combined_noise(*noises)
+    return arithmetic.combined_noise(*noises)
 
 
 RULES.probed = probed

@@ -8,16 +8,18 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit import algebra, expansion, matrices, patches, products
 from tplimit._jax import primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import CancellationError, NoLimitError
-from tplimit.parity import EVEN
-from tplimit.rearranging import at
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices, products
 from tplimit.rules.terms import one_term_of
-from tplimit.table import RULES
-from tplimit.values import Matrices, Tensor, Value, demoted, tensor, with_parity
-from tplimit.widths import NEVER, NONE, Exponents, Size
+from tplimit.values import patches
+from tplimit.values.exponents import NEVER, NONE, Exponents, Size
+from tplimit.values.parity import EVEN
+from tplimit.values.rearranging import at
+from tplimit.values.tensors import Matrices, Tensor, Value, demoted, tensor, with_parity
 
 
 @RULES(p.reduce_sum_p)
@@ -28,7 +30,7 @@ def reduce_sum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> 
     assert value.axis is not None
     size = ctx.equation.in_avals[0].shape[value.axis]
     assert isinstance(size, Size)
-    averaged = algebra.width_sum(ctx, value, size)
+    averaged = arithmetic.width_sum(ctx, value, size)
     left = tuple(axis - (axis > value.axis) for axis in axes if axis != value.axis)
     return finite_sum(averaged, left) if left else averaged
 
@@ -116,10 +118,10 @@ def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: A
 def _over_width(ctx: Context, vector: Tensor, size: Size) -> Tensor:
     """Sum of the coordinates of a vector."""
     if ctx.terms == 1:
-        return algebra.width_sum(ctx, vector, size)
+        return arithmetic.width_sum(ctx, vector, size)
     parts = []
     for piece in expansion.pieces(vector):
-        reduce = lambda x: algebra.width_sum(ctx, x, size)
+        reduce = lambda x: arithmetic.width_sum(ctx, x, size)
         parts += expansion.averaged(ctx, reduce, piece, piece.parity, vector.space)
     return summed(ctx, parts, vector)
 
@@ -204,11 +206,11 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             "The index of an extremum is not known: the largest entries are equal within their "
             "sampling error, or to leading order.",
             CancellationError,
-            algebra.NEXT_TERM,
+            arithmetic.NEXT_TERM,
         )
         if value.noise is not None:
             spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
-            ctx.check(algebra.decided(tensor(gap, value.exponents, noise=spread)), error)
+            ctx.check(arithmetic.decided(tensor(gap, value.exponents, noise=spread)), error)
         if not value.exact:
             ctx.check(jnp.all(gap > 0), error)
     axis = value.axis

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import algebra, expansion, matrices, patches
 from tplimit._jax import primitives as p
-from tplimit.context import Context
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
-from tplimit.parity import EVEN
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices
 from tplimit.rules.comparisons import part_of
 from tplimit.rules.terms import one_term_of, root_of, unsupported, zero_with
-from tplimit.table import RULES
-from tplimit.values import Matrices, Tensor, Value, collapsed, knowing, tensor, with_parity
-from tplimit.widths import NEVER, NONE, Exponents
+from tplimit.values import patches
+from tplimit.values.exponents import NEVER, NONE, Exponents
+from tplimit.values.parity import EVEN
+from tplimit.values.tensors import Matrices, Tensor, Value, collapsed, knowing, tensor, with_parity
 
 
 @RULES(p.select_n_p)
@@ -90,14 +92,14 @@ def needs_decision(cases: Sequence[Tensor]) -> bool:
     """Whether cases have different powers of the width."""
     levels: set[Any] = set()
     for case in cases:
-        if not algebra.not_finite(case):
+        if not arithmetic.not_finite(case):
             levels.update(case.exponents.levels())
     return len(levels - {NEVER}) > 1
 
 
 def _select_entries(ctx: Context, chosen: np.ndarray, cases: Sequence[Tensor]) -> Tensor:
     tensors = list(cases)
-    axis, space = algebra.frame(ctx, *tensors)
+    axis, space = arithmetic.frame(ctx, *tensors)
     shape = tensors[0].shape
     picked = np.broadcast_to(chosen, shape)
     if axis is not None:
@@ -124,14 +126,14 @@ def _largest_noise(cases: list[Tensor]) -> Any:
 def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
     """Choice entry by entry: the larger exponent leads, exact zeros have any exponent."""
     tensors = [collapsed(case) for case in cases]
-    axis, space = algebra.frame(ctx, which, *tensors)
-    ordinary = [case for case in tensors if not algebra.not_finite(case)]
+    axis, space = arithmetic.frame(ctx, which, *tensors)
+    ordinary = [case for case in tensors if not arithmetic.not_finite(case)]
     if ordinary and len(ordinary) < len(tensors):
         # NaN and infinity stay what they are at every power of the width.
         top = ordinary[0].exponents.maximum(*(case.exponents for case in ordinary[1:]))
         tensors = [
             tensor(case.coefficient, top, NONE, case.axis, case.space)
-            if algebra.not_finite(case) else case
+            if arithmetic.not_finite(case) else case
             for case in tensors
         ]  # fmt: skip
     exponents = tensors[0].exponents.maximum(*(case.exponents for case in tensors[1:]))
@@ -142,7 +144,7 @@ def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
     if which.remainder != NONE:
         # Where the mask flips, one branch is taken for the other.
         remainder = remainder.maximum(exponents + which.remainder)
-    arrays = [algebra.aligned(case, exponents) for case in tensors]
+    arrays = [arithmetic.aligned(case, exponents) for case in tensors]
     pieces = [jnp.asarray(a, tensors[0].dtype) for a in arrays]
     out = lax.select_n(jnp.asarray(which.coefficient), *pieces)
     zeros = None

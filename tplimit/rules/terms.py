@@ -6,11 +6,13 @@ linear acts on every term; one that moves entries, or runs programs, takes value
 
 from typing import Any
 
-from tplimit import expansion, matrices, patches
-from tplimit.context import Context
-from tplimit.table import RULES
-from tplimit.traits import Control, Identity, Kind, Linear
-from tplimit.values import Tensor, Value, collapsed, knowing, with_parity
+from tplimit.algebra import expansion
+from tplimit.interpreter.context import Context
+from tplimit.interpreter.table import RULES
+from tplimit.matrices import matrices
+from tplimit.program.traits import Control, Identity, Kind, Linear
+from tplimit.values import patches
+from tplimit.values.tensors import Tensor, Value, collapsed, knowing, with_parity
 
 
 def outputs_of(out: Any) -> list[Value]:

@@ -1,0 +1,1 @@
+"""Arithmetic of values of one term, and of several."""

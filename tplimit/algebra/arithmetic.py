@@ -1,0 +1,500 @@
+"""Arithmetic of values ``n^e c + O(n^rho)``: sums, products, powers, functions, width averages."""
+
+import functools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
+from tplimit.interpreter.context import Context
+from tplimit.values.exponents import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents, Size
+from tplimit.values.tensors import Tensor, demoted, tensor
+
+#: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
+#: carried to first order and combined pessimistically; where a value is merely divided by or
+#: compared, and does not grow with the width, less is asked.
+ZERO_SIGMAS = 5.0
+ORDINARY_SIGMAS = 2.0
+SYMMETRIC_SHARE = 1e-5
+
+RESCALE = "Rescale the initialisation or the learning rate with the width."
+NEXT_TERM = (
+    "Further terms of the expansion in the width decide. tp.train and tp.limit of new parameters "
+    "try two terms by themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two "
+    "from the start. Where these do not decide either, this version does not."
+)
+
+#: A term that only leads above this width does not lead in any network.
+WIDTH_OF_NETWORKS = 1e6
+
+#: Taylor terms tried at 0 before a function is called flat.
+_TAYLOR_ORDER = 6
+
+
+def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
+    """Common width axis and space of operands that are combined coordinate by coordinate."""
+    axes = {value.axis for value in values if value.axis is not None}
+    if len(axes) > 1:
+        ctx.fail("Vectors with different width axes are combined coordinate by coordinate.")
+    space = ctx.spaces.unify(*(value.space for value in values))
+    return (axes.pop() if axes else None), space
+
+
+def combined_noise(*noises: Any) -> Any:
+    """Error of a sum of terms whose errors have different sources."""
+    known = [noise for noise in noises if noise is not None]
+    return functools.reduce(jnp.hypot, known) if known else None
+
+
+def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
+    """A constant that leads only at absurd widths, such as Adam's ``eps`` against a gradient."""
+    constant = leading.constant
+    if constant is None or not (leading.exponents.uniform and other.exponents.uniform):
+        return
+    gap = leading.exponents.value - other.exponents.value
+    if not 0 < gap < np.inf or not np.any(constant):
+        return
+    # The two sides are equal at the width n with n^gap = |other| / |constant|.
+    ratio = jnp.mean(jnp.abs(jnp.asarray(other.coefficient))) / np.mean(np.abs(constant))
+    level = other.exponents.value
+    ctx.check(
+        ratio <= WIDTH_OF_NETWORKS ** float(gap),
+        ctx.error(
+            f"The constant {float(np.mean(constant)):.3g} dominates a term of order n^{level} only "
+            f"at widths above {WIDTH_OF_NETWORKS:.0e}: the formal limit is not the behaviour of "
+            "networks that exist.",
+            LimitWarning,
+            f"Scale the constant with the width, by n**({level}).",
+        ),
+    )
+
+
+def _zero_mask(value: Tensor, shape: Any) -> Any:
+    if value.zeros is not None:
+        return value.zeros
+    return jnp.ones(shape, bool) if value.vanishes else None
+
+
+def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
+    """``a + sign b``. Equal exponents add; of unequal ones the smaller joins the remainder."""
+    axis, space = frame(ctx, a, b)
+    if a is b and sign < 0:
+        return tensor(np.zeros(a.shape, a.dtype), NONE, NONE, axis, space)
+    if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
+        return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
+    for leading, other in ((a, b), (b, a)):
+        _warn_crossing(ctx, leading, other)
+    exponents = a.exponents.maximum(b.exponents)
+    lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
+    x, y = aligned(a, exponents), aligned(b, exponents)
+    coefficient = x + y if sign > 0 else x - y
+    remainder = a.remainder.maximum(b.remainder, lost)
+    masks = _zero_mask(a, jnp.shape(coefficient)), _zero_mask(b, jnp.shape(coefficient))
+    zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
+    if a.vanishes and b.vanishes:
+        zeros = None
+    noise = combined_noise(aligned_noise(a, exponents), aligned_noise(b, exponents))
+    if noise is not None:
+        noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
+    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+
+
+def aligned_noise(value: Tensor, exponents: Exponents) -> Any:
+    """Noise of the coefficient that ``aligned`` gives."""
+    if value.noise is None or value.exponents == exponents:
+        return value.noise
+    same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
+    return jnp.where(same, value.noise, 0) if same.any() else None
+
+
+def aligned(value: Tensor, exponents: Exponents) -> Any:
+    """Coefficient with zeros where the value is of lower order than ``exponents``."""
+    if value.exponents == exponents:
+        return value.coefficient
+    same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
+    if same.all():
+        return value.coefficient
+    if not same.any():
+        return np.zeros(value.shape, value.dtype)
+    # Masks stay masks.
+    return jnp.where(same, value.coefficient, jnp.zeros((), value.dtype))
+
+
+def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:
+    """Exponents and remainder of a product."""
+    e, f, r, s = a.exponents, b.exponents, a.remainder, b.remainder
+    return e + f, (e + s).maximum(r + f, r + s)
+
+
+def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    """``a b``: exponents add."""
+    axis, space = frame(ctx, a, b)
+    exponents, remainder = product_exponents(a, b)
+    coefficient = a.coefficient * b.coefficient
+    noise = product_noise(a, b, lambda x, y: x * y)
+    masks = [value.zeros for value in (a, b) if value.zeros is not None]
+    zeros = None
+    if masks and axis is not None:
+        zeros = masks[0] if len(masks) == 1 else masks[0] | masks[1]
+        zeros = jnp.broadcast_to(zeros, jnp.shape(coefficient))
+    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+
+
+def product_noise(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> Any:
+    """First-order standard error of a bilinear function (an upper bound)."""
+    first = None if a.noise is None else bilinear(a.noise, jnp.abs(b.coefficient))
+    second = None if b.noise is None else bilinear(jnp.abs(a.coefficient), b.noise)
+    return combined_noise(first, second)
+
+
+def pointwise_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
+    if value.noise is None:
+        return None
+    tangent = jnp.broadcast_to(value.noise, jnp.shape(value.coefficient))
+    return jnp.abs(jax.jvp(fn, (jnp.asarray(value.coefficient),), (tangent,))[1])
+
+
+def known(ctx: Context, value: Tensor, what: str) -> None:
+    """Require the leading term to be known: the remainder is smaller everywhere."""
+    hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    if np.any(np.asarray(hidden.array, dtype=bool)):
+        ctx.fail(
+            f"{what} needs the leading term of a value of which only the order is known.",
+            CancellationError,
+            "Leading terms have cancelled; the next term decides, and this version keeps one.",
+        )
+
+
+def not_finite(value: Tensor) -> bool:
+    """Whether it is a constant of NaN or infinite entries only."""
+    constant = value.constant
+    if constant is None or constant.dtype.kind != "f" or not constant.size:
+        return False
+    return not np.any(np.isfinite(constant))
+
+
+def infinite(value: Tensor) -> int:
+    """1 for a constant that is plus infinity everywhere, -1 for minus infinity, else 0."""
+    constant = value.constant
+    if not not_finite(value) or constant is None or np.any(np.isnan(constant)):
+        return 0
+    return int(np.sign(constant.flat[0])) if np.all(constant == constant.flat[0]) else 0
+
+
+def order_one(value: Tensor) -> bool:
+    """Whether every entry is of order 1 or exactly zero."""
+    return all(level in (0, NEVER) for level in value.exponents.levels())
+
+
+def not_zero(ctx: Context, value: Tensor, what: str) -> None:
+    """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
+    if value.exact and value.noise is None:
+        return
+    reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM
+    if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
+        reason = "that vanishes faster than any power of the width"
+        advice = "Let one function compute both: jax.nn.log_softmax, jax.nn.log_sigmoid."
+    error = ctx.error(f"{what} a value {reason}.", CancellationError, advice)
+    zero = jnp.asarray(value.coefficient == 0)
+    if value.zeros is not None:
+        zero = zero & ~value.zeros
+    ctx.check(significant(value, decisive(value)) & ~jnp.any(zero), error)
+
+
+def decided(value: Tensor) -> jax.Array:
+    """Whether the sign of a finite array decides something: some entry differs from 0 for sure,
+    and none is so near that it vanishes by symmetry (moment matching leaves round-off)."""
+    if value.noise is None:
+        return jnp.asarray(True)
+    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.noise
+    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.noise > 0))
+
+
+def undecided(ctx: Context, what: str) -> LimitError:
+    """The error of a choice that hangs on a coefficient that vanishes."""
+    return ctx.error(
+        f"{what} is decided by terms that vanish: the leading coefficients are equal within the "
+        "sampling error.",
+        CancellationError,
+        NEXT_TERM,
+    )
+
+
+def decisive(value: Tensor) -> float:
+    """Standard errors above which a value may decide something: many for one that grows."""
+    return ZERO_SIGMAS if value.exponents.max() > 0 else ORDINARY_SIGMAS
+
+
+def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
+    """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
+    exponents = value.exponents.times(p)
+    if p < 0:
+        known(ctx, value, "Dividing by")
+        not_zero(ctx, value, "Division by")
+        # An exact zero gives infinity, as everywhere.
+        exponents = value.exponents.map(lambda e: Fraction(0) if e == NEVER else e * p)
+
+    def left(e: Exponent, rho: Exponent) -> Exponent:
+        if rho == NEVER:
+            return NEVER
+        if e == NEVER or 0 < p < 1:  # a root of an entry that happens to vanish
+            return rho * p
+        return e * p + (rho - e)
+
+    remainder = value.exponents.map(left, value.remainder)
+    return tensor(
+        fn(value.coefficient), exponents, remainder, value.axis, value.space,
+        pointwise_noise(fn, value), value.zeros if p > 0 else None,
+    )  # fmt: skip
+
+
+def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
+    """A linear function acting entry by entry: exponents stay."""
+    noise = None if value.noise is None else jnp.abs(fn(value.noise))
+    return tensor(
+        fn(value.coefficient), value.exponents, value.remainder, value.axis, value.space,
+        noise, value.zeros,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def taylor(fn: Callable[[Any], Any], dtype: Any = jnp.float32) -> tuple[float, ...]:
+    """Taylor coefficients of ``fn`` at 0, order 0 to ``_TAYLOR_ORDER``, in the given precision."""
+    coefficients, derived, factorial = [], fn, 1.0
+    with jax.ensure_compile_time_eval():
+        for order in range(_TAYLOR_ORDER + 1):
+            factorial *= max(order, 1)
+            coefficients.append(float(derived(jnp.asarray(0.0, dtype))) / factorial)
+            derived = derivative(derived)
+    return tuple(coefficients)
+
+
+def derivative(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The derivative of a function that acts entry by entry."""
+    return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
+
+
+def apply_function(
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+) -> Tensor:
+    """A smooth function, entry by entry.
+
+    At exponent 0 it acts on the coefficient; below, its Taylor expansion at 0 gives the first
+    non-vanishing term; above, it goes to its limits at plus and minus infinity, if it has them.
+    """
+    if value.remainder.max() > 0 and value.exponents.max() <= 0:
+        ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
+    if value.exponents == ZERO:
+        return tensor(
+            fn(value.coefficient), ZERO, value.remainder, value.axis, value.space,
+            pointwise_noise(fn, value), _kept_zeros(fn, value),
+        )  # fmt: skip
+    parts = []
+    for level in value.exponents.levels():
+        parts.append((level, _at_level(ctx, value, fn, name, saturation, level)))
+    if len(parts) == 1:
+        return parts[0][1]
+    return _assembled(value, parts)
+
+
+def _kept_zeros(fn: Callable[[Any], Any], value: Tensor) -> Any:
+    return value.zeros if value.zeros is not None and taylor(fn)[0] == 0 else None
+
+
+def _at_level(
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+    level: Exponent,
+) -> Tensor:
+    c, rho = value.coefficient, value.remainder
+    if level == 0:
+        noise = pointwise_noise(fn, value)
+        return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
+    if level > 0:
+        return _saturated(ctx, value, fn, name, saturation, level)
+    series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
+    if not np.all(np.isfinite(series)):
+        ctx.fail(
+            f"{name} of a value that vanishes like n^{level} has no expansion at 0.", NoLimitError
+        )
+    orders = [k for k, a in enumerate(series) if a != 0]
+    if not orders:
+        ctx.fail(f"{name} is flat at 0 up to order {_TAYLOR_ORDER}.", CancellationError)
+    first = orders[0]
+    second = orders[1] if len(orders) > 1 else _TAYLOR_ORDER + 1
+    if level == NEVER:
+        exponents = ZERO if first == 0 else NONE
+        known_rest: Exponent = NEVER
+    else:
+        exponents, known_rest = Exponents(first * level), second * level
+    # The unknown part enters with the derivative, of relative order (first - 1) or (second - 1).
+    factor = max(first, 1) - 1
+    if first == 0:
+        factor = second - 1
+    slope: Exponent = Fraction(0) if factor == 0 else factor * level
+    remainder = (rho + slope).maximum(known_rest)
+
+    def leading(x: Any) -> Any:
+        return jnp.asarray(series[first], jnp.result_type(x)) * x**first
+
+    noise = None if first == 0 else pointwise_noise(leading, value)
+    zeros = value.zeros if first > 0 else None
+    return tensor(leading(c), exponents, remainder, value.axis, value.space, noise, zeros)
+
+
+def _saturated(
+    ctx: Context,
+    value: Tensor,
+    fn: Callable[[Any], Any],
+    name: str,
+    saturation: tuple[float, float] | None,
+    level: Exponent,
+) -> Tensor:
+    error = ctx.error(
+        f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
+    )
+    if saturation is None:
+        return ctx.refuse_later(value, error, significant(value))
+    known(ctx, value, name)
+    signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
+    low, high = saturation
+    c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
+    if not np.isfinite(high):
+        ctx.check(~jnp.any((c > 0) & mask), error)
+    if value.finite and not value.exact:
+        ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name))
+    ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
+    # A coordinate that is exactly zero does not grow.
+    out = jnp.where(c == 0, fn(jnp.zeros((), c.dtype)), ends)
+    zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
+    exponents = NONE if low == high == 0 else ZERO
+    beyond = Exponents(NEGLIGIBLE)
+    return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
+
+
+def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
+    """Whether some entry differs from 0 by more than ``sigmas`` standard errors, or is NaN."""
+    if value.noise is None:
+        return jnp.asarray(True)
+    nonzero = jnp.abs(value.coefficient) > sigmas * value.noise
+    return jnp.any(nonzero | jnp.isnan(value.coefficient))
+
+
+def signs_known(ctx: Context, value: Tensor, what: str) -> None:
+    """Check, when the run is over, that the signs of the leading coefficient are known."""
+    error = ctx.error(
+        f"{what}: its leading coefficient is zero within the sampling error.",
+        CancellationError,
+        NEXT_TERM,
+    )
+    if value.noise is not None and value.finite:
+        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise), error)
+    ctx.check(significant(value), error)
+    if value.axis is not None and not value.exact:
+        zero = value.coefficient == 0
+        if value.zeros is not None:
+            zero = zero & ~value.zeros
+        ctx.check(~beyond_accident(zero, value.dtype), error)
+
+
+def beyond_accident(ties: Any, dtype: Any) -> jax.Array:
+    """Whether more entries of a vector are tied than rounding makes by accident.
+
+    A continuous variable rounds to an exact 0 with a probability of a few units of round-off. One
+    entry among thousands, or a few among millions, weigh less than the sampling error.
+    """
+    size = np.size(ties) if isinstance(ties, np.ndarray) else ties.size
+    eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+    allowed = 1 + 16 * eps * size if size >= 1024 else 0
+    return jnp.sum(jnp.asarray(ties)) > allowed
+
+
+def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:
+    """Results at the different exponents put together entry by entry."""
+    coefficient, noise = parts[0][1].coefficient, parts[0][1].noise
+    exponents, remainder = parts[0][1].exponents, parts[0][1].remainder
+    for level, part in parts[1:]:
+        mask = value.exponents.mask(level)
+        coefficient = jnp.where(mask, part.coefficient, coefficient)
+        if noise is not None or part.noise is not None:
+            zero = jnp.zeros((), jnp.result_type(coefficient))
+            noise = jnp.where(
+                mask, zero if part.noise is None else part.noise, zero if noise is None else noise
+            )
+        static = Exponents(mask.astype(object))
+        exponents = static.map(lambda m, new, old: new if m else old, part.exponents, exponents)
+        remainder = static.map(lambda m, new, old: new if m else old, part.remainder, remainder)
+    return tensor(coefficient, exponents, remainder, value.axis, value.space, noise)
+
+
+def width_factor(ctx: Context, size: Size) -> tuple[float, Fraction]:
+    """A sum over a width is this coefficient times the mean, at this additional exponent."""
+    if size.power != 1:
+        ctx.fail(f"A sum over an axis of length {size}, which is not a width.")
+    return ctx.scale(float(size.ratio), Fraction(1))
+
+
+def sum_exponents(ctx: Context, exponents: Exponents, remainder: Exponents, gain: Fraction) -> Any:
+    """Exponents and remainder of a width sum: mean at ``e + 1``, fluctuations at ``e + 1/2``."""
+    if ctx.exact:
+        return exponents, remainder
+    return exponents + gain, (remainder + gain).maximum(exponents + gain * HALF)
+
+
+def share(value: Tensor, axes: tuple[int, ...]) -> Any:
+    """Sampling error of a vector relative to its size, over the given axes.
+
+    Errors of vectors come from finite factors, which are the same for all coordinates; so a sum
+    over the width has the relative error of its summands, not the sum of their absolute errors.
+    """
+    if value.noise is None:
+        return 0.0
+    c = jnp.asarray(value.coefficient)
+    size = jnp.sum(c * c, axis=axes)
+    error = jnp.sum(jnp.broadcast_to(value.noise, c.shape) ** 2, axis=axes)
+    return jnp.sqrt(error / jnp.where(size > 0, size, 1))
+
+
+def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -> Tensor:
+    """Sum over the width axis: the law of large numbers (Master Theorem, Yang, TP III).
+
+    The standard error of the mean over particles is kept as noise, to tell a coefficient that
+    vanishes from one that does not.
+    """
+    value = demoted(value) if _varies_along(value) else value
+    factor, gain = width_factor(ctx, size)
+    c = jnp.asarray(value.coefficient)
+    if c.dtype.kind in "bui":
+        c = c.astype(jnp.result_type(float))
+    axis = value.axis
+    assert axis is not None
+    coefficient = factor * jnp.mean(c, axis=axis)
+    noise = None
+    if not ctx.exact:
+        noise = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
+        if value.noise is not None:
+            noise = noise + share(value, (axis,)) * jnp.abs(coefficient)
+    exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)
+    exponents, remainder = sum_exponents(ctx, exponents, remainder, gain)
+    return tensor(coefficient, exponents, remainder, None, None, noise)
+
+
+def _varies_along(value: Tensor) -> bool:
+    return not value.exponents.uniform and value.exponents.array.ndim != len(value.shape)
+
+
+def _dropped(exponents: Exponents, axis: int) -> Exponents:
+    if exponents.uniform:
+        return exponents
+    return Exponents(np.take(exponents.array, 0, axis=axis))

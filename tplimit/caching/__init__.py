@@ -1,0 +1,1 @@
+"""What has been compiled, kept by what it computes."""

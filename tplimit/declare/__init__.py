@@ -1,0 +1,1 @@
+"""Random parameters as users declare them: widths, scales, laws."""

@@ -1,0 +1,129 @@
+"""Declarations of random parameters: shapes of numbers and widths, and laws of the entries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from tplimit import arguments
+from tplimit.declare.widths import Scale, Width, as_scale
+from tplimit.errors import LimitError, WidthError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A declared parameter. Made by ``tp.normal``, ``tp.uniform``, ``tp.rademacher``, ``tp.full``.
+
+    Attributes:
+        shape: integers and widths (or multiples of a width).
+        law: name of the law of the entries.
+        scale: standard deviation (normal), half-width (uniform), size (rademacher).
+        mean: mean, or the value itself.
+    """
+
+    tplimit_parameter: ClassVar[bool] = True
+    shape: tuple[Any, ...]
+    law: str
+    scale: Scale
+    mean: Scale
+
+    @property
+    def __jax_array__(self) -> Any:
+        raise LimitError(
+            "A parameter that was only declared is used as an array.",
+            advice="Sample it first: theta = tp.sample(theta, key, width=1024).",
+        )
+
+    @property
+    def std(self) -> Scale:
+        """Standard deviation of the entries."""
+        factor = {"normal": 1.0, "uniform": 3**-0.5, "rademacher": 1.0, "full": 0.0}[self.law]
+        return self.scale * factor
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Standardised entries: mean 0, variance 1 (0 for a constant)."""
+        if self.law == "normal":
+            return jax.random.normal(key, shape, dtype)
+        if self.law == "uniform":
+            return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
+        if self.law == "rademacher":
+            return jax.random.rademacher(key, shape, dtype)
+        return jnp.zeros(shape, dtype)
+
+
+def _declared(shape: Any, law: str, scale: Scale, mean: Scale) -> Parameter:
+    given = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    return Parameter(tuple(_dim(dim) for dim in given), law, scale, mean)
+
+
+def _dim(dim: Any) -> Any:
+    """An axis of a declared shape: a positive integer, a width or a multiple of one."""
+    wanted = "A shape consists of positive integers and widths or multiples of them, as in (3, n)."
+    if isinstance(dim, Width):
+        return dim
+    if isinstance(dim, Scale):
+        length, power = dim.on_ray()
+        if power not in (0, 1) or length <= 0 or (power == 0 and length % 1):
+            raise WidthError(f"An axis of length {dim} is not a width.", advice=wanted)
+        return dim
+    try:
+        return arguments.whole("an axis of shape", dim)
+    except (TypeError, ValueError):
+        raise WidthError(
+            f"shape has an axis of length {arguments.shown(dim)}.", advice=wanted
+        ) from None
+
+
+def _spread(name: str, value: Any) -> Scale:
+    """A standard deviation, or another scale that is not negative."""
+    scale = as_scale(value, name)
+    arguments.not_negative(name, scale.coefficient)
+    return scale
+
+
+def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
+    """Independent Gaussian entries ``N(mean, std^2)``.
+
+    Args:
+        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
+        std, mean: numbers or scales ``c * n**p``.
+
+    Raises:
+        WidthError: an axis of the shape is no positive integer and no multiple of a width.
+        TypeError, ValueError: ``std`` or ``mean`` is no number, not finite, or ``std`` negative.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n = tp.Width("n")
+        >>> W = tp.normal((n, n), std=n**-0.5)
+    """
+    return _declared(shape, "normal", _spread("std", std), as_scale(mean, "mean"))
+
+
+def uniform(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries, uniform on ``[-scale, scale]``.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "uniform", _spread("scale", scale), Scale(0.0))
+
+
+def rademacher(shape: Any, scale: Any = 1.0) -> Parameter:
+    """Independent entries ``+scale`` or ``-scale`` with equal probability.
+
+    For matrices with two widths the limit is that of Gaussian entries of the same variance
+    (Golikov and Yang, *Non-Gaussian Tensor Programs*, 2022, Theorem 2).
+    """
+    return _declared(shape, "rademacher", _spread("scale", scale), Scale(0.0))
+
+
+def full(shape: Any, value: Any) -> Parameter:
+    """Constant entries: a number or a scale ``c * n**p``."""
+    return _declared(shape, "full", Scale(0.0), as_scale(value, "value"))
+
+
+def is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, Parameter)

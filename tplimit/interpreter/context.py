@@ -1,0 +1,226 @@
+"""What a rule may use: lengths at hand, spaces, the ledger of queries, checks and errors."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit._jax import Primitive, is_key
+from tplimit.errors import (
+    CANCELLATION_ADVICE,
+    CancellationError,
+    LimitError,
+    LimitWarning,
+    UnsupportedOperationError,
+)
+from tplimit.gaussian.bank import Bank
+from tplimit.interpreter.ledger import Ledger
+from tplimit.interpreter.spaces import Spaces
+from tplimit.program.tracing import Equation, Operand, Program, Slot
+from tplimit.program.traits import Kind
+from tplimit.values.exponents import Size
+from tplimit.values.tensors import Tensor, tensor
+
+#: Constant folding stops at arrays of this many entries.
+_FOLD_LIMIT = 4096
+
+
+#: From a finite variable to its value, computed before the run, or None where that cannot be.
+Decide = Callable[[Slot], np.ndarray | None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Check:
+    """A condition on numbers, verified after the run: ``ok`` must hold, else ``error`` is raised
+    (or, if it is a warning, warned)."""
+
+    ok: Any
+    error: LimitError | LimitWarning = field(metadata={"static": True})
+
+
+class Place(NamedTuple):
+    """The equation whose rule is running, its program, and what its primitive is."""
+
+    program: Program
+    equation: Equation
+    kind: Kind
+
+
+class Context:
+    """What a rule may use.
+
+    Attributes:
+        ledger: the deferred matrices, and what they have been asked.
+        spaces: which width axes are one.
+        checks: conditions to be verified when the run is over.
+        decide: gives values of finite variables that are known before the run.
+        nested: whether the program at hand is the body of a loop or a branch.
+    """
+
+    def __init__(
+        self,
+        bank: Bank | None,
+        *,
+        spaces: Spaces | None = None,
+        decide: Decide = lambda slot: None,
+        dry: bool = False,
+    ) -> None:
+        self.spaces = Spaces(() if bank is None else bank.classes) if spaces is None else spaces
+        self.ledger = Ledger(bank, self.spaces, dry)
+        self.decide = decide
+        self.checks: list[Check] = []
+        self.nested = False
+        self.at: Place | None = None
+
+    # The current equation -------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The program that the current equation stands in."""
+        assert self.at is not None
+        return self.at.program
+
+    @property
+    def equation(self) -> Equation:
+        """The equation whose rule is running."""
+        assert self.at is not None
+        return self.at.equation
+
+    @property
+    def kind(self) -> Kind:
+        """What the current primitive is."""
+        assert self.at is not None
+        return self.at.kind
+
+    def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
+        """Evaluate a primitive on coefficients; constants are folded."""
+        params = self.resolve(params)
+        concrete = all(isinstance(a, (np.ndarray, np.generic)) for a in arrays)
+        if concrete and sum(np.size(a) for a in arrays) <= _FOLD_LIMIT:
+            with jax.ensure_compile_time_eval():
+                out = primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
+            return [_folded(o) for o in out] if primitive.multiple_results else _folded(out)
+        return primitive.bind(*(_array(a) for a in arrays), **params)
+
+    def rebind(self, *arrays: Any) -> Any:
+        """The current equation's primitive on coefficients."""
+        return self.bind(self.equation.primitive, *arrays, **self.equation.params)
+
+    # Sizes and scales -----------------------------------------------------------------------
+
+    @property
+    def bank(self) -> Bank | None:
+        """The deferred matrices as they are revealed."""
+        return self.ledger.bank
+
+    @property
+    def exact(self) -> bool:
+        """Whether the widths are true, finite ones (a deferred network), not a limit."""
+        return self.bank is not None and self.bank.law.exact
+
+    @property
+    def terms(self) -> int:
+        """Terms of the expansion in the width that are kept of every value."""
+        return 1 if self.bank is None else self.bank.terms
+
+    @property
+    def root_n(self) -> float:
+        """Square root of the number of particles per common width."""
+        return 1.0 if self.bank is None else float(self.bank.n) ** 0.5
+
+    def size(self, dim: int | Size) -> int:
+        """Length of an axis in the arrays at hand."""
+        if isinstance(dim, Size):
+            return dim.at(self.bank.n if self.bank is not None else 1)
+        return int(dim)
+
+    def shape(self, dims: Iterable[int | Size]) -> tuple[int, ...]:
+        return tuple(self.size(dim) for dim in dims)
+
+    def scale(self, coefficient: float, power: Fraction) -> tuple[float, Fraction]:
+        """``c n^p`` as coefficient and exponent; at finite width the exponent is 0."""
+        if self.exact and self.bank is not None and power != 0:
+            return coefficient * float(self.bank.n) ** float(power), Fraction(0)
+        return coefficient, power
+
+    def resolve(self, params: Any) -> Any:
+        """Parameters with every ``Size`` replaced by the length at hand."""
+        if isinstance(params, Size):
+            return self.size(params)
+        if isinstance(params, dict):
+            return {name: self.resolve(value) for name, value in params.items()}
+        if isinstance(params, (tuple, list)):
+            parts = [self.resolve(part) for part in params]
+            return type(params)(*parts) if hasattr(params, "_fields") else type(params)(parts)
+        return params
+
+    # Failures -------------------------------------------------------------------------------
+
+    def error(
+        self,
+        reason: str,
+        kind: type[LimitError] | type[LimitWarning] = UnsupportedOperationError,
+        advice: str = "",
+    ) -> Any:
+        """An error or a warning that names the current operation and the user's line."""
+        equation = None if self.at is None else self.at.equation
+        return kind(
+            reason,
+            operation=None if equation is None else str(equation),
+            location=None if equation is None else equation.location,
+            advice=advice or None,
+        )
+
+    def fail(
+        self, reason: str, kind: type[LimitError] = UnsupportedOperationError, advice: str = ""
+    ) -> NoReturn:
+        raise self.error(reason, kind, advice)
+
+    def check(self, ok: Any, error: LimitError | LimitWarning) -> None:
+        """Require a condition on numbers; verified when the run is over."""
+        if isinstance(ok, (bool, np.bool_, np.ndarray)) and bool(np.all(ok)):
+            return
+        self.checks.append(Check(jnp.all(ok), error))
+
+    def refuse_later(self, value: Tensor, error: LimitError, significant: Any) -> Tensor:
+        """Refuse when the run is over: then it is known whether a coefficient only vanishes.
+
+        Returns a placeholder of NaN, so that the run can go on to its end.
+        """
+        vanishes = self.error(
+            f"{error.reason.rstrip('.')}, by a coefficient that is zero within the sampling error.",
+            CancellationError,
+            CANCELLATION_ADVICE,
+        )
+        self.checks.append(Check(significant, vanishes))
+        self.checks.append(Check(jnp.asarray(False), error))
+        shape, dtype = np.shape(value.coefficient), jnp.result_type(float)
+        return tensor(jnp.full(shape, jnp.nan, dtype), axis=value.axis, space=value.space)
+
+    # Programs inside of programs ------------------------------------------------------------
+
+    def decided(self, operand: Operand) -> np.ndarray | None:
+        """The value of a finite variable, computed before the run if that is possible."""
+        if not isinstance(operand, Slot) or self.nested:
+            return None
+        return self.decide(operand)
+
+    def child(self, bank: Bank | None) -> "Context":
+        """A context for the body of a compiled loop, with a bank of its own."""
+        inner = Context(bank, spaces=self.spaces, decide=self.decide, dry=self.ledger.dry)
+        inner.nested, inner.at = True, self.at
+        return inner
+
+
+def _folded(out: jax.Array) -> Any:
+    return out if is_key(out) or out.size > _FOLD_LIMIT else np.asarray(out)
+
+
+def _array(value: Any) -> Any:
+    """Anything as a JAX array; arrays (typed keys among them) as they are."""
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)

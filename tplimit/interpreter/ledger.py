@@ -1,0 +1,139 @@
+"""What deferred matrices have been asked, in the course of one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.gaussian import deferred
+from tplimit.gaussian.bank import Bank
+from tplimit.interpreter.spaces import Spaces
+from tplimit.values.tensors import Tensor
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Rows asked of each side of each matrix, by (index, transposed); static in a traced result."""
+
+    rows: dict[tuple[int, bool], int]
+
+
+class Ledger:
+    """The bank of deferred matrices as it is revealed, and the answers given so far.
+
+    Attributes:
+        bank: with all that has been revealed, or None where nothing is deferred.
+        asked: how many rows, of which matrix.
+        dry: whether answers are only counted.
+    """
+
+    def __init__(self, bank: Bank | None, spaces: Spaces, dry: bool = False) -> None:
+        self.bank = bank
+        self.spaces = spaces
+        self.dry = dry
+        self.asked = Asked({})
+        self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
+        self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    def rows(self, value: Tensor) -> Any:
+        """Coefficient as rows ``(k, M)``, finite axes first; the same object when asked again."""
+        key = (id(value.coefficient), -1 if value.axis is None else value.axis)
+        if key not in self._rows:
+            assert value.axis is not None
+            moved = jnp.moveaxis(jnp.asarray(value.coefficient), value.axis, -1)
+            flat = moved.reshape(-1, moved.shape[-1])
+            self._rows[key] = (value.coefficient, flat)
+        return self._rows[key][1]
+
+    def query(
+        self,
+        index: int,
+        transposed: bool,
+        rows: Any,
+        cores: Sequence[Any] = (),
+        unmet: np.ndarray | None = None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Images of rows ``(B, n_in)`` under ``G / sqrt(n_in)`` (or transposed) and under cores in
+        the bases of ``G``; reveals and remembers.
+
+        Returns: the images, that of ``G`` first, and with several terms their changes at finite
+        width, over ``n^(-1/2)``.
+        """
+        assert self.bank is not None
+        view = self.bank.view(index, transposed)
+        rows = rows.astype(view.X.dtype)
+        count = int(rows.shape[0])
+        self.count(Asked({(index, transposed): count}))
+        if self.dry or not count:
+            coordinates = jnp.zeros((count, view.capacity), rows.dtype)
+            images = [jnp.zeros((count, view.Y.shape[1]), rows.dtype)] * (1 + len(cores))
+            changes = images if self.bank.terms > 1 else []
+        else:
+            earlier = []
+            if not self.bank.law.exact:
+                earlier = self.bank.noise_rows(index, transposed, self.spaces.roots())
+            answer = deferred.query(
+                view, rows, self.bank.law, earlier,
+                source=self.bank.source(index, transposed), cores=cores,
+                multipliers=self._multipliers(index, transposed),
+                unmet=None if unmet is None else jnp.asarray(unmet),
+            )  # fmt: skip
+            self.bank = self.bank.with_view(index, transposed, answer.store)
+            images, changes = [answer.image, *answer.updates], answer.fluctuations
+            coordinates = answer.coordinates
+        self.remember(index, transposed, rows, coordinates)
+        return images, changes
+
+    def count(self, asked: Asked, times: int = 1) -> None:
+        """Add to the number of rows that have been asked."""
+        for side, rows in asked.rows.items():
+            self.asked.rows[side] = self.asked.rows.get(side, 0) + times * rows
+
+    def _multipliers(self, index: int, transposed: bool) -> deferred.Multipliers | None:
+        assert self.bank is not None
+        if self.bank.terms == 1:
+            return None
+        out, into = self.bank.store_spaces[index]
+        if transposed:
+            out, into = into, out
+        view = self.bank.view(index, transposed)
+        return deferred.Multipliers(
+            self.multipliers(into, view.X.shape[1]), self.multipliers(out, view.Y.shape[1]),
+            self.bank.n,
+        )  # fmt: skip
+
+    def multipliers(self, space: int, size: int) -> Any:
+        """Weights of the coordinates of a space in central-limit terms (0 where these are left
+        out)."""
+        assert self.bank is not None
+        if not self.bank.fluctuating:
+            return jnp.zeros(size)
+        return self.bank.multipliers(self.spaces.find(space), size)
+
+    def closed(self) -> Bank | None:
+        """The bank as it leaves the call, knowing which spaces have been combined."""
+        if self.bank is None:
+            return None
+        return replace(self.bank, classes=tuple(sorted(self.spaces.roots().items())))
+
+    def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:
+        self._answers[(index, transposed, id(rows))] = (rows, coordinates)
+
+    def recall(self, index: int, transposed: bool, rows: Any) -> Any | None:
+        """Coordinates of rows that were a query's input, or None."""
+        found = self._answers.get((index, transposed, id(rows)))
+        return None if found is None else found[1]
+
+    def coordinates(self, index: int, transposed: bool, rows: Any) -> Any:
+        """Coordinates of rows in the revealed basis, revealing what is new."""
+        found = self.recall(index, transposed, rows)
+        if found is None:
+            assert self.bank is not None
+            rows = rows.astype(self.bank.view(index, transposed).X.dtype)
+            self.query(index, transposed, rows)
+            found = self.recall(index, transposed, rows)
+        return found

@@ -1,0 +1,1 @@
+"""Training in function space: with kernels instead of parameters."""

@@ -1,0 +1,1 @@
+"""Kernels of a program of one's own: read off it, or by particles."""

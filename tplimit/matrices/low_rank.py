@@ -1,0 +1,113 @@
+"""Matrices of low rank: outer products of vectors, and constant matrices."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tplimit.algebra import arithmetic
+from tplimit.gaussian import noise
+from tplimit.interpreter.context import Context
+from tplimit.matrices.parts import Image, Matrix, Part, Rows
+from tplimit.matrices.projected_update import ProjectedUpdate
+from tplimit.values.exponents import NEVER, Exponent
+from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
+from tplimit.values.parity import UNKNOWN, Parity
+from tplimit.values.tensors import Tensor
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank(Part):
+    """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``.
+
+    ``row_parity`` and ``column_parity`` are the sign symmetries of the two, ``row_mask`` and
+    ``column_mask`` the coordinates that may differ from 0 (None: all). Where ``constant``, both are
+    ones and all entries equal the scale. Images are averages over the width times the rows.
+    """
+
+    rows: Any = field(metadata=ALONG)
+    columns: Any = field(metadata=ALONG)
+    scale: Tensor = field(metadata=NESTED)
+    row_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    column_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
+    constant: bool = field(default=False, metadata=STATIC)
+
+    @property
+    def T(self) -> "LowRank":
+        return LowRank(
+            self.columns, self.rows, self.scale, self.column_parity, self.row_parity,
+            self.column_mask, self.row_mask, self.constant,
+        )  # fmt: skip
+
+    @property
+    def level(self) -> Exponent:
+        return self.scale.exponents.max()
+
+    @property
+    def unknown(self) -> Exponent:
+        return self.scale.remainder.max()
+
+    @property
+    def number(self) -> Tensor | None:
+        return self.scale if self.constant else None
+
+    @property
+    def factors(self) -> tuple[Any, Any, Tensor]:
+        return self.rows, self.columns, self.scale
+
+    def scaled(self, ctx: Context, factor: Tensor) -> tuple["LowRank", Exponent]:
+        return replace(self, scale=arithmetic.multiply(ctx, self.scale, factor)), NEVER
+
+    def times(self, ctx: Context, other: Part) -> "LowRank | None":
+        """The ranks multiply."""
+        if other.factors is None:
+            return None
+        more_rows, more_columns, scale = other.factors
+        rows = (self.rows[:, None] * more_rows[None]).reshape(-1, self.rows.shape[1])
+        columns = (self.columns[:, None] * more_columns[None]).reshape(-1, self.columns.shape[1])
+        return LowRank(rows, columns, arithmetic.multiply(ctx, self.scale, scale))
+
+    def image(self, ctx: Context, rows: Rows) -> Image:
+        factor, gain = arithmetic.width_factor(ctx, rows.size)
+        several = ctx.terms > 1
+        met = factor * noise.inner(rows.block, self.columns)
+        symmetric = [(self.column_parity * parity).vanishes for parity in rows.parities]
+        if several and any(symmetric):
+            met = jnp.where(rows.each(symmetric)[:, None], 0, met)
+        image, change = met @ self.rows, None
+        if several and rows.space is not None:
+            weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
+            met = noise.inner(rows.block * weights, self.columns) * ctx.root_n
+            change = factor * (met @ self.rows)
+        parity = [self.row_parity] * len(rows.parities)
+        return Image(image, change, self.scale, gain, parity, self.row_mask)
+
+    def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
+        """Written in the bases of a store, whose rank does not grow with every update."""
+        home = self._home(ctx, matrix)
+        if home is None:
+            return self
+        store, transposed = home
+        left = ctx.ledger.coordinates(store, not transposed, self.rows)
+        right = ctx.ledger.coordinates(store, transposed, self.columns)
+        core = (left.T @ right) * self.scale.coefficient
+        core = core.T if transposed else core
+        masks = self.row_mask, self.column_mask
+        return ProjectedUpdate(core, self.level, store, transposed, *masks)
+
+    def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
+        """The store of the matrix itself, else one that has been asked for these vectors."""
+        for part in matrix.parts:
+            if part.home is not None:
+                return part.home
+        for index in range(0 if ctx.bank is None else len(ctx.bank.stores)):
+            for transposed in (False, True):
+                if ctx.ledger.recall(index, transposed, self.columns) is not None:
+                    return index, transposed
+                if ctx.ledger.recall(index, not transposed, self.rows) is not None:
+                    return index, transposed
+        return None

@@ -1,0 +1,169 @@
+"""Products of matrices with vectors, and with matrices of low rank."""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.algebra import arithmetic, expansion
+from tplimit.interpreter.context import Context
+from tplimit.matrices.low_rank import LowRank
+from tplimit.matrices.matrices import order_of, remainder_everywhere
+from tplimit.matrices.parts import Image, Matrix, Rows
+from tplimit.values import patches
+from tplimit.values.exponents import HALF, NEVER, NONE, Exponents, Size
+from tplimit.values.parity import EVEN
+from tplimit.values.tensors import Patch, Tensor, demoted, tensor, with_parity
+
+
+def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
+    """``A x`` over the columns of ``A``: rows ``(k, M)``, with the exponents of the finite axes.
+
+    It is the sum of the images under the parts of ``A``. All terms of ``x`` are asked for at once.
+    """
+    space = ctx.spaces.unify(matrix.column_space, x.space)
+    if ctx.terms > 1 and x.terms[0].exponents == NONE:
+        return expansion.add(ctx, *_image_of_unknown(ctx, matrix, x, size))
+    pieces = [p for p in expansion.pieces(x) if p.exponents != NONE] if ctx.terms > 1 else [x]
+    rows = [ctx.ledger.rows(piece) for piece in pieces]
+    block = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+    parities = [piece.parity for piece in pieces]
+    asked = Rows(block, rows, parities, size, space, matrix.parts, {})
+    images = [part.image(ctx, asked) for part in matrix.parts]
+    count = rows[0].shape[0]
+    parts = []
+    for number, piece in enumerate(pieces):
+        place = slice(number * count, (number + 1) * count)
+        here = [image.at(number, place) for image in images]
+        parts += _image(ctx, matrix, piece, here, size)
+    if ctx.terms > 1:
+        return expansion.add(ctx, *parts, *_image_of_unknown(ctx, matrix, x, size))
+    total = parts[0]
+    for part in parts[1:]:
+        total = arithmetic.add(ctx, total, part)
+    error = _image_noise(ctx, x, total.coefficient)
+    return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
+
+
+def _image(
+    ctx: Context, matrix: Matrix, x: Tensor, images: list[Image], size: Size
+) -> list[Tensor]:
+    """The image of a vector of one term as a sum."""
+    exponents, remainder = _row_exponents(x.exponents, x), _row_exponents(x.remainder, x)
+    _, gain = arithmetic.width_factor(ctx, size)
+    parts: list[Tensor] = []
+    several = ctx.terms > 1
+    for image in images:
+        level, lost = exponents + image.lift, remainder + image.lift
+        mean = tensor(image.mean, level, lost, 1, matrix.row_space)
+        if not several:
+            rest = _clt(ctx, level, lost)
+            mean = replace(mean, remainder=rest)
+            parts.append(arithmetic.multiply(ctx, mean, image.scale))
+            continue
+        # Without the change its order is all that is known.
+        unknown = lost.maximum(level + (-HALF if image.change is None else -1))
+        values = [
+            _within(image.mask, with_parity(replace(mean, remainder=unknown), image.parity[0]))
+        ]
+        if image.change is not None:
+            change = tensor(image.change, level + -HALF, NONE, 1, matrix.row_space)
+            values.append(_within(image.mask, change))
+        for value in values:
+            product = expansion.multiply(ctx, value, image.scale)
+            parts.append(replace(product, space=matrix.row_space))
+    if not several and matrix.remainder != NEVER:
+        lift = matrix.remainder + gain
+        order = (exponents + lift).maximum(remainder + lift)
+        parts.append(_nothing(ctx, matrix, x, order))
+    return parts or [_nothing(ctx, matrix, x)]
+
+
+def _within(mask: Any, value: Tensor) -> Tensor:
+    """An image that is exactly zero but on these coordinates."""
+    if mask is None:
+        return value
+    term = replace(value.terms[0], zeros=jnp.broadcast_to(~mask, value.shape))
+    out = replace(value, terms=(term,), remainder=NONE)
+    if value.remainder == NONE:
+        return out
+    return patches.with_patches(out, Patch(Fraction(0), value.remainder.max(), mask))
+
+
+def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> list[Tensor]:
+    """The image of what is unknown of a vector, and under what is unknown of the matrix."""
+    unknown = _row_exponents(patches.spread(x).remainder, x)
+    bound = patches.bound_of(x)
+    _, gain = arithmetic.width_factor(ctx, size)
+    found: list[tuple[Exponents, Any]] = [(unknown + (matrix.remainder + gain), None)]
+    found.append((_row_exponents(x.exponents, x) + (matrix.remainder + gain), None))
+    found += [(unknown + order_of(ctx, part), part.row_mask) for part in matrix.parts]
+    nothing = _nothing(ctx, matrix, x)
+    values = [_within(mask, replace(nothing, remainder=order)) for order, mask in found]
+    for block in matrix.blocks:
+        patch = Patch(block.row_share, block.bound + block.column_share + gain + bound, block.rows)
+        if block.rows is None and block.row_share == 0:
+            values.append(replace(nothing, remainder=Exponents(patch.bound)))
+        else:
+            values.append(patches.with_patches(nothing, patch))
+    return values
+
+
+def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = NONE) -> Tensor:
+    shape = (ctx.ledger.rows(x).shape[0], ctx.size(matrix.rows))
+    zeros = np.broadcast_to(np.zeros((), x.dtype), shape)
+    return with_parity(tensor(zeros, NONE, unknown, 1, matrix.row_space), EVEN)
+
+
+def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
+    """Standard error of an image from that of the vector: the same share of each row.
+
+    A matrix acts on a row as a whole, so only the size of the error counts, not its place.
+    """
+    if x.noise is None:
+        return None
+    errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
+    rows = ctx.ledger.rows(x)
+    size = jnp.mean(rows * rows, axis=1, keepdims=True)
+    share = jnp.sqrt(
+        jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
+    )
+    return share * jnp.abs(image)
+
+
+def _clt(ctx: Context, exponents: Exponents, remainder: Exponents) -> Exponents:
+    """Remainder of a width average: what was unknown, and the fluctuation at half an order less."""
+    return remainder if ctx.exact else remainder.maximum(exponents + -HALF)
+
+
+def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
+    if exponents.uniform:
+        return exponents
+    assert x.axis is not None
+    return Exponents(np.moveaxis(exponents.array, x.axis, -1).reshape(-1, 1))
+
+
+def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
+    """``A B``, one of the two being of low rank."""
+    ctx.spaces.unify(a.column_space, b.row_space)
+    factors = [part.factors for part in b.parts]
+    if any(factor is None for factor in factors):
+        if any(part.factors is None for part in a.parts):
+            ctx.fail(
+                "The product of two Gaussian matrices is not formed.",
+                advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
+            )
+        return product(ctx, b.T, a.T, inner_size).T
+    a, b = remainder_everywhere(a), remainder_everywhere(b)
+    parts = []
+    # What is unknown of A meets what is known of B in the images.
+    lost = [a.remainder + 1, *(order_of(ctx, part) for part in a.parts)]
+    remainder = b.remainder + max(lost)
+    for rows, columns, scale in (factor for factor in factors if factor is not None):
+        x = tensor(rows, scale.exponents, scale.remainder, 1, b.row_space)
+        image = demoted(apply(ctx, a, x, inner_size))
+        one = tensor(scale.coefficient, image.exponents, image.remainder)
+        parts.append(LowRank(image.coefficient, columns, one))
+    return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)

@@ -1,0 +1,114 @@
+"""Trained updates of a deferred Gaussian matrix, kept as small cores in its bases."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.algebra import arithmetic
+from tplimit.gaussian import noise
+from tplimit.gaussian.deferred import core_product
+from tplimit.interpreter.context import Context
+from tplimit.matrices.parts import Image, Part, Rows
+from tplimit.values.exponents import Exponent
+from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
+from tplimit.values.parity import UNKNOWN
+from tplimit.values.tensors import Tensor, tensor
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ProjectedUpdate(Part):
+    """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core.
+
+    ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
+    """
+
+    core: Any = field(metadata=FINITE)
+    exponent: Exponent = field(metadata=STATIC)
+    store: int = field(metadata=STORE)
+    transposed: bool = field(default=False, metadata=STATIC)
+    row_mask: Any = field(default=None, metadata=ALONG)
+    column_mask: Any = field(default=None, metadata=ALONG)
+
+    place = 1
+
+    @property
+    def T(self) -> "ProjectedUpdate":
+        return replace(
+            self,
+            transposed=not self.transposed,
+            row_mask=self.column_mask,
+            column_mask=self.row_mask,
+        )
+
+    @property
+    def level(self) -> Exponent:
+        return self.exponent
+
+    @property
+    def home(self) -> tuple[int, bool]:
+        return self.store, self.transposed
+
+    @property
+    def kernel(self) -> Any:
+        return self.core.T if self.transposed else self.core
+
+    @property
+    def key(self) -> tuple[int, bool, Exponent]:
+        return self.store, self.transposed, self.exponent
+
+    def plus(self, ctx: Context, other: "ProjectedUpdate") -> "ProjectedUpdate":
+        return replace(
+            self,
+            core=self.core + other.core,
+            row_mask=_either(self.row_mask, other.row_mask),
+            column_mask=_either(self.column_mask, other.column_mask),
+        )
+
+    def scaled(self, ctx: Context, factor: Tensor) -> tuple["ProjectedUpdate", Exponent]:
+        core, level = self.core * factor.coefficient, self.exponent + factor.exponents.value
+        return replace(self, core=core, exponent=level), self.exponent + factor.remainder.max()
+
+    def image(self, ctx: Context, rows: Rows) -> Image:
+        factor, gain = arithmetic.width_factor(ctx, rows.size)
+        met = rows.met.get(id(self)) or self._image(ctx, rows.block)
+        mean, change = (self._chosen(factor, array) for array in met)
+        one = tensor(np.ones((), rows.block.dtype))
+        unknown = [UNKNOWN] * len(rows.parities)
+        return Image(mean, change, one, self.exponent + gain, unknown, self.row_mask)
+
+    def _chosen(self, factor: float, array: Any) -> Any:
+        """Images with exact zeros where there is nothing but round-off."""
+        if array is None:
+            return None
+        array = factor * array
+        return array if self.row_mask is None else jnp.where(self.row_mask, array, 0)
+
+    def _image(self, ctx: Context, rows: Any) -> tuple[Any, Any]:
+        """Images of rows, and their change at finite width where several terms are kept."""
+        assert ctx.bank is not None
+        view = ctx.bank.view(self.store, self.transposed)
+        image = core_product(
+            self.kernel, view, rows, ctx.ledger.recall(self.store, self.transposed, rows)
+        )
+        if ctx.terms == 1:
+            return image, None
+        spaces = ctx.bank.store_spaces[self.store]
+        weights = ctx.ledger.multipliers(spaces[0] if self.transposed else spaces[1], rows.shape[1])
+        met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
+        return image, core_product(self.kernel, view, rows, met)
+
+    def fitted(self, capacity: int) -> "ProjectedUpdate":
+        extra = capacity - self.core.shape[-1]
+        if extra <= 0:
+            return self
+        room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
+        return replace(self, core=jnp.pad(self.core, room))
+
+
+def _either(a: Any, b: Any) -> Any:
+    """Mask of a sum; None is everywhere."""
+    return None if a is None or b is None else a | b

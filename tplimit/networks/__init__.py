@@ -1,0 +1,1 @@
+"""Networks to try things with: perceptrons, activations, losses, how they scale."""

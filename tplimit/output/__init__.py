@@ -1,0 +1,1 @@
+"""What leaves the library: figures, files, progress bars."""

@@ -1,0 +1,1 @@
+"""Regimes of parameterizations: exponents counted, and exponents measured."""

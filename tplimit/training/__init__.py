@@ -1,0 +1,1 @@
+"""``train`` and ``compare``: one loop, records, checkpoints."""

@@ -1,0 +1,197 @@
+"""Training at infinite and deferred width: limit values, replicates in one call while small."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+
+from tplimit import arguments
+from tplimit.errors import CancellationError, LimitWarning, WidthError
+from tplimit.training.checkpoint import Checkpoints
+from tplimit.training.divergence import Watch
+from tplimit.training.history import History
+from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
+from tplimit.training.options import Options
+from tplimit.training.trajectory import Records, Trajectory, width_label
+from tplimit.transforms.compilation import Evaluator, ReplicatesDiffer
+from tplimit.transforms.limits import MORE_TERMS, consuming, exponent_of, raw, to_limit, to_series
+from tplimit.transforms.opaque import replicate, revealed_directions, with_other_draws
+
+# Replicates of the limit are computed in one call while they have at most so many coordinates. Of
+# CPUs batched matrix products are slow: one call is 5 times faster with 8 replicates of 256
+# particles, as fast with 1024, and 2.5 times slower with 16384.
+_TOGETHER_CPU, _TOGETHER = 2**11, 2**18
+
+# So many steps show whether records depend on the draw of the initial function.
+_TELLING = 2
+
+
+def train_limit(
+    functions: "Traced",
+    theta: Any,
+    batches: list[Any],
+    options: Options,
+    keys: jax.Array,
+    progress: bool,
+    checkpoints: Checkpoints,
+) -> Trajectory:
+    """Train, and begin again where it turns out that the run has to be made in another way."""
+    first = {"terms": options.kept_terms, "together": _together(len(keys), options.coordinates)}
+    decided = checkpoints.decided(first)
+    watch = Watch(width_label(options.width), options.fluctuations)
+    while True:
+        now = replace(options, terms=decided["terms"])
+        engine = _Limit(functions, theta, now, keys, decided["together"])
+        try:
+            history, state = run(engine, batches, progress, checkpoints, watch)
+            return engine.trajectory(history, state)
+        except ReplicatesDiffer:
+            # Each has to be compiled for its own decisions.
+            decided = checkpoints.begin_again(decided | {"together": 1})
+        except CancellationError:
+            # Leading terms vanish: the next ones decide, and say so if they do not help.
+            if options.terms is not None or now.series or options.deferred:
+                raise
+            decided = checkpoints.begin_again(decided | {"terms": MORE_TERMS})
+
+
+class Traced:
+    """The functions of a run, each traced once for all of its parts and attempts."""
+
+    def __init__(self, functions: Functions) -> None:
+        init, step, observe = functions
+        self.given = functions
+        self.init = None if init is None else Evaluator(init)
+        self.step = Evaluator(step)
+        self.observe: Evaluator | None = None
+        if observe is not None:
+            self.observe = Evaluator(observe)
+            beside = functools.wraps(observe)(lambda state: (state, observe(state)))
+            self.observe_and_keep = Evaluator(beside)
+
+    def observer(self, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
+        """A function from a state to (state, observation), which may `keep` what it reveals of the
+        weights in the state; forgetting is cheaper."""
+        if self.observe is None:
+            return lambda state: (state, None)
+        if keep:
+            return consuming(self.observe_and_keep, calls, replicated=many)
+        forget = raw(self.observe, many)
+        return lambda state: (state, forget(state))
+
+
+class _Limit(Engine):
+    """Samplings of the limit, so many of them `together` in one call."""
+
+    def __init__(
+        self, functions: Traced, theta: Any, options: Options, keys: jax.Array, together: int
+    ) -> None:
+        self.label = width_label(options.width)
+        self.functions, self.theta, self.options = functions, theta, options
+        self.parts = [keys[i : i + together] for i in range(0, len(keys), together)]
+        self.many = together > 1
+
+    def start(self, part: jax.Array, redraw: Callable[[Any], Any] = lambda state: state) -> Any:
+        state = redraw(self.options.sample(self.theta, part if self.many else part[0]))
+        init = self.functions.init
+        return raw(init, self.many)(state) if init else state
+
+    def moves(self, part: jax.Array, left: int, tell: Tell) -> Moves:
+        return Moves(
+            self.functions.observer(left + 1, self.options.keeps_reveals, self.many),
+            consuming(self.functions.step, left, lambda: tell("compiling"), self.many),
+        )
+
+    def begin(self, history: History, batches: Sequence[Any]) -> None:
+        sampled = self.options.series and self.options.init_output == "sample"
+        if history.empty and sampled:
+            history.random = self._is_random(batches)
+        if history.random and self.options.bias_check:
+            raise ValueError(
+                "bias_check cannot tell the bias of a random limit, whose replicates have initial "
+                'functions of their own: use init_output="zero"'
+            )
+
+    def _is_random(self, batches: Sequence[Any]) -> bool:
+        """Whether limits depend on the central-limit terms, the draw of the initial function.
+
+        The first records tell, up to those of the last new kind of batch: they are computed with
+        two draws and all else equal.
+        """
+        forms = [jax.tree.structure(batch) for batch in batches]
+        last = max(forms.index(form) for form in forms)
+
+        def first_records(redraw: Callable[[Any], Any]) -> list[Any]:
+            part, records = self.parts[0], []
+            state = self.start(part, redraw)
+            moves = self.moves(part, len(batches), lambda text: None)
+            for batch in batches[: last + _TELLING]:
+                state, seen = moves.observe(state)
+                records.append(self._limits("observations", seen))
+                state, output = pair(moves.step(state, batch))
+                records.append(self._limits("outputs", output))
+            records.append(self._limits("observations", moves.observe(state)[1]))
+            return jax.tree.leaves(records)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LimitWarning)  # the run itself warns
+            both = first_records(lambda state: state), first_records(with_other_draws)
+        return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*both, strict=True))
+
+    def numbers(self, which: str, record: Any) -> Any:
+        """With fluctuations a pair: limits, and coefficients of n^-1/2."""
+        limits = self._limits(which, record)
+        if not self.options.fluctuations:
+            return limits
+        return limits, self._arrays(lambda leaf: to_series(leaf).at(Fraction(-1, 2)), record)
+
+    def _limits(self, which: str, record: Any) -> Any:
+        given = self.functions.given
+        _check_record(given.step if which == "outputs" else given.observe, record)
+        return self._arrays(to_limit, record)
+
+    def _arrays(self, kind: Callable[[Any], Any], record: Any) -> Any:
+        arrays = jax.tree.map(lambda leaf: np.array(kind(leaf)), record)
+        return arrays if self.many else jax.tree.map(lambda array: array[None], arrays)
+
+    def exponents(self, record: Any) -> Any:
+        return jax.tree.map(exponent_of, record)
+
+    def trajectory(self, history: History, state: Any) -> Trajectory:
+        """What was recorded, with the state of the last replicate."""
+        state = replicate(state, -1) if self.many else state
+        records, fluctuations = history.records(), None
+        if self.options.fluctuations:
+            records, fluctuations = (
+                Records(records.outputs[part], records.observations[part]) for part in (0, 1)
+            )
+        return Trajectory(
+            records, history.exponents(), self.options.width, state, revealed_directions(state),
+            fluctuations=fluctuations, random=history.random,
+        )  # fmt: skip
+
+
+def _together(replicates: int, coordinates: int) -> int:
+    """How many replicates share a call: a divisor of their number, so that all calls are alike."""
+    bound = _TOGETHER_CPU if jax.default_backend() == "cpu" else _TOGETHER
+    most = max(1, bound // coordinates)
+    return max(size for size in range(1, replicates + 1) if replicates % size == 0 and size <= most)
+
+
+def _check_record(source: Any, record: Any) -> None:
+    """Records are numbers: what has a width is a random variable for each of its coordinates."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(record):
+        if leaf._aval.width_axes:
+            raise WidthError(
+                f"output{jax.tree_util.keystr(path)} of {arguments.described(source)} has a width, "
+                f"{leaf!r}, and so no record at tp.inf or tp.Deferred(n).",
+                location=leaf._origin,
+                advice="Return averages over the width, such as jnp.mean(h**2), or outputs of the "
+                "network; the state at the end is Trajectory.state.",
+            )
+    arguments.records(source, jax.tree.map(lambda leaf: leaf._aval, record))

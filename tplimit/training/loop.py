@@ -1,0 +1,128 @@
+"""The training loop, the same at every width, over a small engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from tplimit.errors import CancellationError
+from tplimit.output.progress import bar
+from tplimit.training.checkpoint import Checkpoints
+from tplimit.training.divergence import Watch
+from tplimit.training.history import History
+
+Tell = Callable[[str], None]
+
+
+class Functions(NamedTuple):
+    """The functions of a run as they were given; `init` and `observe` may be None."""
+
+    init: Callable[[Any], Any] | None
+    step: Callable[[Any, Any], Any]
+    observe: Callable[[Any], Any] | None
+
+
+class Moves(NamedTuple):
+    """What is done to a state: both give the next state (or the same) and a record.
+
+    `observe` is called before each step and after the last; `step` takes a batch besides.
+    """
+
+    observe: Callable[[Any], tuple[Any, Any]]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Engine(ABC):
+    """How networks of one kind of width are started, looked at, and trained."""
+
+    #: What is run, such as "width 64".
+    label: str
+    #: Keys of the replicates that are trained together, part by part.
+    parts: Sequence[jax.Array]
+
+    @abstractmethod
+    def start(self, part: jax.Array) -> Any:
+        """Initial state of these replicates."""
+
+    @abstractmethod
+    def moves(self, part: jax.Array, left: int, tell: Tell) -> Moves:
+        """Moves of a state that has so many steps to go; `tell` says what takes its time."""
+
+    @abstractmethod
+    def numbers(self, which: str, record: Any) -> Any:
+        """A record as NumPy arrays with the leading axis replicate.
+
+        `which` is "outputs" or "observations".
+        """
+
+    @abstractmethod
+    def exponents(self, record: Any) -> Any:
+        """Powers of the width of the entries of a record."""
+
+    def begin(self, history: History, batches: Sequence[Any]) -> None:  # noqa: B027
+        """Called before the first state, with what an earlier call may have recorded."""
+
+
+def run(
+    engine: Engine,
+    batches: Sequence[Any],
+    progress: bool,
+    checkpoints: Checkpoints,
+    watch: Watch,
+) -> tuple[History, Any]:
+    """Train all parts over the batches, from where a checkpoint has left off.
+
+    Returns: what was recorded; the state of the last part.
+    """
+    history = checkpoints.history([len(part) for part in engine.parts])
+    watch.look(history)
+    done = len(history.pieces)
+    if done == len(engine.parts):
+        engine.begin(history, batches)
+        return history, checkpoints.restore(engine.start(engine.parts[-1]))
+    steps = len(batches) * (len(engine.parts) - done) - len(history.outputs)
+
+    def note(which: str, record: Any) -> None:
+        # Numbers at once, so that a program without a limit is refused at its first step.
+        history.note(which, engine.numbers(which, record), engine.exponents(record))
+
+    with bar(steps, engine.label, progress) as advance:
+        engine.begin(history, batches)
+        for part in engine.parts[done:]:
+            state = checkpoints.restore(engine.start(part))
+            moves = engine.moves(part, len(batches) - len(history.outputs), advance)
+            for batch in batches[len(history.outputs) :]:
+                state, seen = moves.observe(state)
+                try:
+                    state, output = pair(moves.step(state, batch))
+                except CancellationError as error:
+                    # If it diverges already, that is the cause.
+                    engine.numbers("observations", seen)
+                    watch.explain(error)
+                    raise
+                note("observations", seen)
+                note("outputs", output)
+                watch.look(history)
+                checkpoints.save(state, history)
+                advance("training")
+            state, seen = moves.observe(state)
+            note("observations", seen)
+            history.finish_part()
+            watch.look(history)
+            checkpoints.save(state, history)
+    return history, state
+
+
+def pair(result: Any) -> tuple[Any, Any]:
+    """What a step returned: state and output.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"step has to return (state, output), but it returns a {type(result).__name__}; "
+            "write for instance: return new_theta, loss"
+        )
+    return result

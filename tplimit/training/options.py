@@ -1,0 +1,105 @@
+"""How a run is sampled: the options of ``tplimit.train`` and ``tplimit.sample`` as one object."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from tplimit import arguments
+from tplimit.arguments import Deferred, inf
+from tplimit.transforms.sampling import drawn
+
+
+def _checked(check: Callable[[Any], Any]) -> dict[str, Any]:
+    """The metadata of an option: the function that checks its values."""
+    return {"check": check}
+
+
+def _perhaps(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _flag(name: str) -> Callable[[Any], bool]:
+    return lambda value: arguments.flag(name, value)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``tplimit.train`` about sampling; checked when it is made.
+
+    A new option is a field here, and an argument of ``train`` that is passed on. Where it is not
+    compared, a checkpoint of a run with another value is one of the same run.
+
+    Raises:
+        TypeError, ValueError: a value of another kind, or out of range; options that do not go
+            together.
+    """
+
+    width: Any = field(metadata=_checked(lambda width: width))
+    samples: int = field(metadata=_checked(arguments.samples))
+    replicates: int = field(metadata=_checked(arguments.replicates))
+    noise: str = field(metadata=_checked(arguments.noise))
+    rank_tolerance: float | None = field(metadata=_checked(arguments.rank_tolerance))
+    terms: int | None = field(metadata=_checked(_perhaps(arguments.terms)))
+    init_output: str = field(metadata=_checked(arguments.init_output))
+    fluctuations: bool = field(metadata=_checked(_flag("fluctuations")))
+    mesh: Mesh | None = field(compare=False, metadata=_checked(arguments.mesh))
+    bias_check: bool = field(compare=False, metadata=_checked(_flag("bias_check")))
+
+    def __post_init__(self) -> None:
+        # What is no option is refused at every width.
+        for one in fields(self):
+            object.__setattr__(self, one.name, one.metadata["check"](getattr(self, one.name)))
+        if self.bias_check and self.replicates < 2:
+            raise ValueError(
+                "bias_check compares with the standard error: use replicates=2 or more"
+            )
+        if self.fluctuations and self.width != inf:
+            raise ValueError("fluctuations are those around the limit: use width=tp.inf")
+        if self.fluctuations and (self.terms == 1 or self.init_output == "zero"):
+            raise ValueError(
+                "fluctuations are the second of two terms: leave terms and init_output as they are"
+            )
+
+    def compared(self) -> dict[str, Any]:
+        """What identifies a run."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+
+    @property
+    def kept_terms(self) -> int:
+        """Terms that are kept at first."""
+        return self.terms or (2 if self.fluctuations else 1)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether it is a network of finite width, drawn only where it is looked at."""
+        return isinstance(self.width, Deferred)
+
+    @property
+    def coordinates(self) -> int:
+        """Coordinates of a vector at the common width."""
+        return self.width.n if isinstance(self.width, Deferred) else self.samples
+
+    @property
+    def series(self) -> bool:
+        """Whether values have several terms."""
+        return not self.deferred and self.kept_terms > 1
+
+    @property
+    def keeps_reveals(self) -> bool:
+        """Whether what an observation reveals has to hold for all that follow.
+
+        A network of finite width is one function, and so it is for the terms that tell how one
+        wide network differs from another. In the limit averages do not depend on it.
+        """
+        return self.deferred or self.series
+
+    def sample(self, theta: Any, key: jax.Array) -> Any:
+        """Limit values of declared parameters, as ``tplimit.sample`` gives them."""
+        return drawn(
+            theta, key, width=self.width, samples=self.samples, noise=self.noise,
+            rank_tolerance=self.rank_tolerance, mesh=self.mesh,
+            terms=self.kept_terms, init_output=self.init_output,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""``limit``, ``leading``, ``series``; sampling, opaque values, compilation, devices."""

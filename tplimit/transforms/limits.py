@@ -1,0 +1,328 @@
+"""``limit`` and ``leading``: plain JAX functions evaluated at infinite width.
+
+``tp.limit(step)(theta, batch)``: the function is traced (``trace.py``), interpreted on the limit
+values (``interpret.py``), and the result compiled (``evaluation.py``). Exponents and classes are
+part of the compilation key; arrays are not.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import arguments
+from tplimit.algebra.arithmetic import ZERO_SIGMAS, significant
+from tplimit.errors import (
+    CANCELLATION_ADVICE,
+    DIVERGENCE_ADVICE,
+    CancellationError,
+    DivergenceError,
+    LimitError,
+)
+from tplimit.transforms.compilation import Evaluator
+from tplimit.transforms.opaque import LimitValue, with_terms
+from tplimit.values.exponents import NEVER, Exponent, Exponents
+from tplimit.values.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Leading asymptotics ``coefficient * n**exponent`` of a finite output.
+
+    Attributes:
+        coefficient: array of coefficients.
+        exponent: exact exponent, a ``Fraction`` (``-inf`` for an exact zero), or an object
+            array of them where entries differ.
+        stderr: sampling error of the coefficient estimated from the spread over the particles,
+            0 where it is exact, NaN where the coefficient is not finite. Replicates (``tp.train``)
+            give a sharper and safer estimate.
+    """
+
+    coefficient: jax.Array
+    exponent: Any
+    stderr: jax.Array
+
+    def __repr__(self) -> str:
+        return f"Leading({self.coefficient} +- {self.stderr}, n^{self.exponent})"
+
+
+def to_limit(leaf: LimitValue) -> Any:
+    """The limit of a finite output as an array; vectors and matrices stay opaque.
+
+    Raises:
+        DivergenceError: an entry grows with the width.
+        CancellationError: the leading coefficient vanishes and the next term is not known.
+    """
+    value = leaf._value
+    if not isinstance(value, Tensor) or not value.finite:
+        return leaf
+    if value.exponents.max() > 0:
+        _raise_growing(leaf, value)
+    if value.remainder.max() >= 0:
+        raise CancellationError(
+            f"The limit of an output is not known: the unknown part is of order "
+            f"n^{value.remainder.max()}.",
+            location=leaf._origin,
+            advice=CANCELLATION_ADVICE,
+        )
+    keep = value.exponents.mask(0)
+    if keep.all():
+        return jnp.asarray(value.coefficient)
+    return jnp.where(keep, value.coefficient, jnp.zeros((), value.dtype))
+
+
+def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
+    top = value.exponents.max()
+    grows = value.exponents.mask(top)
+    zero = np.asarray(jnp.abs(value.coefficient)) <= (
+        0 if value.noise is None else ZERO_SIGMAS * np.asarray(value.noise)
+    )
+    if np.all(zero | ~np.broadcast_to(grows, zero.shape)):
+        raise CancellationError(
+            f"An output is of order n^{top} with a coefficient that is zero within the sampling "
+            "error: its true order and its limit are not known.",
+            location=leaf._origin,
+            advice=CANCELLATION_ADVICE,
+        )
+    raise DivergenceError(
+        f"An output grows like n^{top}.", location=leaf._origin, advice=DIVERGENCE_ADVICE
+    )
+
+
+@dataclass(frozen=True)
+class Series:
+    """All that is known of a finite output: ``sum_k n^e_k c_k + O(n^remainder)``.
+
+    Attributes:
+        terms: pairs (exponent, coefficient), the largest exponent first; arrays of exponents
+            where entries differ (object arrays of ``Fraction``, ``-inf`` for an exact zero).
+        remainder: exponent of what is unknown, ``-inf`` where nothing is, -1000 where it vanishes
+            faster than any power of the width.
+    """
+
+    terms: tuple[tuple[Any, jax.Array], ...]
+    remainder: Any
+
+    def at(self, exponent: Any) -> jax.Array:
+        """The coefficient at an exponent, 0 where no term has it.
+
+        Raises:
+            CancellationError: the unknown part is of this order or larger.
+        """
+        unknown = np.asarray(self.remainder, dtype=float)
+        if np.any(unknown >= float(exponent)):
+            raise CancellationError(
+                f"The term n^{exponent} of a series is not known: its remainder is of order "
+                f"n^{unknown.max()}.",
+                advice="A sum over a width has two known terms: its mean and its fluctuation.",
+            )
+        found = [jnp.where(np.asarray(e == exponent, dtype=bool), c, 0) for e, c in self.terms]
+        return jnp.asarray(sum(found[1:], found[0]))
+
+    def __repr__(self) -> str:
+        known = " + ".join(f"n^{e} {c}" for e, c in self.terms)
+        return f"Series({known} + O(n^{self.remainder}))"
+
+
+def to_series(leaf: LimitValue) -> Any:
+    """All terms of a finite output; vectors and matrices stay opaque."""
+    value = leaf._value
+    if not isinstance(value, Tensor) or not value.finite:
+        return leaf
+    terms = tuple((_exponent(t.exponents), jnp.asarray(t.coefficient)) for t in value.terms)
+    return Series(terms, _exponent(value.remainder))
+
+
+def to_leading(leaf: LimitValue) -> Any:
+    """Coefficient and exponent of a finite output; vectors and matrices stay opaque.
+
+    Raises:
+        CancellationError: the leading coefficient is zero within the sampling error.
+    """
+    value = leaf._value
+    if not isinstance(value, Tensor) or not value.finite:
+        return leaf
+    if value.vanishes:
+        zero = jnp.zeros(value.shape, value.dtype)
+        return Leading(zero, NEVER, zero)
+    hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    if np.any(np.asarray(hidden.array, dtype=bool)) or not bool(significant(value)):
+        raise CancellationError(
+            f"The leading term of an output is not known: its coefficient at "
+            f"n^{value.exponents} is zero within the sampling error.",
+            location=leaf._origin,
+            advice=CANCELLATION_ADVICE,
+        )
+    coefficient = jnp.asarray(value.coefficient)
+    noise = jnp.zeros((), value.dtype) if value.noise is None else value.noise
+    # What is no number is not known to any accuracy.
+    noise = jnp.where(jnp.isfinite(coefficient), noise, jnp.nan)
+    return Leading(coefficient, _exponent(value.exponents), noise)
+
+
+def exponent_of(leaf: LimitValue) -> Any:
+    """Exponent of a value: a ``Fraction``, ``-inf`` for zero, or an object array of them."""
+    if not isinstance(leaf._value, Tensor):
+        raise LimitError("A matrix has no single exponent.")
+    return _exponent(leaf._value.exponents)
+
+
+def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
+    return exponents.value if exponents.uniform else exponents.array
+
+
+#: Terms that are kept where one is not enough.
+MORE_TERMS = 2
+
+
+def _transformed(
+    function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
+) -> Any:
+    evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
+
+    def evaluated(given: Any) -> Any:
+        return jax.tree.map(convert, evaluator(*given))
+
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        given = (args, kwargs)
+        if least > 1:
+            given = with_terms(given, least) or given
+        try:
+            return evaluated(given)
+        except CancellationError:
+            # Leading terms vanish: more terms decide, if the values still allow it.
+            more = with_terms(given, MORE_TERMS)
+            if more is None:
+                raise
+        return evaluated(more)
+
+    return limited
+
+
+def limit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that evaluates the infinite-width limit of ``function``.
+
+    ``function`` is plain JAX. Its arguments are values from ``tp.sample(..., width=tp.inf)`` (or
+    ``tp.Deferred(n)``) and ordinary arrays, in any pytrees. Finite outputs are ordinary arrays:
+    the limits, 0 where the output vanishes with the width. Outputs with a width axis are opaque
+    values for further limited functions.
+
+    The call is traced and compiled by itself. ``tp.limit(function)`` traces ``function`` at its
+    first call with arguments of a form, global variables and attributes with the values that they
+    have then, and keeps the trace, as ``jax.jit`` does; where these have changed, write
+    ``tp.limit(function)`` again. Tracing takes about a tenth of a second, so that a loop had better
+    call one limited function. Compiled programs are kept apart from functions: whatever is traced
+    to the same program is not compiled again.
+
+    Each call knows what the values it receives have revealed of the random matrices, and forgets
+    what it reveals unless it returns values with a width. Where numbers are random (several terms,
+    ``tp.Deferred``) those of two calls then belong to two networks; let the parameters pass, as in
+    ``f, theta = tp.limit(lambda t: (predict(t, x), t))(theta)``.
+
+    Raises:
+        DivergenceError: a finite output grows with the width.
+        CancellationError: terms cancel and this version does not know the next ones.
+        NoLimitError, UnsupportedOperationError, WidthError: with the line of the operation.
+
+    Source: Master Theorem, G. Yang, *Tensor Programs III*, arXiv 2009.10685.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> v = tp.sample(tp.normal((n,)), jax.random.key(0), width=tp.inf, samples=1024)
+        >>> tp.limit(lambda v: (v * v).mean())(v).round(3)
+        Array(1., dtype=float32)
+    """
+    return _transformed(function, to_limit)
+
+
+def leading(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like ``tp.limit``; finite outputs are ``tp.Leading(coefficient, exponent, stderr)``.
+
+    Raises:
+        CancellationError: a leading coefficient is zero within its sampling error, so that the
+            true exponent is not known.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> v = tp.sample(tp.normal((n,)), jax.random.key(0), width=tp.inf, samples=1024)
+        >>> tp.leading(lambda v: (v * v).sum())(v).exponent
+        Fraction(1, 1)
+    """
+    return _transformed(function, to_leading)
+
+
+def series(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like ``tp.limit``; finite outputs are ``tp.Series(terms, remainder)``, all terms known.
+
+    At least two terms are kept. The term at ``n^(-1/2)`` below the limit holds the fluctuations
+    of networks of finite width: over independent keys ``n^(-1/2)`` times its standard deviation
+    is theirs, to leading order.
+
+    Raises: as ``tp.limit``, but nothing for outputs that grow or vanish.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> v = tp.sample(tp.normal((n,)), jax.random.key(0), width=tp.inf, samples=1024)
+        >>> tp.series(lambda v: (v * v).mean())(v).remainder
+        Fraction(-1, 1)
+    """
+    return _transformed(function, to_series, MORE_TERMS)
+
+
+def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> None:
+    """Check that ``function`` is the same program at the given widths as in the limit.
+
+    Raises:
+        NoLimitError, WidthError: naming the line where it is not, such as ``if n > 1000``.
+    """
+    Evaluator(function).align(args, widths)
+
+
+def raw(function: Callable[..., Any] | Evaluator, replicated: bool = False) -> Callable[..., Any]:
+    """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents.
+
+    ``replicated``: the limit values have a leading axis of independent replicates. An evaluator
+    stands for its function as it was traced.
+    """
+    evaluator = _evaluator(function)
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        return evaluator(args, kwargs, replicated=replicated)
+
+    return limited
+
+
+def consuming(
+    function: Callable[..., Any] | Evaluator,
+    calls: int,
+    on_compile: Callable[[], None] | None = None,
+    replicated: bool = False,
+) -> Callable[..., Any]:
+    """Like ``raw``, for ``calls`` calls in a row, each of which takes over the state before it.
+
+    The memory of the stores is reused: arguments that hold any must not be used again.
+    ``on_compile`` is called before a call that has to be compiled.
+    """
+    evaluator = _evaluator(function)
+    left = calls
+
+    def limited(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return evaluator(
+            args, {}, last=True, calls=left + 1, on_compile=on_compile, replicated=replicated
+        )
+
+    return limited
+
+
+def _evaluator(function: Callable[..., Any] | Evaluator) -> Evaluator:
+    return function if isinstance(function, Evaluator) else Evaluator(function)

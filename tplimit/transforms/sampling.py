@@ -1,0 +1,472 @@
+"""Random parameters: declared once, sampled at any width.
+
+``tp.normal((n, n), std=n**-0.5)`` declares; ``tp.sample(theta, key, width=...)`` gives ordinary
+arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tplimit import arguments
+from tplimit.algebra import expansion
+from tplimit.arguments import Deferred, inf
+from tplimit.caching.store import kept
+from tplimit.declare.parameters import Parameter, is_parameter
+from tplimit.declare.widths import Scale, Width, as_scale
+from tplimit.errors import LimitError, LimitWarning, WidthError
+from tplimit.gaussian import deferred, noise, sobol
+from tplimit.gaussian.bank import Bank
+from tplimit.gaussian.deferred import Law
+from tplimit.interpreter.context import Context
+from tplimit.matrices import matrices
+from tplimit.matrices.parts import Matrix
+from tplimit.matrices.scaled_gaussian import ScaledGaussian
+from tplimit.program.tracing import Aval
+from tplimit.transforms import sharding
+from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
+from tplimit.values.exponents import NEVER, NONE, Dim, Exponents, Size
+from tplimit.values.parity import EVEN, Parity
+from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
+
+_SALT = 0x7470_6C69
+
+#: New directions below this share of a row's second moment are dropped in the limit.
+RANK_TOLERANCE = 1e-5
+
+
+def sample(
+    theta: Any,
+    key: jax.Array,
+    *,
+    width: Any,
+    samples: int = 2**14,
+    noise: str = "sobol",
+    rank_tolerance: float | None = None,
+    mesh: Mesh | None = None,
+    terms: int = 1,
+    init_output: str = "sample",
+) -> Any:
+    """Parameters at a width.
+
+    Args:
+        theta: pytree of declared parameters; other leaves are passed through.
+        key: random key; equal keys give equal draws.
+        width: an integer, ``{name: integer}``, ``tp.Deferred(n)`` or ``tp.inf``.
+        samples: Monte Carlo particles per common width ``n`` (``tp.inf`` only).
+        noise: how particles are drawn at ``tp.inf``: ``"sobol"``, randomised Sobol' points, or
+            ``"random"``, pseudo-random numbers. Both are moment-matched.
+        rank_tolerance: share of a vector's second moment below which a new direction of a
+            random matrix is not revealed (default: 1e-5 at ``tp.inf``, round-off at Deferred).
+            0 stands for round-off, ``(1000 eps)^2``.
+        mesh: devices that share the particles, a ``jax.sharding.Mesh`` (limit values only).
+        terms: how many terms of the expansion in the width are kept of every value at ``tp.inf``.
+            With 1 a program whose leading terms vanish, such as one in a kernel regime, gives a
+            ``CancellationError``; 2 or 3 evaluate it, at several times the cost.
+        init_output: with several terms, ``"sample"`` draws the central-limit terms of sums over a
+            width, so that the initial function is one random function, or ``"zero"`` leaves them
+            out, so that it is 0.
+
+    Returns: the same pytree with arrays (integer widths) or opaque limit values.
+
+    Raises:
+        WidthError: ``width`` is no width, undeclared ratios, sizes that are no whole numbers, or
+            particles that cannot be divided evenly among the devices.
+        TypeError: an argument is of another kind: ``key`` is no random key, ``samples`` no integer,
+            ``mesh`` no mesh.
+        ValueError: an argument is out of range: an array of keys, an unknown kind of noise or
+            initial output, less than two samples, a rank tolerance outside of [0, 1), or other
+            than 1, 2 or 3 terms.
+
+    Warns:
+        LimitWarning: Sobol' noise with ``samples`` that are no power of two. It works; the points
+            are balanced less well, which costs up to a third of the precision.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
+        (8,)
+    """
+    return drawn(
+        theta,
+        arguments.key(key),
+        width=width_of(theta, width),
+        samples=arguments.samples(samples),
+        noise=arguments.noise(noise),
+        rank_tolerance=arguments.rank_tolerance(rank_tolerance),
+        mesh=arguments.mesh(mesh),
+        terms=arguments.terms(terms),
+        init_output=arguments.init_output(init_output),
+    )
+
+
+def drawn(
+    theta: Any,
+    key: jax.Array,
+    *,
+    width: Any,
+    samples: int,
+    noise: str,
+    rank_tolerance: float | None,
+    mesh: Mesh | None,
+    terms: int,
+    init_output: str,
+) -> Any:
+    """``sample`` with arguments that are checked; several keys give as many replicates of limit
+    values."""
+    leaves, tree = jax.tree.flatten(theta, is_leaf=is_parameter)
+    if is_limit(width):
+        law = law_of(width, noise, rank_tolerance)
+        n = width.n if isinstance(width, Deferred) else samples
+        _warn_of_balance(law, n)
+        mesh = None if mesh is None else sharding.for_particles(mesh, n)
+        dtype = np.dtype(jnp.result_type(float))
+        # A network of finite width is what it is, without any expansion.
+        kept = 1 if law.exact else terms
+        values = _limit_values(
+            leaves, key, Draw(law, n, dtype, mesh, kept, init_output == "sample")
+        )
+    else:
+        sizes, key = _sizes(width, _widths(leaves)), jax.random.fold_in(key, _SALT)
+        values = [
+            _dense(leaf, jax.random.fold_in(key, i), sizes) if is_parameter(leaf) else leaf
+            for i, leaf in enumerate(leaves)
+        ]
+    return jax.tree.unflatten(tree, values)
+
+
+def is_limit(width: Any) -> bool:
+    """Whether what is sampled at a width are limit values, not ordinary arrays."""
+    return isinstance(width, Deferred) or width == inf
+
+
+def width_of(theta: Any, width: Any) -> Any:
+    """A width that the declarations in a tree can be sampled at.
+
+    Raises:
+        WidthError: it is none, ratios are not declared, or sizes are no whole numbers.
+    """
+    parameters = [leaf for leaf in jax.tree.leaves(theta) if is_parameter(leaf)]
+    widths = _widths(parameters)
+    width = arguments.width(width, widths)
+    if is_limit(width):
+        _check_ratios(widths)
+    else:
+        sizes = _sizes(width, widths)
+        for parameter in parameters:
+            _shape(parameter, sizes)
+    return width
+
+
+def _widths(leaves: Sequence[Any]) -> dict[str, Width]:
+    found: dict[str, Width] = {}
+    for leaf in leaves:
+        if not isinstance(leaf, Parameter):
+            continue
+        scales = [as_scale(dim) for dim in leaf.shape] + [leaf.scale, leaf.mean]
+        for width in (w for scale in scales for w in scale.widths):
+            if found.setdefault(width.name, width).ratio != width.ratio:
+                raise WidthError(f"The width {width.name!r} is declared with two ratios.")
+    return found
+
+
+def _check_ratios(widths: Mapping[str, Width]) -> None:
+    undeclared = [name for name, width in widths.items() if width.declared is None]
+    if len(undeclared) > 1:
+        names = ", ".join(sorted(undeclared))
+        raise WidthError(
+            f"The limit depends on the ratios of the widths {names}, which are not declared.",
+            advice=f'Declare them, for instance tp.Width("{sorted(undeclared)[1]}", ratio=2).',
+        )
+
+
+def _sizes(width: Any, widths: Mapping[str, Width]) -> dict[str, int]:
+    if isinstance(width, Mapping):
+        return dict(width)
+    return {name: Size(w.ratio).at(width) for name, w in widths.items()}
+
+
+def _shape(parameter: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    shape = []
+    for dim in parameter.shape:
+        length = as_scale(dim).at(sizes)
+        if abs(length - round(length)) > 1e-9 * max(length, 1):
+            raise WidthError(
+                f"An axis of length {dim} has length {length} at {dict(sizes)}, which is no whole "
+                "number."
+            )
+        shape.append(round(length))
+    return tuple(shape)
+
+
+def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
+    dtype, shape = jnp.result_type(float), _shape(parameter, sizes)
+    std, mean = parameter.std.at(sizes), parameter.mean.at(sizes)
+    return jnp.asarray(mean, dtype) + jnp.asarray(std, dtype) * parameter.draw(key, shape, dtype)
+
+
+def _dims(parameter: Parameter) -> tuple[Dim, ...]:
+    dims: list[Dim] = []
+    for dim in parameter.shape:
+        scale = as_scale(dim)
+        coefficient, power = scale.on_ray()
+        if power == 0:
+            dims.append(round(coefficient))
+        else:
+            name = "*".join(sorted(width.name for width in scale.widths))
+            dims.append(Size(Fraction(coefficient).limit_denominator(10**6), name=name))
+    return tuple(dims)
+
+
+def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
+    """How noise is drawn at a width, from the arguments of ``sample``."""
+    exact = isinstance(width, Deferred)
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    # Directions made of round-off would be amplified: with 50 eps, training that converges fails
+    # after some tens of steps.
+    smallest = (1000 * eps) ** 2
+    default = smallest if exact else RANK_TOLERANCE
+    # At finite width the noise is pseudo-random, whatever is asked for in the limit.
+    kind = "random" if exact else kind
+    tolerance = default if tolerance is None else max(tolerance, smallest)
+    return Law(exact, tolerance, kind)
+
+
+def _warn_of_balance(law: Law, n: int) -> None:
+    if law.kind == "sobol" and n & (n - 1):
+        lower = 1 << (n.bit_length() - 1)
+        warnings.warn(
+            LimitWarning(
+                f"samples={n} is no power of two: Sobol' points are then balanced less well. "
+                f'Use {lower} or {2 * lower}, or noise="random".'
+            ),
+            stacklevel=4,
+        )
+
+
+class Draw(NamedTuple):
+    """How limit values are drawn (see ``Bank``)."""
+
+    law: Law
+    n: int
+    dtype: np.dtype
+    mesh: Mesh | None = None
+    terms: int = 1
+    fluctuating: bool = True
+
+
+def _limit_values(leaves: Sequence[Any], key: jax.Array, how: Draw) -> list[Any]:
+    declared = tuple(leaf if is_parameter(leaf) else None for leaf in leaves)
+    values, bank = _sampler(declared, how)(key)
+    revealed = Revealed(bank, Lineage())
+    return [
+        leaf if parameter is None else LimitValue(value, _aval(parameter), revealed)
+        for leaf, parameter, value in zip(leaves, declared, values, strict=True)
+    ]
+
+
+def _sampler(
+    declared: tuple[Parameter | None, ...], how: Draw
+) -> Callable[[jax.Array], tuple[list[Any], Bank]]:
+    """The compiled draw of these parameters."""
+
+    def draw(key: jax.Array) -> tuple[list[Any], Bank]:
+        # Apart from keys that callers split off the same key: split(key)[i] is fold_in(key, i).
+        key = jax.random.fold_in(key, _SALT)
+        with noise.divided(how.mesh is not None):
+            values, bank = _Sampler(key, how).draw(declared)
+        return sharding.constrained(how.mesh, (values, replace(bank, mesh=how.mesh)))
+
+    def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
+        return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
+
+    return kept("sampler", lambda: jax.jit(draw_all), declared, how)
+
+
+def _aval(parameter: Parameter) -> Aval:
+    return Aval(_dims(parameter), np.dtype(jnp.result_type(float)))
+
+
+class _Sampler:
+    """Draws limit values: vectors as particles, matrices as empty stores."""
+
+    def __init__(self, key: jax.Array, how: Draw) -> None:
+        self.key, self.how = key, how
+        self.law, self.n, self.dtype = how.law, how.n, how.dtype
+        self.exact = self.law.exact
+        self.stores: list[deferred.Store] = []
+        self.store_spaces: list[tuple[int, int]] = []
+        self.anchors: list[jax.Array] = []
+        self.anchor_spaces: list[int] = []
+        self.spaces = 0
+        self.initial = 0
+        self.orders: dict[int, jax.Array] = {}
+        self.ctx = Context(Bank(n=self.n, law=self.law, terms=how.terms))
+
+    def draw(self, leaves: Sequence[Parameter | None]) -> tuple[list[Any], Bank]:
+        """Values of the parameters (None where there is none), and their bank."""
+        gaussians = self._joint_rows(leaves)
+        values = [
+            None if leaf is None else self._value(leaf, i, gaussians.get(i))
+            for i, leaf in enumerate(leaves)
+        ]
+        lengths = {s.X.shape[1] for s in self.stores} | {s.Y.shape[1] for s in self.stores}
+        if self.law.kind != "sobol":
+            lengths = set()
+        bank = Bank(
+            stores=tuple(self.stores),
+            anchors=tuple(self.anchors),
+            orders=tuple(self._order(length) for length in sorted(lengths)),
+            store_spaces=tuple(self.store_spaces),
+            anchor_spaces=tuple(self.anchor_spaces),
+            lengths=tuple(sorted(lengths)),
+            key=jax.random.fold_in(self.key, 2**31 - 3),
+            initial=self.initial,
+            spaces=self.spaces,
+            n=self.n,
+            law=self.law,
+            terms=self.how.terms,
+            fluctuating=self.how.fluctuating,
+        )
+        return values, bank
+
+    def _joint_rows(self, leaves: Sequence[Parameter | None]) -> dict[int, jax.Array]:
+        """Rows of all Gaussian vectors of one length, matched jointly in the limit."""
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        for i, leaf in enumerate(leaves):
+            if leaf is not None and leaf.law == "normal":
+                dims = _dims(leaf)
+                sizes = [d for d in dims if isinstance(d, Size)]
+                if len(sizes) == 1:
+                    count = math.prod(d for d in dims if not isinstance(d, Size))
+                    by_length.setdefault(self.ctx.size(sizes[0]), []).append((i, count))
+        rows: dict[int, jax.Array] = {}
+        for length, members in by_length.items():
+            total = sum(count for _, count in members)
+            source = self._source(length, total)
+            if self.exact:
+                joint = source.rows(jnp.asarray(0), total, length, self.dtype)
+            else:
+                joint = noise.joint_rows(source, total, length, self.dtype)
+            start = 0
+            for i, count in members:
+                rows[i] = joint[start : start + count]
+                start += count
+        return rows
+
+    def _source(self, length: int, rows: int) -> noise.Source:
+        """Noise of initial vectors of one length; all have Sobol' coordinates of their own."""
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
+        if self.law.kind != "sobol":
+            return noise.Source(key)
+        directions = sobol.directions(self.initial + rows, sobol.digits(length))
+        points = sobol.Points(jnp.asarray(directions), self._order(length))
+        first, self.initial = self.initial, self.initial + rows
+        return noise.Source(key, points, first)
+
+    def _order(self, length: int) -> jax.Array:
+        if length not in self.orders:
+            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 2), length)
+            self.orders[length] = sobol.order(key, length)
+        return self.orders[length]
+
+    def _space(self) -> int:
+        self.spaces += 1
+        return self.spaces - 1
+
+    def _scaled(self, scale: Scale) -> Tensor:
+        c, p = self.ctx.scale(*scale.on_ray())
+        if c == 0:
+            return tensor(jnp.zeros((), self.dtype), Exponents(NEVER))
+        return tensor(jnp.asarray(c, self.dtype), Exponents(p))
+
+    def _value(self, leaf: Parameter, place: int, rows: Any) -> Any:
+        aval, key = _aval(leaf), jax.random.fold_in(self.key, place)
+        axes = aval.width_axes
+        if len(axes) > 2:
+            raise WidthError("A parameter may have at most two width axes.")
+        if len(axes) == 2:
+            return self._matrices(leaf, aval, key)
+        shape = self.ctx.shape(aval.shape)
+        std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
+        axis = axes[0] if axes else None
+        space = None if axis is None else self._space()
+        if rows is not None and axis is not None:
+            finite = [d for i, d in enumerate(shape) if i != axis]
+            standard = jnp.moveaxis(rows.reshape(*finite, shape[axis]), -1, axis)
+        else:
+            standard = leaf.draw(key, shape, self.dtype)
+            if axis is not None and leaf.law != "full":
+                rows = jnp.moveaxis(standard, axis, -1).reshape(-1, shape[axis])
+        if rows is not None and not self.exact and space is not None:
+            self._anchor(rows, space)
+        return self._affine(leaf, standard, std, mean, axis, space)
+
+    def _anchor(self, rows: jax.Array, space: int) -> None:
+        """Remember an orthonormal basis of initial vectors, for matching new noise to it."""
+        if rows.shape[0] + 1 > noise.MATCHING_SHARE * rows.shape[1]:
+            return
+        centred = rows - jnp.mean(rows, axis=1, keepdims=True)
+        self.anchors.append(noise.orthonormalise(centred, jnp.ones(rows.shape[0], bool)))
+        self.anchor_spaces.append(space)
+
+    def _affine(
+        self,
+        leaf: Parameter,
+        standard: jax.Array,
+        std: Tensor,
+        mean: Tensor,
+        axis: int | None,
+        space: int | None,
+    ) -> Tensor:
+        """``mean + std * standard`` with exponents; what is no kept term becomes remainder."""
+        parts = []
+        if not std.vanishes:
+            drawn = tensor(std.coefficient * standard, std.exponents, NONE, axis, space)
+            # All laws are symmetric.
+            odd = frozenset(() if space is None else (space,))
+            parts.append(with_parity(drawn, Parity(odd, fresh=leaf.law != "rademacher")))
+        if not mean.vanishes or not parts:
+            constant = jnp.broadcast_to(mean.coefficient, standard.shape)
+            same = tensor(constant, mean.exponents, NONE, axis, space)
+            parts.append(with_parity(same, EVEN))
+        return expansion.total(self.ctx, parts)
+
+    def _matrices(self, leaf: Parameter, aval: Aval, key: jax.Array) -> Matrices:
+        first, second = aval.width_axes
+        rows, columns = aval.shape[first], aval.shape[second]
+        assert isinstance(rows, Size) and isinstance(columns, Size)
+        if self.exact and leaf.law in ("uniform", "rademacher"):
+            raise LimitError(
+                f"A {leaf.law} matrix is not Gaussian, so it cannot be deferred exactly.",
+                advice="Use tp.normal with the same standard deviation, or an integer width.",
+            )
+        shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
+        items = np.empty(shape, dtype=object)
+        std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
+        for number, index in enumerate(np.ndindex(shape)):
+            spaces = self._space(), self._space()
+            matrix = Matrix(rows, columns, *spaces)
+            if not std.vanishes:
+                gaussian = ScaledGaussian(std, len(self.stores))
+                self._store(jax.random.fold_in(key, number), rows, columns, spaces)
+                matrix = Matrix(rows, columns, *spaces, (gaussian,))
+            if not mean.vanishes:
+                offset = matrices.constant(self.ctx, rows, columns, mean)
+                matrix = matrices.sum_of(self.ctx, matrix, offset)
+            items[index] = matrix
+        return Matrices(items, (first, second))
+
+    def _store(self, key: jax.Array, rows: Size, columns: Size, spaces: tuple[int, int]) -> None:
+        sizes = self.ctx.size(rows), self.ctx.size(columns)
+        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype, self.how.terms > 1))
+        self.store_spaces.append(spaces)

@@ -1,0 +1,74 @@
+"""Sign symmetry: which sources of randomness a vector is odd or even in.
+
+A *source* is an initial vector with a symmetric law, or one side of a Gaussian matrix; it is named
+by the label of its space. Flipping the sign of a source at one coordinate, with all averages over
+widths held fixed, leaves the law of the network unchanged. So the average of a vector that is odd
+in some source is exactly zero, which no number of particles could tell from a small one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tplimit.values.fields import SPACES, STATIC
+
+#: How a function of one variable behaves: f(-x) = -f(x), f(-x) = f(x), or neither.
+Behaviour = Literal["odd", "even", "neither"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Symmetries of a vector; it is even in all sources that are not named.
+
+    Attributes:
+        odd: sources that it is odd in.
+        unknown: sources of which nothing is known; None stands for all.
+        fresh: whether it is a Gaussian (or uniform) vector as drawn, or a finite combination of
+            such: then no coordinate is exactly zero, nor with a number added. None for numbers.
+    """
+
+    odd: frozenset[int] = field(default=frozenset(), metadata=SPACES)
+    unknown: frozenset[int] | None = field(default=frozenset(), metadata=SPACES)
+    fresh: bool | None = field(default=False, metadata=STATIC)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether an average over the width is exactly zero."""
+        return bool(self.odd)
+
+    def __mul__(self, other: "Parity") -> "Parity":
+        """Of a product, coordinate by coordinate."""
+        if self.unknown is None or other.unknown is None:
+            return UNKNOWN
+        unknown = self.unknown | other.unknown
+        return Parity((self.odd ^ other.odd) - unknown, unknown)
+
+    def __and__(self, other: "Parity") -> "Parity":
+        """Of a sum."""
+        if self.unknown is None or other.unknown is None:
+            return UNKNOWN
+        unknown = self.unknown | other.unknown | (self.odd ^ other.odd)
+        fresh = [one.fresh for one in (self, other) if one.fresh is not None]
+        return Parity((self.odd & other.odd) - unknown, unknown, all(fresh) if fresh else None)
+
+    def under(self, behaviour: Behaviour) -> "Parity":
+        """Of a function of the vector, coordinate by coordinate."""
+        if self.unknown is None:
+            return self
+        if behaviour == "odd":
+            return Parity(self.odd, self.unknown)
+        if behaviour == "even":
+            return Parity(frozenset(), self.unknown)
+        return Parity(frozenset(), self.unknown | self.odd)
+
+
+#: Of what has no source: numbers, constant along a width, and averages over it.
+EVEN = Parity(fresh=None)
+
+UNKNOWN = Parity(unknown=None)
+
+
+def behaviour_of_power(power: object) -> Behaviour:
+    """How ``x^power`` behaves."""
+    if isinstance(power, int) or getattr(power, "denominator", 0) == 1:
+        return "odd" if int(power) % 2 else "even"  # type: ignore[call-overload]
+    return "neither"

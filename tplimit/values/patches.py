@@ -1,0 +1,129 @@
+"""What is unknown on some coordinates only (``values.Patch``), from operands to results.
+
+Functions are taken to be Lipschitz continuous: they change by as much as their arguments. An
+average over the width changes by the share of the coordinates times the size of the change.
+"""
+
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+
+from tplimit.values.exponents import NONE, Exponent
+from tplimit.values.tensors import MatrixRemainder, Patch, Tensor, along
+
+
+def bound_of(value: Tensor) -> Exponent:
+    """Exponent that no coordinate exceeds, whatever is unknown of it."""
+    known = max(value.exponents.max(), value.remainder.max())
+    return max([known, *(patch.bound for patch in value.patches)])
+
+
+def reach(value: Tensor) -> Any:
+    """Coordinates ``(M,)`` where something known of a vector may differ from 0; None for all."""
+    terms = [term for term in value.terms if term.exponents != NONE]
+    if value.axis is None or any(term.zeros is None for term in terms):
+        return None
+    others = tuple(i for i in range(len(value.shape)) if i != value.axis)
+    masks = [jnp.any(~jnp.broadcast_to(term.zeros, value.shape), others) for term in terms]
+    masks += [patch.mask for patch in value.patches if patch.mask is not None]
+    return functools.reduce(operator.or_, masks) if masks else None
+
+
+def joined(patches: Iterable[Patch]) -> tuple[Patch, ...]:
+    """Patches as one on a vanishing share of the coordinates, and one with a mask."""
+    found: dict[bool, Patch] = {}
+    for patch in patches:
+        kind = patch.mask is None
+        other = found.get(kind)
+        if other is not None:
+            mask = None if kind else patch.mask | other.mask
+            patch = Patch(max(patch.share, other.share), max(patch.bound, other.bound), mask)
+        found[kind] = patch
+    return tuple(found[kind] for kind in sorted(found))
+
+
+def joined_blocks(blocks: Iterable[MatrixRemainder]) -> tuple[MatrixRemainder, ...]:
+    """Those of one kind as one."""
+    found: dict[tuple[bool, ...], MatrixRemainder] = {}
+    for block in blocks:
+        kind = (
+            block.rows is None, block.columns is None, block.row_share < 0, block.column_share < 0
+        )  # fmt: skip
+        other = found.get(kind, block)
+        found[kind] = MatrixRemainder(
+            max(block.bound, other.bound),
+            max(block.row_share, other.row_share),
+            max(block.column_share, other.column_share),
+            None if block.rows is None else block.rows | other.rows,
+            None if block.columns is None else block.columns | other.columns,
+        )
+    return tuple(found.values())
+
+
+def with_patches(out: Tensor, *patches: Patch) -> Tensor:
+    """A vector of which more is unknown; a finite array has no coordinates to choose from."""
+    if not patches:
+        return out
+    if out.axis is None:
+        return replace(out, remainder=out.remainder.maximum(*(p.average for p in patches)))
+    length = out.shape[out.axis]
+    fitting = [p for p in patches if p.mask is None or p.mask.shape[0] == length]
+    # Shares of a width are other coordinates.
+    lost = [p.average for p in patches if p.mask is not None and p.mask.shape[0] != length]
+    return replace(
+        out, patches=joined([*out.patches, *fitting]), remainder=out.remainder.maximum(*lost)
+    )
+
+
+def inheriting(out: Tensor, *values: Tensor, product: bool = False) -> Tensor:
+    """A result, coordinate by coordinate, with what is unknown of its operands in places."""
+    if out.axis is None:
+        return out
+    return with_patches(out, *_inherited(values, product))
+
+
+def _inherited(values: Sequence[Tensor], product: bool) -> list[Patch]:
+    """What is unknown of a product, or of a sum or function."""
+    found = []
+    for i, value in enumerate(values):
+        others = [other for j, other in enumerate(values) if j != i]
+        for patch in value.patches:
+            if product:
+                patch = patch + sum(bound_of(other) for other in others)
+                for other in others:
+                    mask = reach(other) if other.remainder == NONE else None
+                    if patch.mask is not None and mask is not None:
+                        patch = replace(patch, mask=patch.mask & mask)
+            found.append(patch)
+    return found
+
+
+def averaged(gain: Fraction, *values: Tensor) -> list[Exponent]:
+    """Exponents of what a sum over a width of the product of values does not know of these."""
+    return [patch.average + gain for patch in _inherited(values, product=True)]
+
+
+def spread(value: Tensor) -> Tensor:
+    """The same value, what is unknown somewhere being unknown everywhere."""
+    lost = value.remainder.maximum(*(patch.average for patch in value.patches))
+    return replace(value, remainder=lost, patches=())
+
+
+def undecided(value: Tensor, exponents: Any, left: Any) -> Any:
+    """Entries among those that are ``left`` where a patch hides terms of these exponents."""
+    masks = [p.mask for p in hiding(value, exponents)]
+    found = jnp.zeros((), bool)
+    for mask in masks:
+        found = found | (left & along(mask, value))
+    return found
+
+
+def hiding(value: Tensor, exponents: Any) -> list[Patch]:
+    """Patches with masks that reach up to terms of these exponents."""
+    levels = [level for level in exponents.levels() if level != NONE.value]
+    return [p for p in value.patches if p.mask is not None and levels and p.bound >= min(levels)]
