@@ -1,13 +1,15 @@
 """The command `tplimit`: a thin layer over `tplimit.compare` and `tplimit.reproduce`."""
 
 import ast
+import functools
+import inspect
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -60,25 +62,63 @@ _BIASES: dict[Bias, bool | Literal["first"]] = {
 }
 
 
+class Widths(tuple[int, ...]):
+    """Finite widths, on the command line with commas."""
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+def _parse_widths(text: Any) -> Widths:
+    if isinstance(text, Widths):
+        return text
+    try:
+        widths = Widths(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: give integers with commas, as in 64,128,256") from None
+    if min(widths) < 1 or len(set(widths)) < len(widths):
+        raise typer.BadParameter(f"{text!r}: widths are positive and all different")
+    return widths
+
+
+def _checked_parameterization(text: str) -> str:
+    try:
+        parse_parameterization(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+_WIDTHS = Widths((64, 128, 256, 512, 1024, 2048, 4096))
+_POWERS = "Powers of the width: a name in tplimit.parameterizations, or 'golikov(-0.5, 0)'."
+
+
 @dataclass(frozen=True)
 class Study:
-    """A comparison of widths, as asked for on the command line."""
+    """A comparison of widths; its fields are the options of the command line."""
 
-    depth: int = 2
-    activation: str = "tanh"
-    parameterization: str = "mup"
-    bias: Bias = Bias.none
-    data: Source = Source.digits
-    train: int = 32
-    test: int = 8
-    steps: int = 20
-    batch_size: int | None = None
-    lr: float = 0.5
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
-    seeds: int = 8
-    samples: int = 2**14
-    replicates: int = 4
-    seed: int = 0
+    depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 2
+    activation: Annotated[str, typer.Option(help="A name, as in tplimit.mlp.")] = "tanh"
+    parameterization: Annotated[
+        str, typer.Option(callback=_checked_parameterization, help=_POWERS)
+    ] = "mup"
+    bias: Annotated[Bias, typer.Option(help="Layers with a bias.")] = Bias.none
+    data: Annotated[Source, typer.Option(help="Where the points come from.")] = Source.digits
+    train: Annotated[int, typer.Option(min=1, help="Training points.")] = 32
+    test: Annotated[int, typer.Option(min=1, help="Test points.")] = 8
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 20
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="A divisor of --train; default: all.")
+    ] = None
+    lr: Annotated[float, typer.Option(help="Base learning rate.")] = 0.5
+    widths: Annotated[
+        Widths,
+        typer.Option(parser=_parse_widths, metavar="N,N,...", help="Finite widths, with commas."),
+    ] = _WIDTHS
+    seeds: Annotated[int, typer.Option(min=2, help="Independent networks per width.")] = 8
+    samples: Annotated[int, typer.Option(min=2, help="Monte Carlo particles of the limit.")] = 2**14
+    replicates: Annotated[int, typer.Option(min=1, help="Independent samplings of the limit.")] = 4
+    seed: Annotated[int, typer.Option(min=0, help="Of the data and of all keys.")] = 0
 
 
 def run_study(study: Study) -> Comparison:
@@ -189,101 +229,51 @@ def _failed(error: Exception) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _checked_parameterization(text: str) -> str:
-    try:
-        parse_parameterization(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
-
-
-def _parse_widths(text: str) -> tuple[int, ...]:
-    try:
-        widths = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: give integers with commas, as in 64,128,256") from None
-    if min(widths) < 1 or len(set(widths)) < len(widths):
-        raise typer.BadParameter(f"{text!r}: widths are positive and all different")
-    return widths
-
-
-_DEFAULT = Study()
-_WIDTHS = ",".join(map(str, _DEFAULT.widths))
-Widths = Annotated[str, typer.Option(help="Finite widths, with commas.")]
-Positive = Annotated[int, typer.Option(min=1)]
-Seeds = Annotated[int, typer.Option(min=2, help="Independent networks per width.")]
-Samples = Annotated[int, typer.Option(min=2, help="Monte Carlo particles of the limit.")]
-Replicates = Annotated[int, typer.Option(min=1, help="Independent samplings of the limit.")]
 Out = Annotated[Path, typer.Option(help="Folder for the figure and the result file.")]
 
 
+def _with_options(*names: str, out: str) -> Callable[[Any], Any]:
+    """Decorator: a command of a study and a folder, whose options are these fields of `Study`."""
+
+    def decorate(function: Callable[[Study, Path], None]) -> Callable[..., None]:
+        hints = get_type_hints(Study, include_extras=True)
+        chosen = [one for one in fields(Study) if not names or one.name in names]
+        options = [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY,
+                default=one.default, annotation=hints[one.name],
+            )
+            for one in chosen
+        ]  # fmt: skip
+        options.append(
+            inspect.Parameter(
+                "out", inspect.Parameter.KEYWORD_ONLY, default=Path(out), annotation=Out
+            )
+        )
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            folder = given.pop("out")
+            function(Study(**given), folder)
+
+        command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in options}
+        return command
+
+    return decorate
+
+
 @app.command()
-def demo(
-    widths: Widths = _WIDTHS,
-    seeds: Seeds = _DEFAULT.seeds,
-    steps: Positive = _DEFAULT.steps,
-    samples: Samples = _DEFAULT.samples,
-    replicates: Replicates = _DEFAULT.replicates,
-    out: Out = Path("tplimit-demo"),
-) -> None:
+@_with_options("widths", "seeds", "steps", "samples", "replicates", out="tplimit-demo")
+def demo(study: Study, out: Path) -> None:
     """Handwritten digits, 2 hidden layers, muP: networks of growing width close on their limit."""
-    study = Study(
-        widths=_parse_widths(widths),
-        seeds=seeds,
-        steps=steps,
-        samples=samples,
-        replicates=replicates,
-    )
     _report(study, out)
 
 
 @app.command()
-def compare(
-    depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = _DEFAULT.depth,
-    activation: Annotated[str, typer.Option(help="A name, as in tplimit.models.ACTIVATIONS.")] = (
-        _DEFAULT.activation
-    ),
-    parameterization: Annotated[
-        str,
-        typer.Option(
-            callback=_checked_parameterization,
-            help="Powers of the width: a name in tplimit.parameterizations, or 'golikov(-0.5, 0)'.",
-        ),
-    ] = _DEFAULT.parameterization,
-    bias: Annotated[Bias, typer.Option(help="Layers with a bias.")] = _DEFAULT.bias,
-    data: Annotated[Source, typer.Option(help="Where the points come from.")] = _DEFAULT.data,
-    train: Annotated[int, typer.Option(min=1, help="Training points.")] = _DEFAULT.train,
-    test: Annotated[int, typer.Option(min=1, help="Test points.")] = _DEFAULT.test,
-    steps: Positive = _DEFAULT.steps,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="A divisor of --train; default: all.")
-    ] = None,
-    lr: Annotated[float, typer.Option(help="Base learning rate.")] = _DEFAULT.lr,
-    widths: Widths = _WIDTHS,
-    seeds: Seeds = _DEFAULT.seeds,
-    samples: Samples = _DEFAULT.samples,
-    replicates: Replicates = _DEFAULT.replicates,
-    seed: Annotated[int, typer.Option(min=0, help="Of the data and of all keys.")] = _DEFAULT.seed,
-    out: Out = Path("tplimit-compare"),
-) -> None:
+@_with_options(out="tplimit-compare")
+def compare(study: Study, out: Path) -> None:
     """The same for a network, a parameterization and data of your choice."""
-    study = Study(
-        depth=depth,
-        activation=activation,
-        parameterization=parameterization,
-        bias=bias,
-        data=data,
-        train=train,
-        test=test,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        widths=_parse_widths(widths),
-        seeds=seeds,
-        samples=samples,
-        replicates=replicates,
-        seed=seed,
-    )
     _report(study, out)
 
 

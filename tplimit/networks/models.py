@@ -130,7 +130,7 @@ def mlp(
         depth: number of hidden layers, at least 1; there are `depth + 1` weight matrices.
         inputs: dimension of the inputs.
         outputs: dimension of the outputs; with 1 the network returns shape (batch,).
-        activation: a name in `tplimit.models.ACTIVATIONS` or any elementwise function.
+        activation: a name, see `tplimit.networks.activations`, or any elementwise function.
         bias: a bias in no layer, in every layer, or only in the `"first"`.
         degree: degree p of the activation at 0, ``φ(z) = Θ(|z|^p)``, for parameterizations that
             depend on it; None finds it from the values of the activation, see `Model.homogeneity`.
