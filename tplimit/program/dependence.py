@@ -34,31 +34,37 @@ def is_linear(equation: Equation, variables: Container[Slot]) -> bool:
 
 
 def degree(program: Program, variables: Iterable[Slot]) -> str:
-    """How the outputs depend on variables: "free", "linear", "affine" or "other"."""
+    """How the outputs depend on variables: "zero", "free", "linear", "affine" or "other"."""
     known: dict[Operand, str] = dict.fromkeys(variables, "linear")
 
     def of(operand: Operand) -> str:
-        return known.get(operand, "free") if isinstance(operand, Slot) else "free"
+        if isinstance(operand, Constant):
+            return "free" if np.any(operand.fitted.coefficient) else "zero"
+        return known.get(operand, "free")
 
     for equation in program.equations:
         found = _combined(equation, [of(operand) for operand in equation.inputs])
         if found != "free":
             known.update(dict.fromkeys(equation.outputs, found))
-    outputs = {of(output) for output in program.outputs}
-    return outputs.pop() if len(outputs) == 1 else "other"
+    outputs = {of(output) for output in program.outputs} - {"zero"}
+    return outputs.pop() if len(outputs) == 1 else "other" if outputs else "zero"
 
 
 def _combined(equation: Equation, degrees: list[str]) -> str:
     """The degree of a result from those of the operands."""
-    own = [degree for degree in degrees if degree != "free"]
+    own = [degree for degree in degrees if degree not in ("free", "zero")]
+    if isinstance(kind_of(equation.primitive), Product):
+        if "zero" in degrees:
+            return "zero"
+        return "free" if not own else own[0] if len(own) == 1 else "other"
+    together = [degrees[place] for place in linear_places(equation)]
+    if together and set(together) == {"zero"} and not own:
+        return "zero"
     if not own:
         return "free"
-    if isinstance(kind_of(equation.primitive), Product):
-        return own[0] if len(own) == 1 else "other"
-    together = [degrees[place] for place in linear_places(equation)]
-    if "other" in own or len([degree for degree in together if degree != "free"]) < len(own):
+    if "other" in own or len([degree for degree in together if degree in own]) < len(own):
         return "other"
-    return "linear" if set(together) == {"linear"} else "affine"
+    return "linear" if set(together) - {"zero"} == {"linear"} else "affine"
 
 
 def less_its_maximum(program: Program, slot: Operand) -> int | None:

@@ -59,6 +59,8 @@ def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
 @select.several
 def select_series(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     chosen = which.constant if which.finite else None
+    if which.finite and chosen is None and needs_decision(cases):
+        chosen = ctx.decided(ctx.equation.inputs[0])
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]
     gate = which.facts.zero_with
