@@ -361,3 +361,32 @@ def test_other_architectures_against_networks(apply, theta, shape, which):
     last = runs[512]
     error = np.hypot(statistics.standard_error(last), limit.stderr)
     assert np.all(np.abs(last.mean(axis=0) - limit.value) < 5 * error + 0.02 * size)
+
+
+#: Layouts that give back what they get, by way of every operation that moves or adds entries.
+LAYOUTS = {
+    "stack": lambda y: jnp.stack([y, y], 1)[:, 0],
+    "split": lambda y: jnp.split(jnp.stack([y, 2 * y], 1), 2, axis=1)[0][:, 0],
+    "unstack": lambda y: jnp.unstack(jnp.stack([2 * y, y]))[1],
+    "pad": lambda y: jnp.pad(y, (0, 2))[: len(y)],
+    "cumulative sum": lambda y: jnp.cumsum(jnp.stack([y, 0 * y], 1), axis=1)[:, 1],
+    "tile": lambda y: jnp.tile(y, 2)[: len(y)],
+    "set": lambda y: jnp.zeros_like(y).at[jnp.arange(len(y))].set(y),
+    "update": lambda y: jax.lax.dynamic_update_slice(jnp.zeros(9), y, (2,))[2 : 2 + len(y)],
+    "concatenate": lambda y: jnp.concatenate([jnp.zeros(2), y])[2:],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_outputs_are_linear_in_the_readout_whatever_moves_them(name):
+    """By particles, equal keys: the kernel of the network itself."""
+    theta = {"U": tp.normal((3, N)), "v": tp.normal((N,))}
+
+    def apply(t, x):
+        return jnp.tanh(x @ t["U"]) @ t["v"] / t["v"].shape[0] ** 0.5
+
+    x = jnp.asarray(X[:2], jnp.float32)
+    options = {"method": "particles", "key": jax.random.key(0), "samples": 256}
+    plain = tp.nngp(apply, theta, x, **options).value
+    moved = tp.nngp(lambda t, x: LAYOUTS[name](apply(t, x)), theta, x, **options).value
+    np.testing.assert_allclose(moved, plain, rtol=1e-5)

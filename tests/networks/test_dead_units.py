@@ -18,7 +18,7 @@ from tplimit.algebra import expansion
 from tplimit.errors import CancellationError
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.loop import Context
-from tplimit.values.exponents import HALF, NONE, Exponents
+from tplimit.values.exponents import EXACT_ZERO, HALF, Exponents
 from tplimit.values.tensors import tensor
 
 N = tp.Width("n")
@@ -143,6 +143,6 @@ def test_zeros_of_a_term_are_no_zeros_of_what_else_is_unknown():
     """``relu(u) + O(n^(-1/2))`` everywhere: no comparison may take it for 0 on dead units."""
     ctx = Context(Bank(n=4, terms=2))
     dead = tensor(jnp.array([1.0, 0, 2, 0]), axis=0, zeros=jnp.array([False, True, False, True]))
-    unknown = tensor(jnp.zeros(4), NONE, Exponents(-HALF), axis=0)
+    unknown = tensor(jnp.zeros(4), EXACT_ZERO, Exponents(-HALF), axis=0)
     assert expansion.total(ctx, [dead]).zeros is not None
     assert expansion.total(ctx, [dead, unknown]).zeros is None

@@ -20,7 +20,7 @@ from tplimit.matrices.parts import Matrix
 from tplimit.training import encoding
 from tplimit.transforms import opaque, sharding
 from tplimit.values import fields, parity, tensors
-from tplimit.values.exponents import ZERO, Exponent, Exponents, Size
+from tplimit.values.exponents import ORDER_ONE, Exponent, Exponents, Size
 from tplimit.values.parity import Parity
 from tplimit.values.tensors import Tensor
 
@@ -106,7 +106,7 @@ def content(field, hint, counter):
 def static(field, hint):
     if field.default is not dataclasses.MISSING:
         return field.default
-    known = {Exponents: ZERO, Exponent: Fraction(0), Size: Size(Fraction(1)), bool: False}
+    known = {Exponents: ORDER_ONE, Exponent: Fraction(0), Size: Size(Fraction(1)), bool: False}
     return known[hint]
 
 

@@ -11,8 +11,17 @@ import numpy as np
 
 from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
 from tplimit.interpreter.context import Context
-from tplimit.values.exponents import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents, Size
-from tplimit.values.tensors import Tensor, demoted, tensor
+from tplimit.values.exponents import (
+    EXACT_ZERO,
+    HALF,
+    NEGLIGIBLE,
+    NEVER,
+    ORDER_ONE,
+    Exponent,
+    Exponents,
+    Size,
+)
+from tplimit.values.tensors import Tensor, tensor, with_one_exponent
 
 #: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
 #: carried to first order and combined pessimistically; where a value is merely divided by or
@@ -35,7 +44,7 @@ WIDTH_OF_NETWORKS = 1e6
 _TAYLOR_ORDER = 6
 
 
-def frame(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
+def common_axis(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
     """Common width axis and space of operands that are combined coordinate by coordinate."""
     axes = {value.axis for value in values if value.axis is not None}
     if len(axes) > 1:
@@ -81,37 +90,37 @@ def _zero_mask(value: Tensor, shape: Any) -> Any:
 
 def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     """``a + sign b``. Equal exponents add; of unequal ones the smaller joins the remainder."""
-    axis, space = frame(ctx, a, b)
+    axis, space = common_axis(ctx, a, b)
     if a is b and sign < 0:
-        return tensor(np.zeros(a.shape, a.dtype), NONE, NONE, axis, space)
+        return tensor(np.zeros(a.shape, a.dtype), EXACT_ZERO, EXACT_ZERO, axis, space)
     if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
         return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
     for leading, other in ((a, b), (b, a)):
         _warn_crossing(ctx, leading, other)
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
-    x, y = aligned(a, exponents), aligned(b, exponents)
+    x, y = at_exponents(a, exponents), at_exponents(b, exponents)
     coefficient = x + y if sign > 0 else x - y
     remainder = a.remainder.maximum(b.remainder, lost)
     masks = _zero_mask(a, jnp.shape(coefficient)), _zero_mask(b, jnp.shape(coefficient))
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
-    noise = combined_noise(aligned_noise(a, exponents), aligned_noise(b, exponents))
+    noise = combined_noise(noise_at_exponents(a, exponents), noise_at_exponents(b, exponents))
     if noise is not None:
         noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
     return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
 
 
-def aligned_noise(value: Tensor, exponents: Exponents) -> Any:
-    """Noise of the coefficient that ``aligned`` gives."""
+def noise_at_exponents(value: Tensor, exponents: Exponents) -> Any:
+    """Noise of the coefficient that ``at_exponents`` gives."""
     if value.noise is None or value.exponents == exponents:
         return value.noise
     same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
     return jnp.where(same, value.noise, 0) if same.any() else None
 
 
-def aligned(value: Tensor, exponents: Exponents) -> Any:
+def at_exponents(value: Tensor, exponents: Exponents) -> Any:
     """Coefficient with zeros where the value is of lower order than ``exponents``."""
     if value.exponents == exponents:
         return value.coefficient
@@ -132,7 +141,7 @@ def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:
 
 def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     """``a b``: exponents add."""
-    axis, space = frame(ctx, a, b)
+    axis, space = common_axis(ctx, a, b)
     exponents, remainder = product_exponents(a, b)
     coefficient = a.coefficient * b.coefficient
     noise = product_noise(a, b, lambda x, y: x * y)
@@ -292,9 +301,9 @@ def apply_function(
     """
     if value.remainder.max() > 0 and value.exponents.max() <= 0:
         ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
-    if value.exponents == ZERO:
+    if value.exponents == ORDER_ONE:
         return tensor(
-            fn(value.coefficient), ZERO, value.remainder, value.axis, value.space,
+            fn(value.coefficient), ORDER_ONE, value.remainder, value.axis, value.space,
             pointwise_noise(fn, value), _kept_zeros(fn, value),
         )  # fmt: skip
     parts = []
@@ -320,7 +329,7 @@ def _at_level(
     c, rho = value.coefficient, value.remainder
     if level == 0:
         noise = pointwise_noise(fn, value)
-        return tensor(fn(c), ZERO, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
+        return tensor(fn(c), ORDER_ONE, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
     if level > 0:
         return _saturated(ctx, value, fn, name, saturation, level)
     series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
@@ -334,7 +343,7 @@ def _at_level(
     first = orders[0]
     second = orders[1] if len(orders) > 1 else _TAYLOR_ORDER + 1
     if level == NEVER:
-        exponents = ZERO if first == 0 else NONE
+        exponents = ORDER_ONE if first == 0 else EXACT_ZERO
         known_rest: Exponent = NEVER
     else:
         exponents, known_rest = Exponents(first * level), second * level
@@ -378,7 +387,7 @@ def _saturated(
     # A coordinate that is exactly zero does not grow.
     out = jnp.where(c == 0, fn(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
-    exponents = NONE if low == high == 0 else ZERO
+    exponents = EXACT_ZERO if low == high == 0 else ORDER_ONE
     beyond = Exponents(NEGLIGIBLE)
     return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
 
@@ -472,7 +481,7 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     The standard error of the mean over particles is kept as noise, to tell a coefficient that
     vanishes from one that does not.
     """
-    value = demoted(value) if _varies_along(value) else value
+    value = with_one_exponent(value) if _varies_along(value) else value
     factor, gain = width_factor(ctx, size)
     c = jnp.asarray(value.coefficient)
     if c.dtype.kind in "bui":

@@ -1,6 +1,6 @@
 """Values of several terms: truncated series in the width, for programs whose leading terms vanish.
 
-A rule acts on values of one term. Here it is lifted to sums of terms
+A rule acts on values of one term. Here it is extended to sums of terms
 
     value = n^e_1 c_1 + n^e_2 c_2 + ... + O(n^rho),    e_1 > e_2 > ... > rho
 
@@ -29,10 +29,18 @@ import numpy as np
 from tplimit.algebra import arithmetic
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
-from tplimit.values.exponents import HALF, NEGLIGIBLE, NEVER, NONE, ZERO, Exponent, Exponents
+from tplimit.values.exponents import (
+    EXACT_ZERO,
+    HALF,
+    NEGLIGIBLE,
+    NEVER,
+    ORDER_ONE,
+    Exponent,
+    Exponents,
+)
 from tplimit.values.parity import EVEN, Behaviour, Parity
 from tplimit.values.rearranging import restricted
-from tplimit.values.tensors import Patch, Tensor, Term, collapsed, tensor, with_parity
+from tplimit.values.tensors import Patch, Tensor, Term, leading_term, tensor, with_parity
 
 #: From a piece (or two) of one term to a value of one term.
 Piecewise = Callable[..., Tensor]
@@ -44,12 +52,12 @@ Piecewise = Callable[..., Tensor]
 def pieces(value: Tensor) -> list[Tensor]:
     """Summands with one exponent each, besides exact zeros; what is unknown comes last."""
     found = [
-        Tensor((restricted(term, level),), NONE, value.axis, value.space)
+        Tensor((restricted(term, level),), EXACT_ZERO, value.axis, value.space)
         for term in value.terms
         for level in term.exponents.levels()
         if level != NEVER
     ]
-    if value.remainder != NONE:
+    if value.remainder != EXACT_ZERO:
         found.append(unknown_part(value))
     return found or [zero(value)]
 
@@ -57,7 +65,7 @@ def pieces(value: Tensor) -> list[Tensor]:
 def zero(value: Tensor) -> Tensor:
     """An exact zero of the form of a value."""
     none = jnp.zeros(value.shape, value.dtype)
-    return with_parity(tensor(none, NONE, NONE, value.axis, value.space), EVEN)
+    return with_parity(tensor(none, EXACT_ZERO, EXACT_ZERO, value.axis, value.space), EVEN)
 
 
 def unknown_part(value: Tensor) -> Tensor:
@@ -67,14 +75,14 @@ def unknown_part(value: Tensor) -> Tensor:
 
 def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     """Sum of values of one term: equal exponents add, the largest are kept, entry by entry."""
-    axis, space = arithmetic.frame(ctx, *parts)
+    axis, space = arithmetic.common_axis(ctx, *parts)
     remainder = parts[0].remainder.maximum(*(part.remainder for part in parts[1:]))
     left = [part.exponents for part in parts]
     found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
-    while (top := left[0].maximum(*left[1:])) != NONE:
+    while (top := left[0].maximum(*left[1:])) != EXACT_ZERO:
         if len(kept) == ctx.terms:
-            dropped = [p for p, e in zip(parts, left, strict=True) if e != NONE]
+            dropped = [p for p, e in zip(parts, left, strict=True) if e != EXACT_ZERO]
             remainder, found = _lost(dropped, top, remainder)
             break
         kept.append((top, [p for p, e in zip(parts, left, strict=True) if _meet(e, top)]))
@@ -83,12 +91,12 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     shape = np.broadcast_shapes(*(part.shape for part in parts))
     for top, those in kept:
         known = top.map(lambda e, r: e if e > r else NEVER, remainder)
-        if known != NONE:
+        if known != EXACT_ZERO:
             terms.append(_added(top, known, those, shape))
     if not terms:
         dtype = jnp.result_type(*(part.dtype for part in parts))
-        terms.append(Term(jnp.zeros(shape, dtype), NONE, parity=EVEN))
-    if len(terms) == 1 and remainder != NONE:
+        terms.append(Term(jnp.zeros(shape, dtype), EXACT_ZERO, parity=EVEN))
+    if len(terms) == 1 and remainder != EXACT_ZERO:
         # Zeros of a single term stand for zeros of the value, and there may be something else.
         terms = [replace(terms[0], zeros=None)]
     return patches.with_patches(Tensor(tuple(terms), remainder, axis, space), *found)
@@ -112,9 +120,11 @@ def _meet(a: Exponents, b: Exponents) -> bool:
 
 def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[int, ...]) -> Term:
     """One term: coefficients of the parts where they have the exponents ``top``."""
-    coefficient = functools.reduce(operator.add, [arithmetic.aligned(part, top) for part in parts])
+    coefficient = functools.reduce(
+        operator.add, [arithmetic.at_exponents(part, top) for part in parts]
+    )
     coefficient = jnp.broadcast_to(coefficient, shape)
-    noises = [arithmetic.aligned_noise(part, top) for part in parts]
+    noises = [arithmetic.noise_at_exponents(part, top) for part in parts]
     noise = arithmetic.combined_noise(*noises)
     if noise is not None:
         noise = jnp.broadcast_to(noise, shape)
@@ -165,8 +175,8 @@ def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     whole, found = [a, b], []
     for place, (one, other) in enumerate(((a, b), (b, a))):
         mask = patches.reach(other)
-        if one.remainder != NONE and mask is not None:
-            whole[place] = replace(one, remainder=NONE)
+        if one.remainder != EXACT_ZERO and mask is not None:
+            whole[place] = replace(one, remainder=EXACT_ZERO)
             bound = one.remainder.max() + patches.bound_of(other)
             found.append(Patch(Fraction(0), bound, mask))
     out = bilinear(ctx, lambda x, y: arithmetic.multiply(ctx, x, y), *whole)
@@ -201,7 +211,7 @@ def averaged(
         space: of the width, or None if it has none.
     """
     mean = reduce(piece)
-    if piece.exponents == NONE or mean.exponents == NONE:
+    if piece.exponents == EXACT_ZERO or mean.exponents == EXACT_ZERO:
         return [mean]
     if space is None:
         # A share of a width: its fluctuations are not known, only their order.
@@ -245,11 +255,11 @@ def expanded(
     orders = 3 if _has_zeros(base) else 2
     # Of a function that has gone to its limit at infinity next to nothing is left.
     beyond = base.exponents.map(lambda at: NEGLIGIBLE if at > 0 else NEVER)
-    parts = [] if beyond == NONE else [replace(zero(value), remainder=beyond)]
+    parts = [] if beyond == EXACT_ZERO else [replace(zero(value), remainder=beyond)]
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)
-        factor = replace(derivatives(seen, k), remainder=NONE)
+        factor = replace(derivatives(seen, k), remainder=EXACT_ZERO)
         factor = with_parity(factor, base.parity.under(even))
         if power is None:
             parts += pieces(factor)
@@ -282,18 +292,18 @@ def _base(value: Tensor) -> tuple[Tensor, Tensor]:
         first = replace(first, zeros=None)  # of the term, not of the value
     stays = first.exponents.map(lambda e: e if e >= 0 else NEVER)
     goes = first.exponents.map(lambda e: e if e < 0 else NEVER)
-    if goes == NONE:
+    if goes == EXACT_ZERO:
         rest = Tensor(value.terms[1:], value.remainder, value.axis, value.space)
         if not value.terms[1:]:
             rest = unknown_part(value)
-        return Tensor((first,), NONE, value.axis, value.space), rest
-    if stays == NONE:
+        return Tensor((first,), EXACT_ZERO, value.axis, value.space), rest
+    if stays == EXACT_ZERO:
         return zero(value), value
     mask = first.exponents.map(lambda e: float(e >= 0)).mask(1)
     base = replace(first, coefficient=jnp.where(mask, first.coefficient, 0), exponents=stays)
     moved = replace(first, coefficient=jnp.where(mask, 0, first.coefficient), exponents=goes)
     rest = Tensor((moved, *value.terms[1:]), value.remainder, value.axis, value.space)
-    return Tensor((base,), NONE, value.axis, value.space), rest
+    return Tensor((base,), EXACT_ZERO, value.axis, value.space), rest
 
 
 def smooth(
@@ -314,7 +324,7 @@ def smooth(
         out = derived(jnp.asarray(base.coefficient)) / factorial
         if not exponents.uniform:
             out = jnp.where(exponents.mask(NEVER), 0, out)
-        return tensor(out, exponents, NONE, base.axis, base.space)
+        return tensor(out, exponents, EXACT_ZERO, base.axis, base.space)
 
     return expanded(ctx, value, derivatives, behaviour)
 
@@ -327,18 +337,18 @@ def power(
     ``(x + d)^p = x^p (1 + p d / x + ...)`` around the leading term, whatever its exponent.
     """
     # Near 0 a power may be of any size: what is unknown somewhere is unknown everywhere.
-    value = patches.spread(value)
-    if value.remainder == NONE and not value.terms[1:]:
+    value = patches.remainder_everywhere(value)
+    if value.remainder == EXACT_ZERO and not value.terms[1:]:
         lead = arithmetic.power(ctx, value, p, functools.partial(fn, q=p))
         return with_parity(lead, value.parity.under(parity))
     # Where the leading term vanishes the value does not: there only whole powers have an expansion.
     first, rest = replace(value.terms[0], zeros=None), value.terms[1:]
-    base = Tensor((first,), NONE, value.axis, value.space)
-    inexact = replace(collapsed(value), terms=(first,))
+    base = Tensor((first,), EXACT_ZERO, value.axis, value.space)
+    inexact = replace(leading_term(value), terms=(first,))
     if p.denominator > 1 or p < 0:
         arithmetic.not_zero(ctx, inexact, "A power of")
     lead = arithmetic.power(ctx, inexact, p, functools.partial(fn, q=p))
-    lead = with_parity(replace(lead, remainder=NONE), first.parity.under(parity))
+    lead = with_parity(replace(lead, remainder=EXACT_ZERO), first.parity.under(parity))
     change = Tensor(rest, value.remainder, value.axis, value.space)
     if not rest:
         change = unknown_part(value)
@@ -376,7 +386,7 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
     Returns: the signs; the remainder of a mask made of them, the share of coordinates whose sign
     the next term may change; the parity of the mask.
     """
-    first = collapsed(difference)
+    first = leading_term(difference)
     signs = jnp.sign(jnp.asarray(first.coefficient))
     parity = first.parity.under("neither")
     flips = _flips(difference, 0)
@@ -406,12 +416,12 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
 def _flips(difference: Tensor, number: int) -> Exponents:
     """Share of the coordinates whose sign is not that of the term with this number."""
     if difference.finite:
-        return NONE
+        return EXACT_ZERO
     term = difference.terms[number]
     # Where a patch hides the term an earlier one decides; rare coordinates are counted apart.
     hiding = [id(patch) for patch in patches.hiding(difference, term.exponents)]
     seen = [p for p in difference.patches if p.mask is not None and id(p) not in hiding]
-    first = collapsed(replace(difference, terms=difference.terms[number:], patches=tuple(seen)))
+    first = leading_term(replace(difference, terms=difference.terms[number:], patches=tuple(seen)))
     return first.exponents.map(lambda e, r: NEVER if NEVER in (e, r) else r - e, first.remainder)
 
 
@@ -419,9 +429,9 @@ def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity)
     """Choice entry by entry, term by term: the first case where the mask holds."""
     parts, found = [], []
     for case, other, chosen in zip(cases, cases[::-1], (mask, ~mask), strict=True):
-        if other.vanishes and case.axis is not None and case.remainder != NONE:
+        if other.vanishes and case.axis is not None and case.remainder != EXACT_ZERO:
             found.append(unknown_where(case, chosen))
-            case = replace(case, remainder=NONE)
+            case = replace(case, remainder=EXACT_ZERO)
         for piece in pieces(case):
             term = replace(
                 piece.terms[0],
@@ -451,7 +461,9 @@ def _without(piece: Tensor, chosen: Any) -> Any:
 
 def mask_of(holds: Any, flips: Exponents, parity: Parity, difference: Tensor) -> Tensor:
     """A mask that is wrong on a share ``n^flips`` of the coordinates, and where it is unknown."""
-    mask = with_parity(tensor(holds, ZERO, NONE, difference.axis, difference.space), parity)
+    mask = with_parity(
+        tensor(holds, ORDER_ONE, EXACT_ZERO, difference.axis, difference.space), parity
+    )
     rare = [patch.share for patch in difference.patches if patch.mask is None]
     share = max([flips.max(), *rare])
     if share == NEVER or mask.axis is None:

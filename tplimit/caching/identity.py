@@ -39,7 +39,7 @@ class Identity:
 
 
 def identity(*values: Any) -> Identity:
-    """The key of programs (jaxprs or those of ``trace.py``), of arrays and other arguments."""
+    """The key of programs (jaxprs or those of ``tracing.py``), of arrays and other arguments."""
     reader = _Reader()
     return Identity(reader.read(values), reader.weight)
 

@@ -64,7 +64,7 @@ def _dim(dim: Any) -> Any:
     if isinstance(dim, Width):
         return dim
     if isinstance(dim, Scale):
-        length, power = dim.on_ray()
+        length, power = dim.as_power_of_n()
         if power not in (0, 1) or length <= 0 or (power == 0 and length % 1):
             raise WidthError(f"An axis of length {dim} is not a width.", advice=wanted)
         return dim

@@ -105,7 +105,7 @@ class Scale(_Arithmetic):
             value *= float(sizes[width.name]) ** float(power)
         return value
 
-    def on_ray(self) -> tuple[float, Fraction]:
+    def as_power_of_n(self) -> tuple[float, Fraction]:
         """``(c, p)`` with the value ``c * n**p`` when every width is ``ratio * n``."""
         value, total = float(self.coefficient), Fraction(0)
         for width, power in self.powers:

@@ -21,7 +21,7 @@ from tplimit.program.tracing import (
     is_complex,
 )
 from tplimit.program.traits import Kind, Refused, kind_of
-from tplimit.values.exponents import NEVER, NONE
+from tplimit.values.exponents import EXACT_ZERO, NEVER
 from tplimit.values.parity import EVEN
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_parity
 
@@ -33,7 +33,7 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
     array: Any = fitted.coefficient
     exponents, remainder = fitted.exponents, fitted.remainder
     if ctx.exact:
-        array, remainder = fitted.last, NONE
+        array, remainder = fitted.last, EXACT_ZERO
         exponents = exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     if len(axes) == 1:
         array = np.broadcast_to(array, ctx.shape(aval.shape))

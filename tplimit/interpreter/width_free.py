@@ -10,7 +10,7 @@ import numpy as np
 from tplimit.program.tracing import Equation
 from tplimit.program.traits import Refused, kind_of
 from tplimit.values.exponents import NEVER, Exponents
-from tplimit.values.tensors import Tensor, Value, collapsed, exactly, tensor
+from tplimit.values.tensors import Tensor, Value, exactly, leading_term, tensor
 
 Bind = Callable[..., Any]
 
@@ -38,7 +38,7 @@ def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[V
 def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
     """A continuous function of finite arrays of order 1: it acts on the coefficients."""
     primitive, kind = equation.primitive, kind_of(equation.primitive)
-    tensors = [collapsed(v) for v in values if isinstance(v, Tensor) and v.finite]
+    tensors = [leading_term(v) for v in values if isinstance(v, Tensor) and v.finite]
     if not isinstance(kind, Refused) or not kind.continuous or len(tensors) < len(values):
         return None
     if any(set(v.exponents.levels()) - {0, NEVER} for v in tensors):

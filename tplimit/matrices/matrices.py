@@ -16,7 +16,7 @@ from tplimit.interpreter.context import Context
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Matrix, Part
 from tplimit.values import patches
-from tplimit.values.exponents import NEVER, NONE, Exponent, Exponents, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponent, Exponents, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
 from tplimit.values.tensors import (
@@ -24,9 +24,9 @@ from tplimit.values.tensors import (
     MatrixRemainder,
     Tensor,
     Value,
-    demoted,
     map_items,
     tensor,
+    with_one_exponent,
     with_parity,
 )
 
@@ -173,7 +173,7 @@ def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
     if factor.vanishes:
         return zero(matrix.rows, matrix.columns)
     if not factor.exponents.uniform:
-        factor = demoted(factor)
+        factor = with_one_exponent(factor)
     reach = max(factor.exponents.value, factor.remainder.max())
     scaled = [part.scaled(ctx, factor) for part in matrix.parts]
     out = replace(
@@ -273,7 +273,7 @@ def _numbers(ctx: Context, value: Matrices) -> np.ndarray | None:
 
 def _number(ctx: Context, matrix: Matrix) -> Tensor | None:
     if matrix.vanishes:
-        return tensor(np.zeros((), np.float32), NONE)
+        return tensor(np.zeros((), np.float32), EXACT_ZERO)
     numbers = [part.number for part in matrix.parts if part.number is not None]
     if not numbers or matrix.blocks or len(numbers) < len(matrix.parts):
         return None
@@ -307,10 +307,10 @@ def _absorb(ctx: Context, matrix: Matrix) -> Matrix:
 def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:
     """``sum_k a_k (x) b_k`` of two vectors with ``rank`` rows each: a low-rank matrix."""
     if ctx.terms == 1:
-        return _outer(ctx, demoted(a), demoted(b), rows, columns, rank)
+        return _outer(ctx, with_one_exponent(a), with_one_exponent(b), rows, columns, rank)
     total = zero(rows, columns)
-    for x in expansion.pieces(replace(a, remainder=NONE)):
-        for y in expansion.pieces(replace(b, remainder=NONE)):
+    for x in expansion.pieces(replace(a, remainder=EXACT_ZERO)):
+        for y in expansion.pieces(replace(b, remainder=EXACT_ZERO)):
             total = sum_of(ctx, total, _outer(ctx, x, y, rows, columns, rank))
     remainder = max(total.remainder, a.remainder.max() + b.remainder.max())
     lost = _unknown_rows(a, b) + [block.T for block in _unknown_rows(b, a)]
@@ -320,11 +320,11 @@ def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: i
 def _unknown_rows(a: Tensor, b: Tensor) -> list[MatrixRemainder]:
     """What is unknown of an outer product for what is unknown of its first factor."""
     size, mask = patches.bound_of(b), patches.reach(b)
-    known = mask if b.remainder == NONE else None
+    known = mask if b.remainder == EXACT_ZERO else None
     found = [
         MatrixRemainder(p.bound + size, p.share, rows=p.mask, columns=known) for p in a.patches
     ]
-    if a.remainder != NONE:
+    if a.remainder != EXACT_ZERO:
         found.append(MatrixRemainder(a.remainder.max() + size, columns=mask))
     return found
 

@@ -13,9 +13,9 @@ from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.matrices import order_of, remainder_everywhere
 from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
-from tplimit.values.exponents import HALF, NEVER, NONE, Exponents, Size
+from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
 from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Patch, Tensor, demoted, tensor, with_parity
+from tplimit.values.tensors import Patch, Tensor, tensor, with_one_exponent, with_parity
 
 
 def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
@@ -24,9 +24,9 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     It is the sum of the images under the parts of ``A``. All terms of ``x`` are asked for at once.
     """
     space = ctx.spaces.unify(matrix.column_space, x.space)
-    if ctx.terms > 1 and x.terms[0].exponents == NONE:
+    if ctx.terms > 1 and x.terms[0].exponents == EXACT_ZERO:
         return expansion.add(ctx, *_image_of_unknown(ctx, matrix, x, size))
-    pieces = [p for p in expansion.pieces(x) if p.exponents != NONE] if ctx.terms > 1 else [x]
+    pieces = [p for p in expansion.pieces(x) if p.exponents != EXACT_ZERO] if ctx.terms > 1 else [x]
     rows = [ctx.ledger.rows(piece) for piece in pieces]
     block = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
     parities = [piece.parity for piece in pieces]
@@ -69,7 +69,7 @@ def _image(
             _within(image.mask, with_parity(replace(mean, remainder=unknown), image.parity[0]))
         ]
         if image.change is not None:
-            change = tensor(image.change, level + -HALF, NONE, 1, matrix.row_space)
+            change = tensor(image.change, level + -HALF, EXACT_ZERO, 1, matrix.row_space)
             values.append(_within(image.mask, change))
         for value in values:
             product = expansion.multiply(ctx, value, image.scale)
@@ -86,15 +86,15 @@ def _within(mask: Any, value: Tensor) -> Tensor:
     if mask is None:
         return value
     term = replace(value.terms[0], zeros=jnp.broadcast_to(~mask, value.shape))
-    out = replace(value, terms=(term,), remainder=NONE)
-    if value.remainder == NONE:
+    out = replace(value, terms=(term,), remainder=EXACT_ZERO)
+    if value.remainder == EXACT_ZERO:
         return out
     return patches.with_patches(out, Patch(Fraction(0), value.remainder.max(), mask))
 
 
 def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> list[Tensor]:
     """The image of what is unknown of a vector, and under what is unknown of the matrix."""
-    unknown = _row_exponents(patches.spread(x).remainder, x)
+    unknown = _row_exponents(patches.remainder_everywhere(x).remainder, x)
     bound = patches.bound_of(x)
     _, gain = arithmetic.width_factor(ctx, size)
     found: list[tuple[Exponents, Any]] = [(unknown + (matrix.remainder + gain), None)]
@@ -111,10 +111,10 @@ def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> li
     return values
 
 
-def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = NONE) -> Tensor:
+def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = EXACT_ZERO) -> Tensor:
     shape = (ctx.ledger.rows(x).shape[0], ctx.size(matrix.rows))
     zeros = np.broadcast_to(np.zeros((), x.dtype), shape)
-    return with_parity(tensor(zeros, NONE, unknown, 1, matrix.row_space), EVEN)
+    return with_parity(tensor(zeros, EXACT_ZERO, unknown, 1, matrix.row_space), EVEN)
 
 
 def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
@@ -163,7 +163,7 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     remainder = b.remainder + max(lost)
     for rows, columns, scale in (factor for factor in factors if factor is not None):
         x = tensor(rows, scale.exponents, scale.remainder, 1, b.row_space)
-        image = demoted(apply(ctx, a, x, inner_size))
+        image = with_one_exponent(apply(ctx, a, x, inner_size))
         one = tensor(scale.coefficient, image.exponents, image.remainder)
         parts.append(LowRank(image.coefficient, columns, one))
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)

@@ -18,7 +18,7 @@ from tplimit.caching.identity import identity
 from tplimit.errors import LimitError, Location, NoLimitError, UnsupportedOperationError, WidthError
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.program.traits import Control, kind_of
-from tplimit.values.exponents import NEVER, NONE, ZERO, Dim, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
 #: The first is traced twice: a difference means that the program is not deterministic.
@@ -281,7 +281,7 @@ class _Builder:
             data = [np.asarray(jax.random.key_data(value)) for value in values]
             if any(not np.array_equal(data[0], other) for other in data[1:]):
                 raise NoLimitError("A random key depends on the width.", location=where)
-            return Constant(Fitted(values[0], ZERO, NONE, values[0]), aval)
+            return Constant(Fitted(values[0], ORDER_ONE, EXACT_ZERO, values[0]), aval)
         arrays = [np.asarray(value) for value in values]
         if is_complex(aval) and not all(np.array_equal(arrays[0], a) for a in arrays[1:]):
             raise UnsupportedOperationError(COMPLEX, location=where, advice=COMPLEX_ADVICE)

@@ -158,7 +158,7 @@ class Result:
         rows: the claims with their verdicts.
         data: named numbers and arrays behind them, which go into the JSON file.
         setting: widths, seeds, learning rates and whatever else the numbers depend on.
-        draw: draws the picture into an empty Matplotlib figure; see `tplimit.output.figures.panels`.
+        draw: draws the picture into an empty Matplotlib figure; see `output.figures.panels`.
     """
 
     rows: Sequence[Row]

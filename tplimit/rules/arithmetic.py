@@ -18,9 +18,9 @@ from tplimit.matrices import matrices
 from tplimit.program.traits import Power
 from tplimit.rules.discrete import discrete
 from tplimit.rules.terms import leading_of, zero_with
-from tplimit.values.exponents import NEVER, ZERO, Size
+from tplimit.values.exponents import NEVER, ORDER_ONE, Size
 from tplimit.values.parity import behaviour_of_power
-from tplimit.values.tensors import Matrices, Tensor, Value, collapsed, tensor
+from tplimit.values.tensors import Matrices, Tensor, Value, leading_term, tensor
 
 
 @RULES(p.add_p, p.add_jaxvals_p)
@@ -105,7 +105,7 @@ def divide_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
         ctx.fail("Division by a matrix, entry by entry.")
     if b.dtype.kind in "iu":
         ctx.fail("Integer division of a matrix.")
-    return matrices.multiply(ctx, a, _inverse(ctx, collapsed(b)))
+    return matrices.multiply(ctx, a, _inverse(ctx, leading_term(b)))
 
 
 @RULES(p.neg_p)
@@ -187,7 +187,7 @@ def as_computed(ctx: Context, a: Tensor, out: Tensor) -> Tensor:
 
     ``(1 + a) (1 - a)`` is precise near 1, where ``1 - a^2`` is not.
     """
-    if not a.exponents == out.exponents == ZERO:
+    if not a.exponents == out.exponents == ORDER_ONE:
         return out
     first = replace(out.terms[0], coefficient=ctx.rebind(a.coefficient))
     return replace(out, terms=(first, *out.terms[1:]))
@@ -201,7 +201,7 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         exponent = Fraction(float(constant.flat[0])).limit_denominator(1000)
         fn: Callable[[Any], Any] = lambda x: jnp.power(x, jnp.asarray(b.coefficient))
         return arithmetic.power(ctx, a, exponent, fn)
-    axis, space = arithmetic.frame(ctx, a, b)
+    axis, space = arithmetic.common_axis(ctx, a, b)
     levels = {*a.exponents.levels(), *b.exponents.levels()}
     if levels - {NEVER, Fraction(0)}:
         ctx.fail(
@@ -209,4 +209,4 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
             NoLimitError,
         )
     remainder = a.remainder.maximum(b.remainder)
-    return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, remainder, axis, space)
+    return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, remainder, axis, space)

@@ -15,7 +15,7 @@ from tplimit.program.traits import Relation
 from tplimit.rules.discrete import flips
 from tplimit.rules.reductions import reduce_other
 from tplimit.rules.terms import leading_of, root_of, zero_with
-from tplimit.values.exponents import NEVER, NONE, ZERO
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE
 from tplimit.values.rearranging import at
 from tplimit.values.tensors import Tensor, knowing, tensor
 
@@ -27,15 +27,15 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Decided by the leading term of the difference."""
     kind = ctx.kind
     assert isinstance(kind, Relation)
-    axis, space = arithmetic.frame(ctx, a, b)
+    axis, space = arithmetic.common_axis(ctx, a, b)
     if a is b:
-        return tensor(np.full(a.shape, kind.of_equals), ZERO, NONE, axis, space)
+        return tensor(np.full(a.shape, kind.of_equals), ORDER_ONE, EXACT_ZERO, axis, space)
     if a.exact and b.exact and a.exponents == b.exponents and a.noise is b.noise is None:
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
+        return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     if a.dtype.kind != "f":
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ZERO, NONE, axis, space)
+        return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     exponents = a.exponents.maximum(b.exponents)
-    x, y = arithmetic.aligned(a, exponents), arithmetic.aligned(b, exponents)
+    x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     infinite = arithmetic.infinite(a) or arithmetic.infinite(b)
     difference = arithmetic.add(ctx, a, b, sign=-1) if not infinite else None
     if (
@@ -44,8 +44,8 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         or b.noise is not None
     ):
         _decided(ctx, a, b, difference, x, y)
-    remainder = NONE if difference is None else flips(difference)
-    return tensor(kind.function(x, y), ZERO, remainder, axis, space)
+    remainder = EXACT_ZERO if difference is None else flips(difference)
+    return tensor(kind.function(x, y), ORDER_ONE, remainder, axis, space)
 
 
 def _is_equality(ctx: Context) -> bool:
@@ -107,13 +107,13 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     if a is b or simple or a.dtype.kind != "f" or arithmetic.infinite(a) or arithmetic.infinite(b):
         mask = leading_of(ctx, a, b)
-        bare = replace(mask, remainder=NONE)
+        bare = replace(mask, remainder=EXACT_ZERO)
         return expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
     difference = expansion.minus(ctx, a, b)
     if _is_equality(ctx):
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
         holds = kind.function(functools.reduce(jnp.logical_and, zeros), True)
-        share, parity = NONE, expansion.plus_parity([difference])
+        share, parity = EXACT_ZERO, expansion.plus_parity([difference])
     else:
         signs, share, parity = expansion.sign_of(ctx, difference, "A comparison")
         holds = kind.function(signs, jnp.zeros_like(signs))
@@ -147,10 +147,10 @@ def _extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     unbounded = _against_infinity(a, b, side)
     if unbounded is not None:
         return unbounded
-    axis, space = arithmetic.frame(ctx, a, b)
+    axis, space = arithmetic.common_axis(ctx, a, b)
     exponents = a.exponents.maximum(b.exponents)
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
-    x, y = arithmetic.aligned(a, exponents), arithmetic.aligned(b, exponents)
+    x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     out = jnp.maximum(x, y) if side > 0 else jnp.minimum(x, y)
     noise = None
     if a.noise is not None or b.noise is not None:

@@ -14,7 +14,7 @@ from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Constant
 from tplimit.program.traits import is_rounding
 from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
-from tplimit.values.exponents import NEVER, NONE, ZERO, Exponents
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.tensors import Matrices, Tensor, tensor
 
 
@@ -47,9 +47,10 @@ def convert_matrices(ctx: Context, a: Matrices, **_: Any) -> Matrices:
 def flips(difference: Tensor) -> Exponents:
     """Remainder of a mask: the share of coordinates whose sign the unknown part may change."""
     if difference.finite:
-        return NONE
+        return EXACT_ZERO
     return difference.exponents.map(
-        lambda e, r: NEVER if r == NEVER or e == NEVER else r - e, difference.remainder
+        lambda e, r: NEVER if r == NEVER or e == NEVER else r - e,
+        difference.remainder,
     )
 
 
@@ -67,14 +68,14 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 @RULES(p.is_finite_p)
 def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Whether a leading coefficient is finite."""
-    return tensor(jnp.isfinite(a.coefficient), ZERO, NONE, a.axis, a.space)
+    return tensor(jnp.isfinite(a.coefficient), ORDER_ONE, EXACT_ZERO, a.axis, a.space)
 
 
 @RULES(p.floor_p, p.ceil_p, p.round_p)
 def rounding(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Rounding of a value of order 1 that is not at a jump."""
     _not_at_jump(ctx, a, 0.5 if ctx.equation.primitive is p.round_p else 0.0)
-    return tensor(ctx.rebind(a.coefficient), ZERO, flips(a), a.axis, a.space)
+    return tensor(ctx.rebind(a.coefficient), ORDER_ONE, flips(a), a.axis, a.space)
 
 
 def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
@@ -95,7 +96,7 @@ def bits(ctx: Context, a: Tensor, new_dtype: Any) -> Tensor:
     """Bits of a number: of one that is not known exactly, or scales, the sign bit alone."""
     whole = a.exact and a.noise is None and arithmetic.order_one(a)
     if whole and not a.terms[1:]:
-        return tensor(ctx.rebind(a.coefficient), ZERO, NONE, a.axis, a.space)
+        return tensor(ctx.rebind(a.coefficient), ORDER_ONE, EXACT_ZERO, a.axis, a.space)
     if a.dtype.kind != "f" or not _sign_bit_alone(ctx):
         ctx.fail(
             "The bits of a number that is known up to a remainder or scales with the width.",
@@ -128,7 +129,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
     )
     accident = ~arithmetic.beyond_accident(zero, a.dtype) if a.axis is not None else ~jnp.any(zero)
     ctx.check(accident, error)
-    return tensor(ctx.rebind(known.coefficient), ZERO, known.remainder, a.axis, a.space)
+    return tensor(ctx.rebind(known.coefficient), ORDER_ONE, known.remainder, a.axis, a.space)
 
 
 @RULES(
@@ -137,11 +138,11 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
 )  # fmt: skip
 def discrete(ctx: Context, *operands: Tensor, **_: Any) -> Tensor:
     """Logical and rounding operations on values that do not scale with the width."""
-    axis, space = arithmetic.frame(ctx, *operands)
+    axis, space = arithmetic.common_axis(ctx, *operands)
     for value in operands:
         if set(value.exponents.levels()) - {Fraction(0), NEVER}:
             ctx.fail("A discrete operation on a value that scales with the width.", NoLimitError)
         if not value.exact and value.dtype.kind == "f":
             arithmetic.known(ctx, value, "A discrete operation")
     remainder = operands[0].remainder.maximum(*(value.remainder for value in operands[1:]))
-    return tensor(ctx.rebind(*(v.coefficient for v in operands)), ZERO, remainder, axis, space)
+    return tensor(ctx.rebind(*(v.coefficient for v in operands)), ORDER_ONE, remainder, axis, space)

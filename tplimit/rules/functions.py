@@ -14,8 +14,8 @@ from tplimit.program.dependence import less_its_maximum
 from tplimit.program.traits import Logarithm, Smooth
 from tplimit.rules.terms import leading_of, one_term_of, zero_with
 from tplimit.values import patches
-from tplimit.values.exponents import NEGLIGIBLE, ZERO, Exponents
-from tplimit.values.tensors import Tensor, collapsed, tensor
+from tplimit.values.exponents import NEGLIGIBLE, ORDER_ONE, Exponents
+from tplimit.values.tensors import Tensor, leading_term, tensor
 
 _smooth = RULES.of_kind(Smooth)
 
@@ -83,7 +83,7 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     arithmetic.known(ctx, a, "The logarithm")
     arithmetic.not_zero(ctx, a, "The logarithm of")
     noise = arithmetic.pointwise_noise(kind.function, a)
-    return tensor(kind.function(a.coefficient), ZERO, a.remainder, a.axis, a.space, noise)
+    return tensor(kind.function(a.coefficient), ORDER_ONE, a.remainder, a.axis, a.space, noise)
 
 
 @_logarithm.several
@@ -94,8 +94,8 @@ def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     simple = not a.terms[1:] and not a.patches
     if simple or a.exponents.levels() != [0]:
         return leading_of(ctx, a)
-    lead = replace(collapsed(a), terms=(replace(a.terms[0], zeros=None),))
+    lead = replace(leading_term(a), terms=(replace(a.terms[0], zeros=None),))
     arithmetic.not_zero(ctx, lead, "The logarithm of")
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
-    a = patches.spread(a)
+    a = patches.remainder_everywhere(a)
     return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")

@@ -11,7 +11,7 @@ from jax import lax
 
 from tplimit._jax import primitives as p, split_p, stack_p, tile_p, unstack_p
 from tplimit.algebra import expansion
-from tplimit.algebra.arithmetic import frame
+from tplimit.algebra.arithmetic import common_axis
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -90,7 +90,7 @@ def concatenate(ctx: Context, *values: Value, dimension: int) -> Value:
         return _concatenate_matrices(ctx, values, dimension)
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not any(value.axis == dimension for value in tensors):
-        frame(ctx, *tensors)
+        common_axis(ctx, *tensors)
     elif not have_equal_exponents(tensors):
         tensors = with_common_exponents(tensors, ctx.terms)
     return moved(ctx, *tensors, places=range(len(tensors)))
@@ -101,7 +101,7 @@ def stack(ctx: Context, *values: Value, axis: int) -> Value:
     """Arrays side by side along a new axis; each keeps its exponents."""
     if any(isinstance(value, Matrices) for value in values):
         return _stack_matrices(ctx, values, axis)
-    frame(ctx, *(value for value in values if isinstance(value, Tensor)))
+    common_axis(ctx, *(value for value in values if isinstance(value, Tensor)))
     return moved(ctx, *values, places=range(len(values)))
 
 

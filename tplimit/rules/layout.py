@@ -12,7 +12,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.rules.contraction import permuted_matrices
-from tplimit.values.exponents import NONE, Size
+from tplimit.values.exponents import EXACT_ZERO, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import have_common_exponents, rearranged, with_common_exponents
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_parity
@@ -86,7 +86,7 @@ def _zeros(ctx: Context, value: Tensor) -> Tensor:
     aval = ctx.equation.out_avals[0]
     axis = aval.width_axes[0] if aval.width_axes else None
     zeros = np.broadcast_to(np.zeros((), value.dtype), ctx.shape(aval.shape))
-    return with_parity(tensor(zeros, NONE, NONE, axis, value.space), EVEN)
+    return with_parity(tensor(zeros, EXACT_ZERO, EXACT_ZERO, axis, value.space), EVEN)
 
 
 def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:

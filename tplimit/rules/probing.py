@@ -30,7 +30,7 @@ from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Equation
 from tplimit.program.traits import Kind
 from tplimit.rules.terms import leading_of, zero_with
-from tplimit.values.exponents import NEVER, ZERO
+from tplimit.values.exponents import NEVER, ORDER_ONE
 from tplimit.values.tensors import Tensor, tensor
 
 #: Entries of the arrays on which an operation is probed.
@@ -283,14 +283,14 @@ def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
         why = "it is not smooth at 0" if single else "only its values at order 1 are known"
         _refuse(ctx, f"{found.name} of a value that vanishes like n^{min(levels)}: {why}")
     arrays = [jnp.asarray(value.coefficient) for value in values]
-    axis, space = arithmetic.frame(ctx, *values)
+    axis, space = arithmetic.common_axis(ctx, *values)
     _no_jump(ctx, found, values, arrays, axis)
     # Where a value vanishes, or is known to be zero, there is more to tell than numbers.
     if single and (levels != {0} or value.zeros is not None) and found.smooth_at_zero:
         return arithmetic.apply_function(ctx, value, found.apply, found.name, None)
     out = found.apply(*arrays)
     remainder = values[0].remainder.maximum(*(value.remainder for value in values[1:]))
-    return tensor(out, ZERO, remainder, axis, space, _noise(found, values, arrays, out))
+    return tensor(out, ORDER_ONE, remainder, axis, space, _noise(found, values, arrays, out))
 
 
 def _refuse(ctx: Context, reason: str) -> None:

@@ -16,10 +16,10 @@ from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
 from tplimit.rules.terms import one_term_of
 from tplimit.values import patches
-from tplimit.values.exponents import NEVER, NONE, Exponents, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponents, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
-from tplimit.values.tensors import Matrices, Tensor, Value, demoted, tensor, with_parity
+from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_one_exponent, with_parity
 
 
 @RULES(p.reduce_sum_p)
@@ -54,7 +54,7 @@ def sum_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) 
 def summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
     """A sum over a width, with what is unknown in places of the factors of the summands."""
     lost = patches.averaged(Fraction(1), *values)
-    unknown = replace(expansion.zero(parts[0]), remainder=NONE.maximum(*lost))
+    unknown = replace(expansion.zero(parts[0]), remainder=EXACT_ZERO.maximum(*lost))
     return expansion.total(ctx, [*parts, unknown])
 
 
@@ -164,7 +164,7 @@ def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
         )
     if ctx.equation.primitive is p.reduce_prod_p and value.exponents.levels() != [0]:
         ctx.fail("A product of values that scale with the width.", NoLimitError)
-    value = demoted(value)
+    value = with_one_exponent(value)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
@@ -182,7 +182,7 @@ def cumulative_sum(ctx: Context, value: Tensor, axis: int, reverse: bool) -> Ten
     """Cumulative sum along a finite axis."""
     if value.axis == axis:
         ctx.fail("A cumulative sum along a width: its coordinates have no order.", NoLimitError)
-    value = demoted(value)
+    value = with_one_exponent(value)
     noise = None
     if value.noise is not None:
         noise = ctx.rebind(jnp.broadcast_to(value.noise, value.shape))
@@ -197,7 +197,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     """Index of the largest (smallest) entry along a finite axis."""
     if value.axis in axes:
         _no_order(ctx)
-    value = demoted(value)
+    value = with_one_exponent(value)
     if value.axis is None and value.shape[axes[0]] > 1 and not value.vanishes:
         sign = 1 if ctx.equation.primitive is p.argmax_p else -1
         ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])

@@ -18,9 +18,17 @@ from tplimit.matrices import matrices
 from tplimit.rules.comparisons import part_of
 from tplimit.rules.terms import one_term_of, root_of, unsupported, zero_with
 from tplimit.values import patches
-from tplimit.values.exponents import NEVER, NONE, Exponents
+from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponents
 from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Matrices, Tensor, Value, collapsed, knowing, tensor, with_parity
+from tplimit.values.tensors import (
+    Matrices,
+    Tensor,
+    Value,
+    knowing,
+    leading_term,
+    tensor,
+    with_parity,
+)
 
 
 @RULES(p.select_n_p)
@@ -78,9 +86,9 @@ def select_series(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     known = replace(which, patches=())
     for place, case in enumerate(cases):
         alone = all(other.vanishes for other in cases if other is not case)
-        if alone and which.axis is not None and case.remainder != NONE:
+        if alone and which.axis is not None and case.remainder != EXACT_ZERO:
             found.append(expansion.unknown_where(case, which.coefficient == place))
-            case = replace(case, remainder=NONE)
+            case = replace(case, remainder=EXACT_ZERO)
         for piece in expansion.pieces(case):
             operands = [piece if i == place else z for i, z in enumerate(zeros)]
             out = one_term_of(ctx, known, *operands)
@@ -101,7 +109,7 @@ def needs_decision(cases: Sequence[Tensor]) -> bool:
 
 def _select_entries(ctx: Context, chosen: np.ndarray, cases: Sequence[Tensor]) -> Tensor:
     tensors = list(cases)
-    axis, space = arithmetic.frame(ctx, *tensors)
+    axis, space = arithmetic.common_axis(ctx, *tensors)
     shape = tensors[0].shape
     picked = np.broadcast_to(chosen, shape)
     if axis is not None:
@@ -127,14 +135,14 @@ def _largest_noise(cases: list[Tensor]) -> Any:
 
 def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
     """Choice entry by entry: the larger exponent leads, exact zeros have any exponent."""
-    tensors = [collapsed(case) for case in cases]
-    axis, space = arithmetic.frame(ctx, which, *tensors)
+    tensors = [leading_term(case) for case in cases]
+    axis, space = arithmetic.common_axis(ctx, which, *tensors)
     ordinary = [case for case in tensors if not arithmetic.not_finite(case)]
     if ordinary and len(ordinary) < len(tensors):
         # NaN and infinity stay what they are at every power of the width.
         top = ordinary[0].exponents.maximum(*(case.exponents for case in ordinary[1:]))
         tensors = [
-            tensor(case.coefficient, top, NONE, case.axis, case.space)
+            tensor(case.coefficient, top, EXACT_ZERO, case.axis, case.space)
             if arithmetic.not_finite(case) else case
             for case in tensors
         ]  # fmt: skip
@@ -143,10 +151,10 @@ def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
     for case in tensors:
         lower = case.exponents.map(lambda e, top: e if e != top else NEVER, exponents)
         remainder = remainder.maximum(lower)
-    if which.remainder != NONE:
+    if which.remainder != EXACT_ZERO:
         # Where the mask flips, one branch is taken for the other.
         remainder = remainder.maximum(exponents + which.remainder)
-    arrays = [arithmetic.aligned(case, exponents) for case in tensors]
+    arrays = [arithmetic.at_exponents(case, exponents) for case in tensors]
     pieces = [jnp.asarray(a, tensors[0].dtype) for a in arrays]
     out = lax.select_n(jnp.asarray(which.coefficient), *pieces)
     zeros = None

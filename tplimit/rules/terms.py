@@ -12,7 +12,7 @@ from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.traits import Control, Identity, Kind, Linear
 from tplimit.values import patches
-from tplimit.values.tensors import Tensor, Value, collapsed, knowing, with_parity
+from tplimit.values.tensors import Tensor, Value, knowing, leading_term, with_parity
 
 
 def outputs_of(out: Any) -> list[Value]:
@@ -51,7 +51,7 @@ _any = RULES.of_kind(Kind)
 @_any.several
 def leading(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     """The rule on the leading terms; it acts on each coordinate by itself."""
-    first = [collapsed(v) if isinstance(v, Tensor) else v for v in values]
+    first = [leading_term(v) if isinstance(v, Tensor) else v for v in values]
     parity = expansion.plus_parity(values)
     outputs = one_term(ctx, *first)
     return [with_parity(out, parity) if isinstance(out, Tensor) else out for out in outputs]

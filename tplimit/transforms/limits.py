@@ -1,7 +1,7 @@
 """``limit`` and ``leading``: plain JAX functions evaluated at infinite width.
 
-``tp.limit(step)(theta, batch)``: the function is traced (``trace.py``), interpreted on the limit
-values (``interpret.py``), and the result compiled (``evaluation.py``). Exponents and classes are
+``tp.limit(step)(theta, batch)``: the function is read as a program, interpreted on the limit
+values, and the result compiled (``compilation.py``). Exponents and classes are
 part of the compilation key; arrays are not.
 """
 

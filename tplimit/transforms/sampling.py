@@ -33,7 +33,7 @@ from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program.tracing import Aval
 from tplimit.transforms import sharding
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
-from tplimit.values.exponents import NEVER, NONE, Dim, Exponents, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, Dim, Exponents, Size
 from tplimit.values.parity import EVEN, Parity
 from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
 
@@ -218,7 +218,7 @@ def _dims(parameter: Parameter) -> tuple[Dim, ...]:
     dims: list[Dim] = []
     for dim in parameter.shape:
         scale = as_scale(dim)
-        coefficient, power = scale.on_ray()
+        coefficient, power = scale.as_power_of_n()
         if power == 0:
             dims.append(round(coefficient))
         else:
@@ -384,7 +384,7 @@ class _Sampler:
         return self.spaces - 1
 
     def _scaled(self, scale: Scale) -> Tensor:
-        c, p = self.ctx.scale(*scale.on_ray())
+        c, p = self.ctx.scale(*scale.as_power_of_n())
         if c == 0:
             return tensor(jnp.zeros((), self.dtype), Exponents(NEVER))
         return tensor(jnp.asarray(c, self.dtype), Exponents(p))
@@ -431,13 +431,13 @@ class _Sampler:
         """``mean + std * standard`` with exponents; what is no kept term becomes remainder."""
         parts = []
         if not std.vanishes:
-            drawn = tensor(std.coefficient * standard, std.exponents, NONE, axis, space)
+            drawn = tensor(std.coefficient * standard, std.exponents, EXACT_ZERO, axis, space)
             # All laws are symmetric.
             odd = frozenset(() if space is None else (space,))
             parts.append(with_parity(drawn, Parity(odd, fresh=leaf.law != "rademacher")))
         if not mean.vanishes or not parts:
             constant = jnp.broadcast_to(mean.coefficient, standard.shape)
-            same = tensor(constant, mean.exponents, NONE, axis, space)
+            same = tensor(constant, mean.exponents, EXACT_ZERO, axis, space)
             parts.append(with_parity(same, EVEN))
         return expansion.total(self.ctx, parts)
 

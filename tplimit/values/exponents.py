@@ -170,6 +170,6 @@ def as_exponents(value: "Exponents | Exponent | int") -> Exponents:
     return value if isinstance(value, Exponents) else Exponents(value)
 
 
-ZERO = Exponents(Fraction(0))
-NONE = Exponents(NEVER)
+ORDER_ONE = Exponents(Fraction(0))
+EXACT_ZERO = Exponents(NEVER)
 HALF = Fraction(1, 2)

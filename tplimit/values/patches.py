@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tplimit.values.exponents import NONE, Exponent
+from tplimit.values.exponents import EXACT_ZERO, Exponent
 from tplimit.values.tensors import MatrixRemainder, Patch, Tensor, along
 
 
@@ -25,7 +25,7 @@ def bound_of(value: Tensor) -> Exponent:
 
 def reach(value: Tensor) -> Any:
     """Coordinates ``(M,)`` where something known of a vector may differ from 0; None for all."""
-    terms = [term for term in value.terms if term.exponents != NONE]
+    terms = [term for term in value.terms if term.exponents != EXACT_ZERO]
     if value.axis is None or any(term.zeros is None for term in terms):
         return None
     others = tuple(i for i in range(len(value.shape)) if i != value.axis)
@@ -96,7 +96,7 @@ def _inherited(values: Sequence[Tensor], product: bool) -> list[Patch]:
             if product:
                 patch = patch + sum(bound_of(other) for other in others)
                 for other in others:
-                    mask = reach(other) if other.remainder == NONE else None
+                    mask = reach(other) if other.remainder == EXACT_ZERO else None
                     if patch.mask is not None and mask is not None:
                         patch = replace(patch, mask=patch.mask & mask)
             found.append(patch)
@@ -108,7 +108,7 @@ def averaged(gain: Fraction, *values: Tensor) -> list[Exponent]:
     return [patch.average + gain for patch in _inherited(values, product=True)]
 
 
-def spread(value: Tensor) -> Tensor:
+def remainder_everywhere(value: Tensor) -> Tensor:
     """The same value, what is unknown somewhere being unknown everywhere."""
     lost = value.remainder.maximum(*(patch.average for patch in value.patches))
     return replace(value, remainder=lost, patches=())
@@ -125,5 +125,5 @@ def undecided(value: Tensor, exponents: Any, left: Any) -> Any:
 
 def hiding(value: Tensor, exponents: Any) -> list[Patch]:
     """Patches with masks that reach up to terms of these exponents."""
-    levels = [level for level in exponents.levels() if level != NONE.value]
+    levels = [level for level in exponents.levels() if level != EXACT_ZERO.value]
     return [p for p in value.patches if p.mask is not None and levels and p.bound >= min(levels)]

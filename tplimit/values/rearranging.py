@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.values import patches
-from tplimit.values.exponents import NEVER, NONE, Exponent, Exponents
+from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponent, Exponents
 from tplimit.values.parity import EVEN, Parity
 from tplimit.values.tensors import Tensor, Term, zeros_of
 
@@ -47,7 +47,7 @@ def _number(value: Tensor, k: int) -> Term:
     """Term number ``k``; beyond the last one there is nothing."""
     if k < len(value.terms):
         return value.terms[k]
-    return Term(np.broadcast_to(np.zeros((), value.dtype), value.shape), NONE, parity=EVEN)
+    return Term(np.broadcast_to(np.zeros((), value.dtype), value.shape), EXACT_ZERO, parity=EVEN)
 
 
 def _term(
@@ -66,7 +66,9 @@ def _term(
         ]
         noise = move(*map(jnp.broadcast_to, parts, shapes))
     if any(term.zeros is not None for term in terms):
-        parts = [np.asarray(t.exponents == NONE) if t.zeros is None else t.zeros for t in terms]
+        parts = [
+            np.asarray(t.exponents == EXACT_ZERO) if t.zeros is None else t.zeros for t in terms
+        ]
         zeros = move(*map(jnp.broadcast_to, parts, shapes))
     parity = EVEN if axis is None else _common_parity(terms)
     exponents = _exponents([term.exponents for term in terms], values, move, axis)
@@ -139,7 +141,7 @@ def _with_exponent(terms: Sequence[Term], level: Exponent) -> list[Term]:
 
 def _common_parity(terms: Sequence[Term]) -> Parity:
     """Parity of terms side by side; zeros are odd and even in everything, but not fresh."""
-    known = [term.parity for term in terms if term.exponents != NONE]
+    known = [term.parity for term in terms if term.exponents != EXACT_ZERO]
     parity = functools.reduce(Parity.__and__, known or [EVEN])
     return parity if len(known) in (0, len(terms)) else replace(parity, fresh=False)
 

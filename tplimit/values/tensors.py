@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.values.exponents import NEVER, NONE, ZERO, Exponent, Exponents
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponent, Exponents
 from tplimit.values.fields import ALONG, AXIS, ENTRIES, NESTED, SPACES, STATIC
 from tplimit.values.parity import EVEN, UNKNOWN, Parity
 
@@ -138,7 +138,7 @@ class Tensor:
     """
 
     terms: tuple[Term, ...] = field(metadata=NESTED)
-    remainder: Exponents = field(default=NONE, metadata=STATIC)
+    remainder: Exponents = field(default=EXACT_ZERO, metadata=STATIC)
     axis: int | None = field(default=None, metadata=AXIS)
     space: int | None = field(default=None, metadata=SPACES)
     patches: tuple[Patch, ...] = field(default=(), metadata=NESTED)
@@ -186,12 +186,12 @@ class Tensor:
     @property
     def exact(self) -> bool:
         """Whether nothing is unknown."""
-        return self.remainder == NONE and not self.patches
+        return self.remainder == EXACT_ZERO and not self.patches
 
     @property
     def vanishes(self) -> bool:
         """Whether it is exactly zero, with nothing unknown."""
-        return self.exponents == NONE and self.exact
+        return self.exponents == EXACT_ZERO and self.exact
 
     @property
     def constant(self) -> np.ndarray | None:
@@ -202,8 +202,8 @@ class Tensor:
 
 def tensor(
     coefficient: Any,
-    exponents: Exponents = ZERO,
-    remainder: Exponents = NONE,
+    exponents: Exponents = ORDER_ONE,
+    remainder: Exponents = EXACT_ZERO,
     axis: int | None = None,
     space: int | None = None,
     noise: Any = None,
@@ -238,7 +238,7 @@ def masked(value: Tensor, level: Exponent) -> Any:
     return jnp.where(value.exponents.mask(level), value.coefficient, 0)
 
 
-def collapsed(value: Tensor) -> Tensor:
+def leading_term(value: Tensor) -> Tensor:
     """The leading term alone, all else being moved to the remainder."""
     if not value.terms[1:] and not value.patches:
         return value
@@ -255,7 +255,7 @@ def zeros_of(value: Tensor) -> Any:
     masks = [patch.mask for patch in value.patches if patch.mask is not None]
     if not value.terms[1:] and not masks:
         return value.zeros
-    if value.remainder != NONE or any(term.zeros is None for term in value.terms):
+    if value.remainder != EXACT_ZERO or any(term.zeros is None for term in value.terms):
         return None
     zeros = functools.reduce(operator.and_, [term.zeros for term in value.terms])
     for mask in masks:
@@ -274,11 +274,11 @@ def with_parity(value: Tensor, parity: Parity) -> Tensor:
     return replace(value, terms=(replace(value.terms[0], parity=parity),))
 
 
-def demoted(value: Tensor) -> Tensor:
+def with_one_exponent(value: Tensor) -> Tensor:
     """The same value with one common exponent, what is smaller being moved to the remainder."""
     if value.exponents.uniform and value.remainder.uniform and not value.patches:
         return value
-    value = collapsed(value)
+    value = leading_term(value)
     top, *lower = value.exponents.levels()
     lost = Exponents(max([*lower, value.remainder.max()]))
     coefficient, noise = masked(value, top), value.noise

@@ -358,7 +358,7 @@ class _Walk:
 
     def use(self, e: Equation, weights: Weights) -> None:
         law = weights.parameter
-        mean, _ = law.mean.on_ray()
+        mean, _ = law.mean.as_power_of_n()
         if mean:
             raise NotRecognised("a parameter has a mean.", e)
         if weights.place in self.used:
@@ -375,7 +375,7 @@ def _one(values: Sequence[Value]) -> bool:
 
 def _std(parameter: Parameter) -> tuple[float, Fraction]:
     """The standard deviation as ``c n^p``."""
-    return parameter.std.on_ray()
+    return parameter.std.as_power_of_n()
 
 
 def _bounded(e: Equation, K: Power) -> Array:
