@@ -114,7 +114,7 @@ def test_deprecations_inside_other_packages_do_not_fail_tests(module: str) -> No
     assert not seen
 
 
-@pytest.mark.parametrize("module", ["tplimit.kernels.grams", "test_docs", "helpers"])
+@pytest.mark.parametrize("module", ["tplimit.kernels.grams", "test_docs", "oracles.helpers"])
 def test_deprecated_calls_of_our_own_do(module: str) -> None:
     with pytest.raises(DeprecationWarning, match="something else"):
         warn_in(module)

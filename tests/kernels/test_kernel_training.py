@@ -25,13 +25,14 @@ from oracles.function_space import (
 
 import tplimit as tp
 from tplimit import kernels
+from tplimit.networks import losses
 
 RNG = np.random.default_rng(9)
 
 
 def by_parameters(loss, y, vector, optimizer, lr, steps, batches):
     """The same with features: f = f_0 + PHI w, in float64, one parameter per feature and output."""
-    objective = tp.losses.resolve(loss)
+    objective = losses.resolve(loss)
     f0 = F0[:, 0] if vector else F0
     batches = np.arange(TRAIN)[None] if batches is None else batches
 
@@ -243,8 +244,6 @@ def test_flow_is_the_limit_of_small_steps(loss):
 
 def test_flow_in_closed_form_is_the_integrated_one():
     closed = kernels.flow(TT, ST, Y, "mse", [0.5, 40.0])
-    integrated = kernels.flow(
-        TT, ST, Y, lambda f, y: tp.losses.mse(f, y), [0.5, 40.0], tolerance=1e-9
-    )
+    integrated = kernels.flow(TT, ST, Y, lambda f, y: losses.mse(f, y), [0.5, 40.0], tolerance=1e-9)
     np.testing.assert_allclose(closed.test, integrated.test, atol=1e-7)
     np.testing.assert_allclose(closed.coefficients, integrated.coefficients, atol=1e-6)

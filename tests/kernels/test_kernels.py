@@ -20,10 +20,10 @@ from tplimit.kernels import (
     layer_norm,
     mlp,
     multiply,
+    network,
     repeat,
     residual,
 )
-from tplimit.kernels.recursions import network
 
 rng = np.random.default_rng(5)
 X, Y = rng.normal(size=(6, 4)), rng.normal(size=(5, 4))

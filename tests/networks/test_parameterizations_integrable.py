@@ -13,6 +13,7 @@ from oracles import golden, statistics
 
 import tplimit as tp
 from tplimit import parameterizations as scalings
+from tplimit.networks.activations import ACTIVATIONS
 
 # The theory's first layer carries no factor, its bias neither.
 IP, LLR, MUP, HP, HPZ, BIAS, MEAN = (
@@ -132,7 +133,7 @@ def trajectory(p, model, theta, eta, first=None, outputs=1, steps=4):
 def scaled(activation):
     """Sizes of order one: the degree-2 activation explodes doubly exponentially otherwise."""
     factor = {"relu": 1.0, "relu2": 0.4}[activation]
-    return lambda h: factor * tp.activations.ACTIVATIONS[activation](h)
+    return lambda h: factor * ACTIVATIONS[activation](h)
 
 
 def relative(a, b):
