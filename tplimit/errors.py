@@ -112,14 +112,23 @@ OPAQUE_ADVICE = (
     "Apply the operation inside: tp.limit(fn)(value, ...), for instance "
     "tp.limit(optimizer.init)(theta)."
 )
+NEXT_TERM_ADVICE = (
+    "Further terms of the expansion in the width decide. tp.train and tp.limit of new parameters "
+    "try two terms by themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two "
+    "from the start. Where these do not decide either, this version does not."
+)
 CANCELLATION_ADVICE = (
-    "The leading coefficient vanishes (for instance because a readout is symmetric and "
-    "independent of the features, as in the NTK parameterization), so further terms of the "
-    "expansion in the width decide. tp.train and tp.limit of new parameters try two terms by "
-    "themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two from the start. "
-    "Where these do not decide either, this version does not."
+    "The leading coefficient vanishes, for instance because a readout is symmetric and "
+    "independent of the features, as in the NTK parameterization. " + NEXT_TERM_ADVICE
 )
 DIVERGENCE_ADVICE = (
     "The parameterization is unstable here: rescale the initialisation or the learning rate with "
     "the width, or use tp.leading to see coefficient and exponent."
 )
+RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width."
+COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
+MATRIX_ADVICE = (
+    "Sums, finite factors and products with vectors are supported: gradient descent, momentum and "
+    "weight decay are, Adam, sign descent and clipping are not yet."
+)
+RULE_ADVICE = "Enter a rule of your own: @tp.rule(primitive)."

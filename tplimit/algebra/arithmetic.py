@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import CancellationError, LimitError, LimitWarning, NoLimitError
+from tplimit.errors import (
+    NEXT_TERM_ADVICE,
+    RESCALE_ADVICE,
+    CancellationError,
+    LimitError,
+    LimitWarning,
+    NoLimitError,
+)
 from tplimit.interpreter.context import Context
 from tplimit.values.exponents import (
     EXACT_ZERO,
@@ -29,13 +36,6 @@ from tplimit.values.tensors import Tensor, tensor, with_one_exponent
 ZERO_SIGMAS = 5.0
 ORDINARY_SIGMAS = 2.0
 SYMMETRIC_SHARE = 1e-5
-
-RESCALE = "Rescale the initialisation or the learning rate with the width."
-NEXT_TERM = (
-    "Further terms of the expansion in the width decide. tp.train and tp.limit of new parameters "
-    "try two terms by themselves; between calls of tp.limit, tp.sample(..., terms=2) keeps two "
-    "from the start. Where these do not decide either, this version does not."
-)
 
 #: A term that only leads above this width does not lead in any network.
 WIDTH_OF_NETWORKS = 1e6
@@ -203,7 +203,7 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
     if value.exact and value.noise is None:
         return
-    reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM
+    reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM_ADVICE
     if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
         reason = "that vanishes faster than any power of the width"
         advice = "Let one function compute both: jax.nn.log_softmax, jax.nn.log_sigmoid."
@@ -229,7 +229,7 @@ def undecided(ctx: Context, what: str) -> LimitError:
         f"{what} is decided by terms that vanish: the leading coefficients are equal within the "
         "sampling error.",
         CancellationError,
-        NEXT_TERM,
+        NEXT_TERM_ADVICE,
     )
 
 
@@ -371,7 +371,7 @@ def _saturated(
     level: Exponent,
 ) -> Tensor:
     error = ctx.error(
-        f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE
+        f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE_ADVICE
     )
     if saturation is None:
         return ctx.refuse_later(value, error, significant(value))
@@ -405,7 +405,7 @@ def signs_known(ctx: Context, value: Tensor, what: str) -> None:
     error = ctx.error(
         f"{what}: its leading coefficient is zero within the sampling error.",
         CancellationError,
-        NEXT_TERM,
+        NEXT_TERM_ADVICE,
     )
     if value.noise is not None and value.finite:
         ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise), error)

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tplimit.errors import NoLimitError, UnsupportedOperationError, WidthError
+from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
 from tplimit.interpreter.width_free import continuous, evaluated
 from tplimit.program.tracing import (
     COMPLEX,
-    COMPLEX_ADVICE,
     Constant,
     Equation,
     Operand,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.algebra import arithmetic, expansion
+from tplimit.errors import MATRIX_ADVICE
 from tplimit.interpreter.context import Context
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Matrix, Part
@@ -30,15 +31,11 @@ from tplimit.values.tensors import (
     with_parity,
 )
 
-#: What can be done with matrices, and what cannot.
-ADVICE = (
-    "Sums, finite factors and products with vectors are supported: gradient descent, momentum and "
-    "weight decay are, Adam, sign descent and clipping are not yet."
-)
-
 
 def unsupported(ctx: Context, what: str) -> NoReturn:
-    ctx.fail(f"tplimit does not support {what} of a matrix with two width axes.", advice=ADVICE)
+    ctx.fail(
+        f"tplimit does not support {what} of a matrix with two width axes.", advice=MATRIX_ADVICE
+    )
 
 
 def zero(rows: Size, columns: Size) -> Matrix:

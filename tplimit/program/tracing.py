@@ -15,7 +15,14 @@ import numpy as np
 
 from tplimit import _jax
 from tplimit.caching.identity import identity
-from tplimit.errors import LimitError, Location, NoLimitError, UnsupportedOperationError, WidthError
+from tplimit.errors import (
+    COMPLEX_ADVICE,
+    LimitError,
+    Location,
+    NoLimitError,
+    UnsupportedOperationError,
+    WidthError,
+)
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.program.traits import Control, kind_of
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
@@ -50,7 +57,6 @@ class Aval:
 
 
 COMPLEX = "Complex numbers that depend on a width are not supported."
-COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
 
 
 def is_complex(aval: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tplimit._jax import entry_function
 from tplimit.caching.store import kept
-from tplimit.errors import NoLimitError
+from tplimit.errors import RULE_ADVICE, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Equation
@@ -26,8 +26,6 @@ from tplimit.values.tensors import Tensor, Value, tensor
 
 #: Length of a common width in the arrays on which an operation is tried out.
 _WIDTH = 12
-
-_RULE = "Enter a rule for it: @tp.rule(primitive)."
 
 
 @RULES.of_kind(Linear).one
@@ -45,7 +43,9 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     reason = _tried(equation, places)
     if reason:
         ctx.fail(
-            f"{equation.primitive.name} was declared linear, but {reason}.", NoLimitError, _RULE
+            f"{equation.primitive.name} was declared linear, but {reason}.",
+            NoLimitError,
+            RULE_ADVICE,
         )
     linear = with_common_exponents([tensors[place] for place in places], 1)
     arrays = [jnp.asarray(value.coefficient) for value in tensors]

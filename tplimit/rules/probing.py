@@ -24,7 +24,7 @@ import numpy as np
 from tplimit._jax import Primitive, entry_function
 from tplimit.algebra import arithmetic, expansion
 from tplimit.caching.store import kept
-from tplimit.errors import CancellationError, NoLimitError
+from tplimit.errors import NEXT_TERM_ADVICE, RULE_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Equation
@@ -40,8 +40,6 @@ _RANGE, _STEP = 64.0, 1 / 32
 #: What a value is moved by to see a jump at it: in units of round-off, or of its standard error.
 _ULPS, _SIGMAS = 32.0, arithmetic.ZERO_SIGMAS
 _MOVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-
-_RULE = "Enter a rule for it: @tp.rule(primitive)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +292,7 @@ def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
 
 
 def _refuse(ctx: Context, reason: str) -> None:
-    ctx.fail(f"{reason} (the operation has no rule of its own).", NoLimitError, _RULE)
+    ctx.fail(f"{reason} (the operation has no rule of its own).", NoLimitError, RULE_ADVICE)
 
 
 def _around(found: Entrywise, arrays: list[Any], place: int, reach: Any) -> tuple[Any, Any]:
@@ -333,7 +331,7 @@ def _no_jump(
             f"{found.name} of a value at which it jumps, or beyond which it is not defined, within "
             "what is known of the value.",
             CancellationError,
-            arithmetic.NEXT_TERM,
+            NEXT_TERM_ADVICE,
         )
         ctx.check(fine, error)
 

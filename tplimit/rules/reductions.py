@@ -10,7 +10,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
-from tplimit.errors import CancellationError, NoLimitError
+from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -206,7 +206,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             "The index of an extremum is not known: the largest entries are equal within their "
             "sampling error, or to leading order.",
             CancellationError,
-            arithmetic.NEXT_TERM,
+            NEXT_TERM_ADVICE,
         )
         if value.noise is not None:
             spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])

@@ -7,9 +7,9 @@ linear acts on every term; one that moves entries, or runs programs, takes value
 from typing import Any
 
 from tplimit.algebra import expansion
+from tplimit.errors import MATRIX_ADVICE
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.matrices import matrices
 from tplimit.program.traits import Control, Identity, Kind, Linear
 from tplimit.values import patches
 from tplimit.values.tensors import Tensor, Value, knowing, leading_term, with_parity
@@ -70,7 +70,7 @@ def unsupported(ctx: Context, *values: Value, **_: Any) -> Any:
     ctx.fail(
         f"tplimit does not support {ctx.equation.primitive.name}, entry by entry, of a matrix with "
         "two width axes.",
-        advice=matrices.ADVICE,
+        advice=MATRIX_ADVICE,
     )
 
 
