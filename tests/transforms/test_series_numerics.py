@@ -3,6 +3,8 @@
 The networks are those of `test_series.py`, in the neural tangent parameterization.
 """
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +217,26 @@ def test_calls_that_return_the_parameters_tell_of_one_network():
         _, other = tp.limit(step)(theta, batch)
     np.testing.assert_allclose(same, expected, rtol=1e-5)
     assert abs(other - expected) > 1e-3
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("spelling", ["where", "cond", "select"])
+def test_a_predicate_decides_a_power_of_the_width(spelling, terms):
+    """A rate of the first step alone, ``n^(1/2)`` and then 1: at t = 1 the limit is E v^2."""
+    theta = tp.sample({"v": tp.normal((N,))}, jax.random.key(0), width=tp.inf, terms=terms)
+
+    def step(state):
+        t, (theta, count) = state["t"], (state["theta"], state["theta"]["v"].shape[0])
+        choose = {
+            "where": lambda a, b: jnp.where(t == 0, a, b),
+            "cond": lambda a, b: jax.lax.cond(t == 0, lambda: a, lambda: b),
+            "select": lambda a, b: jax.lax.select(t == 0, a, b),
+        }[spelling]
+        rate = choose(jnp.float32(1) * count**0.5, jnp.float32(1))
+        return rate * jnp.mean(theta["v"] ** 2)
+
+    later = tp.leading(step)({"theta": theta, "t": jnp.int32(1)})
+    np.testing.assert_allclose(later.coefficient, 1, rtol=0.05)
+    assert later.exponent == 0
+    first = tp.leading(step)({"theta": theta, "t": jnp.int32(0)})
+    assert first.exponent == Fraction(1, 2)
