@@ -12,7 +12,7 @@ import numpy as np
 from common import Problem, Report, parser, rms
 
 import tplimit as tp
-from tplimit.gaussian.noise import NOISE_KINDS
+from tplimit.arguments import NOISE_KINDS
 
 PROBLEM = Problem(3, 4, 12)
 TOLERANCES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)

@@ -15,7 +15,8 @@ from scipy import stats
 from scipy.stats import qmc
 
 import tplimit as tp
-from tplimit.gaussian import noise, sobol
+from tplimit import arguments
+from tplimit.gaussian import sobol
 from tplimit.gaussian.bank import Bank, merged
 from tplimit.gaussian.noise import Source
 
@@ -189,7 +190,7 @@ def test_sobol_noise_is_more_precise_than_random() -> None:
             float(size(tp.sample(theta, key, width=tp.inf, samples=1024, noise=kind)))
             for key in jax.random.split(jax.random.key(1), 24)
         ]
-        for kind in noise.NOISE_KINDS
+        for kind in arguments.NOISE_KINDS
     }
     assert np.std(values["sobol"]) < 0.67 * np.std(values["random"])
     assert abs(statistics.z_score(values["sobol"], values["random"])) < 4

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from oracles.helpers import error_of
+from oracles.helpers import error_of, fast_compilation
 
 import tplimit as tp
 from tplimit import _jax
@@ -18,6 +19,8 @@ from tplimit.caching.identity import identity
 from tplimit.caching.store import PROGRAMS, Store, compiled
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.limits import raw
+
+N = tp.Width("n")
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -278,3 +281,27 @@ def test_programs_of_limits_differ_by_powers_of_the_width() -> None:
     second = lambda t: jnp.mean(t["v"]) * (t["v"].shape[0] / 5760) ** 2
     assert limited_program(first) != limited_program(second)
     assert limited_program(first) == limited_program(first)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts memory maps on Linux")
+def test_many_programs_do_not_use_up_the_memory_maps():
+    """A session of two hundred training steps, all different: LLVM ends a process that has none
+    left. What is kept stays below half of them."""
+    theta = {"U": tp.normal((3, N)), "W": tp.normal((N, N), std=N**-0.5), "v": tp.normal((N,))}
+    sampled = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=64)
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    counts = []
+    for k in range(200):
+
+        def step(t, k=k):
+            def loss(t):
+                h = jnp.tanh(jnp.tanh(jnp.ones((2, 3)) @ t["U"]) @ t["W"])
+                return jnp.mean((h @ t["v"] / t["v"].shape[0] - k) ** 2)
+
+            return jax.tree.map(lambda w, g: w - g, t, jax.grad(loss)(t)), loss(t)
+
+        with fast_compilation():
+            jax.block_until_ready(tp.limit(step)(sampled)[1])
+        counts.append(len(Path("/proc/self/maps").read_text().splitlines()))
+    assert max(counts) < most / 2

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,6 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
 from tplimit.gaussian.sobol import Points
-
-NoiseKind = Literal["sobol", "random"]
 
 #: Matching stops (a row stays unmatched) once this share of the particles is used up by rows.
 MATCHING_SHARE = 0.5

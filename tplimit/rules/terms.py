@@ -107,7 +107,7 @@ def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     """Term by term, with zeros for the other operands; what moves entries does so at once."""
     kind = ctx.kind
     assert isinstance(kind, Linear)
-    if kind.moves:
+    if kind.moves and ctx.equation.primitive in RULES.rules:
         return one_term(ctx, *values)
     places = tuple(range(len(values))) if kind.places is None else kind.places
     zeros = [expansion.zero(v) if i in places else v for i, v in enumerate(values)]  # type: ignore[arg-type]
