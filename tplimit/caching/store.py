@@ -58,8 +58,8 @@ class Store(Generic[T]):
             self._kept.clear()
 
 
-#: All compiled programs; their constants are held twice, by the program and by the device. On CPUs a
-#: program takes some hundred memory maps, of which Linux gives a process 65530.
+#: All compiled programs; their constants are held twice, by the program and by the device. On CPUs
+#: each takes some hundred memory maps, of which Linux gives a process 65530.
 PROGRAMS: Store[Any] = Store(64, 2**28)
 
 
