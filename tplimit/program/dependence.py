@@ -58,10 +58,11 @@ def _combined(equation: Equation, degrees: list[str]) -> str:
             return "zero"
         return "free" if not own else own[0] if len(own) == 1 else "other"
     together = [degrees[place] for place in linear_places(equation)]
-    if together and set(together) == {"zero"} and not own:
-        return "zero"
     if not own:
-        return "free"
+        # Of any type: a conversion of 0 is 0.
+        places = kind_of(equation.primitive).linear
+        moved = degrees if places is None else [degrees[place] for place in places]
+        return "zero" if moved and set(moved) == {"zero"} else "free"
     if "other" in own or len([degree for degree in together if degree in own]) < len(own):
         return "other"
     return "linear" if set(together) - {"zero"} == {"linear"} else "affine"
