@@ -6,7 +6,7 @@ compares the series of these variables from step to step.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -157,7 +157,7 @@ def _growing(step: Callable[..., Any], state: Any, batch: Any, error: LimitError
     return seen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Watched:
     """Variables of the forward pass.
 
@@ -217,41 +217,42 @@ def _largest(values: Iterable[Tensor]) -> Exponent:
     return max((value.exponents.max() for value in values), default=NEVER)
 
 
-class _Watcher(Evaluator):
-    """An evaluator of a step that also returns the watched variables."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Found:
+    """Values of watched variables, as outputs of a program."""
+
+    values: list[Any]
+    watched: _Watched = field(metadata={"static": True})
+
+
+class _Watcher:
+    """A step that also returns the watched variables.
+
+    ``forward``: or nothing but these, of the forward pass alone.
+    """
 
     def __init__(self, step: Callable[..., Any], forward: bool = False) -> None:
-        super().__init__(step)
-        self.forward = forward  # only what the watched variables need
-        self.extended: dict[int, tuple[Program, Any, _Watched]] = {}
+        self.forward = forward
+        self.evaluator = Evaluator(step, change=self._extended, jit=False)
 
-    def __call__(self, state: Any, batch: Any) -> Any:  # type: ignore[override]
-        out, found = super().__call__((state, batch), {})
-        _check_values([*found, *jax.tree.leaves(None if self.forward else out[1])])
-        values = dict(zip(self.watched.slots, [leaf._value for leaf in found], strict=True))
-        products = [tuple(values[slot] for slot in one) for one in self.watched.products]
+    def __call__(self, state: Any, batch: Any) -> Any:
+        out, found = self.evaluator((state, batch), {})
+        _check_values([*found.values, *jax.tree.leaves(None if self.forward else out[1])])
+        watched = found.watched
+        values = {slot: leaf._value for slot, leaf in zip(watched.slots, found.values, strict=True)}
+        products = [tuple(values[slot] for slot in one) for one in watched.products]
         before, after, outputs = (
             [values[slot] for slot in slots]
-            for slots in (self.watched.before, self.watched.after, self.watched.outputs)
+            for slots in (watched.before, watched.after, watched.outputs)
         )
         return out, _Pass(before, after, outputs, products)
 
-    def run(self, *args: Any) -> Any:
-        # Each structure is run once or twice: to compile it takes longer than to run it.
-        with jax.disable_jit():
-            return super().run(*args)
-
-    def program(self, tree: Any, avals: Any, leaves: Any, also: Any = ()) -> tuple[Program, Any]:
-        program, out_tree = super().program(tree, avals, leaves, also)
-        if id(program) not in self.extended:
-            watched = _watched(program, tree, out_tree, leaves)
-            self.extended[id(program)] = *self._extended(program, out_tree, watched), watched
-        # A state of other types is another program, with variables of its own.
-        extended, out_tree, self.watched = self.extended[id(program)]
-        return extended, out_tree
-
-    def _extended(self, program: Program, out_tree: Any, watched: _Watched) -> tuple[Program, Any]:
+    def _extended(
+        self, program: Program, tree: Any, out_tree: Any, leaves: list[Any]
+    ) -> tuple[Program, Any]:
         """The program with the watched variables as outputs besides, or with nothing else."""
+        watched = _watched(program, tree, out_tree, leaves)
         slots, by_slot = watched.slots, dict[Slot, Aval]()
         for equation in program.equations:
             by_slot |= dependence.avals(equation)
@@ -264,8 +265,8 @@ class _Watcher(Evaluator):
         more = replace(
             program, outputs=outputs[first:], out_avals=avals[first:], equations=equations
         )
-        both = jax.tree_util.treedef_tuple((out_tree, jax.tree.structure([0] * len(slots))))
-        return more, both
+        found = jax.tree.structure(_Found([0] * len(slots), watched))
+        return more, jax.tree_util.treedef_tuple((out_tree, found))
 
 
 # --- which variables are watched

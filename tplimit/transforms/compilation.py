@@ -8,6 +8,7 @@ programs share it.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,11 +70,24 @@ class _Planning:
     plans: Store[_Plan] = field(default_factory=lambda: Store(_PLANS))
 
 
-class Evaluator:
-    """A user's function as it is when it is first called, with its programs."""
+#: From a program, the structures of its arguments and of its outputs, and the leaves of the
+#: arguments to another program of the same arguments, and the structure of its outputs.
+Change = Callable[[Program, Any, Any, list[Any]], tuple[Program, Any]]
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+
+class Evaluator:
+    """A user's function as it is when it is first called, with its programs.
+
+    Args:
+        function: plain JAX.
+        change: what is evaluated instead of the program of the function; default: the program.
+        jit: whether to compile. What is run once or twice takes longer to compile than to run.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *, change: Change | None = None, jit: bool = True
+    ) -> None:
+        self.function, self.change, self.jit = function, change, jit
         self.programs: dict[Any, tuple[Program, Any]] = {}
         self.plannings: dict[int, _Planning] = {}
 
@@ -148,9 +162,12 @@ class Evaluator:
                 ]
 
             with _jax.traced_anew():
-                self.programs[key] = trace(flat, inputs_at, multiple, also)
+                program, out_tree = trace(flat, inputs_at, multiple, also)
                 _apart(flat, avals, weaknesses, multiple)
-            lint(self.programs[key][0])
+            lint(program)
+            if self.change is not None:
+                program, out_tree = self.change(program, tree, out_tree, leaves)
+            self.programs[key] = program, out_tree
         return self.programs[key]
 
     def run(
@@ -170,7 +187,8 @@ class Evaluator:
             plan.compiled.add((call.last, capacity))
             if call.on_compile is not None:
                 call.on_compile()
-        out, new_bank, checks = (plan.consume if call.last else plan.run)(stores, rest, values)
+        with nullcontext() if self.jit else jax.disable_jit():
+            out, new_bank, checks = (plan.consume if call.last else plan.run)(stores, rest, values)
         if checks:
             _verify(checks, planning.program, program)
         if revealed is None or new_bank is None:
