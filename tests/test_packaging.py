@@ -118,3 +118,13 @@ def test_deprecations_inside_other_packages_do_not_fail_tests(module: str) -> No
 def test_deprecated_calls_of_our_own_do(module: str) -> None:
     with pytest.raises(DeprecationWarning, match="something else"):
         warn_in(module)
+
+
+def test_dir_shows_what_users_call() -> None:
+    """Packages of the house are no part of it."""
+    assert dir(tp) == sorted([*tp.__all__, "__version__"])
+    assert all(hasattr(tp, name) for name in dir(tp))
+    assert {"train", "limit", "rule", "kernels"} <= set(dir(tp))
+    assert not {"RULES", "algebra", "training", "jax"} & set(dir(tp))
+    assert dir(tp.parameterizations) == sorted(tp.parameterizations.__all__)
+    assert {"mup", "ntk", "ip_llr"} <= set(dir(tp.parameterizations))

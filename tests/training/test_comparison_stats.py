@@ -1,10 +1,13 @@
 """Statistics of `Comparison` on synthetic records whose answers are known."""
 
+import dataclasses
+import inspect
 import io
 import json
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,6 +15,7 @@ from scipy import stats
 
 import tplimit as tp
 from tplimit.training.comparison import Comparison
+from tplimit.training.options import Options
 from tplimit.training.trajectory import Records
 
 WIDTHS = (64, 256, 1024)
@@ -158,3 +162,38 @@ def test_wrong_widths(widths, key):
     theta = {"v": tp.normal((tp.Width("n"),))}
     with pytest.raises(ValueError, match="at least one and all different"):
         tp.compare(step, theta, [0], widths=widths, seeds=2, key=key)
+
+
+# --- options
+
+
+def test_compare_takes_what_train_takes(tmp_path):
+    """Options go to every run; a checkpoint has a folder for each, and gives back what it holds."""
+    n = tp.Width("n")
+
+    def step(theta, _):
+        return theta, jnp.mean(theta["v"] ** 2)
+
+    arguments = (step, {"v": tp.normal((n,))}, [None] * 2)
+    options = {
+        "widths": [16, 32], "seeds": 2, "key": jax.random.key(0), "replicates": 2, "samples": 64,
+        "noise": "random", "terms": 2, "init_output": "zero", "rank_tolerance": 1e-4,
+        "observe": lambda t: jnp.mean(t["v"]), "progress": False, "checkpoint": tmp_path,
+    }  # fmt: skip
+    first, again = tp.compare(*arguments, **options), tp.compare(*arguments, **options)
+    assert {folder.name for folder in tmp_path.iterdir()} == {
+        "infinite-width", "width-16", "width-32"
+    }  # fmt: skip
+    np.testing.assert_array_equal(first.limit.outputs, again.limit.outputs)
+    np.testing.assert_array_equal(first.finite[16].outputs, again.finite[16].outputs)
+    with pytest.raises(TypeError, match="compare and train have no option sample"):
+        tp.compare(*arguments, **options, sample=64)
+
+
+def test_no_option_of_train_is_unknown_to_compare():
+    """By name: a new option of one is an option of the other."""
+    own = inspect.signature(tp.compare).parameters
+    passed_on = inspect.signature(tp.train).parameters.keys() - own.keys()
+    assert own["options"].kind is inspect.Parameter.VAR_KEYWORD
+    assert {"samples", "noise", "terms", "mesh", "bias_check", "observe", "init"} <= passed_on
+    assert {field.name for field in dataclasses.fields(Options)} - {"width"} <= {*passed_on, *own}
