@@ -152,6 +152,19 @@ def test_a_declared_primitive_is_as_good_as_one_of_jax(declare, terms, axis):
             break
 
 
+def test_rows_that_a_declared_primitive_makes_zero_are_decided_by_the_next_term(declare):
+    """A projection leaves zeros, unlike a sum of Gaussian vectors: then n^(-1/2) decides."""
+    mine = declare(lambda h: jnp.diag(jnp.array([1.0, 0.0])) @ h)
+    theta = {"u": tp.normal((2, N)), "w": tp.normal((2, N))}
+    sampled = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=256, terms=2)
+
+    def share(t):
+        h = mine(t["u"]) + t["w"] / t["w"].shape[1] ** 0.5
+        return jnp.mean((h > 0) * t["w"], axis=1)
+
+    np.testing.assert_allclose(tp.limit(share)(sampled), [0, 1 / np.sqrt(2 * np.pi)], atol=0.03)
+
+
 def test_training_through_a_declared_primitive(declare):
     """A fixed transform of the points, as one's own primitive and as a product: the same run."""
     mix = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)

@@ -4,6 +4,7 @@ Of a primitive of which nothing else is known, the rule acts on the leading term
 linear acts on every term; one that moves entries, or runs programs, takes values as they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from tplimit.algebra import expansion
@@ -111,6 +112,8 @@ def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
         return one_term(ctx, *values)
     places = tuple(range(len(values))) if kind.places is None else kind.places
     zeros = [expansion.zero(v) if i in places else v for i, v in enumerate(values)]  # type: ignore[arg-type]
+    # A combination of Gaussian vectors has no zeros, unless it is one of none.
+    combines = ctx.equation.primitive in RULES.rules
     found: list[list[Tensor]] = []
     for place in places:
         value = values[place]
@@ -123,7 +126,8 @@ def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
             found = found or [[] for _ in outputs]
             for parts, out in zip(found, outputs, strict=True):
                 assert isinstance(out, Tensor)
-                parts.append(with_parity(out, piece.parity))
+                parity = piece.parity if combines else replace(piece.parity, fresh=False)
+                parts.append(with_parity(out, parity))
     given = [v for v in values if isinstance(v, Tensor)]
     return [patches.inheriting(expansion.total(ctx, parts), *given) for parts in found]
 
