@@ -169,6 +169,7 @@ def test_rows_beyond_the_known_coordinates_are_pseudo_random(
     assert stats.kstest(z[2:].ravel(), "norm").pvalue > statistics.SUITE_FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_samples_that_are_no_power_of_two_work_and_say_what_they_cost() -> None:
     n = tp.Width("n")
     theta = {"v": tp.normal((n,)), "W": tp.normal((n, n), std=n**-0.5)}

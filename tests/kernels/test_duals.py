@@ -119,6 +119,7 @@ def test_names_mean_the_same_everywhere(name: str) -> None:
     assert_allclose(dual(name).function(x), ACTIVATIONS[name](x), atol=1e-15)
 
 
+@pytest.mark.slow
 def test_polynomials_and_hermite_series() -> None:
     pair = 0.4, 0.9, 1.3
     assert_allclose(polynomial([0, 0, 1]).both(*pair), dual("square").both(*pair), 1e-14)

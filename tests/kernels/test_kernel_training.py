@@ -195,6 +195,7 @@ def test_gram_is_symmetric_and_finds_attributes():
     np.testing.assert_array_equal(half, half.T)
 
 
+@pytest.mark.slow
 def test_kernels_of_networks():
     """Given as matrices with attributes, or as the function: the same, in symmetric blocks."""
     network = kernels.mlp(2, "relu", 1.4, 0.1)

@@ -111,6 +111,7 @@ def test_blocks_do_not_matter() -> None:
     assert_allclose(np.asarray(net(X, X).ntk)[off], np.asarray(whole.ntk)[off], 1e-12)
 
 
+@pytest.mark.slow
 def test_hyperparameters_and_inputs_can_be_differentiated() -> None:
     f = lambda w, x: mlp(2, "relu", w, 0.1)(x).ntk[0, :2].sum()
     h = 1e-6
@@ -144,6 +145,7 @@ def test_bad_input() -> None:
         mlp(4, "exp", 3.0)(X)
 
 
+@pytest.mark.slow
 def test_a_point_at_zero() -> None:
     """Without bias the network is 0 there, whatever its parameters."""
     x = np.concatenate([X, np.zeros((1, 4))])

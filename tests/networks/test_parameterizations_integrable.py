@@ -273,6 +273,7 @@ def test_ip_non_centered_collapses_inner_layers():
 # Calibrated base rates ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_calibration_equalises_the_contributions_of_updates():
     model, lr = network(4, "relu", outputs=2), 0.1
     theta = tp.sample(LLR.theta(model), jax.random.key(0), width=128)

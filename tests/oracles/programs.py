@@ -150,7 +150,7 @@ def per_sample_gradients(t: Theta) -> Any:
     return predict(t, X)
 
 
-@program(MLP)
+@program(MLP, slow=True)
 def nested_jit_and_checkpoint(t: Theta) -> Any:
     f = jax.checkpoint(predict)
     t = jax.jit(lambda t: descend(squared(f), t))(t)
@@ -285,7 +285,7 @@ STACKED = {
 }
 
 
-@program(STACKED)
+@program(STACKED, slow=True)
 def scan_over_layers(t: Theta) -> Any:
     def layer(h: jax.Array, parameters: Any) -> tuple[jax.Array, None]:
         weight, bias = parameters
@@ -386,7 +386,10 @@ def attention_of_embedded_tokens(t: Theta) -> Any:
     return f(descend(squared(f, TOKENS, Y[:2]), t), TOKENS)
 
 
-@program({"U": MLP["U"], "W1": MLP["W"], "W2": MLP["W"], "g": tp.full((n,), 1.0), "v": MLP["v"]})
+@program(
+    {"U": MLP["U"], "W1": MLP["W"], "W2": MLP["W"], "g": tp.full((n,), 1.0), "v": MLP["v"]},
+    slow=True,
+)
 def residual_blocks_with_layer_norm(t: Theta) -> Any:
     def norm(h: jax.Array) -> jax.Array:
         centred = h - h.mean(-1, keepdims=True)
@@ -432,7 +435,7 @@ def concatenation_of_features(t: Theta) -> Any:
     return f(descend(squared(f), t), X)
 
 
-@program({"U": MLP["U"], "W": MLP["W"], "v": MLP["v"]})
+@program({"U": MLP["U"], "W": MLP["W"], "v": MLP["v"]}, slow=True)
 def tied_weights_both_ways(t: Theta) -> Any:
     def f(t: Theta, x: jax.Array) -> jax.Array:
         h = jnp.tanh(jnp.tanh(x @ t["U"]) @ t["W"])

@@ -68,7 +68,9 @@ def test_the_grids_have_more_than_five_hundred_points():
     assert sum(len(list(grid())) for grid in GRIDS.values()) == 110 + 147 + 256
 
 
-@pytest.mark.parametrize("grid", ["golikov", "one", pytest.param("two", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "grid", ["one", *(pytest.param(g, marks=pytest.mark.slow) for g in ("golikov", "two"))]
+)
 def test_some_points_of_the_grids(grid):
     for depth, parameterization in list(GRIDS[grid]())[7::120]:
         assert_agree(parameterization, tp.mlp(depth, inputs=3))

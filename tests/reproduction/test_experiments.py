@@ -11,7 +11,7 @@ from tplimit.reproduction.reproduce import Experiment, experiments
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = experiments(ROOT / "experiments")
 # These compile nothing at infinite width that takes long; the others are left to the slow tests.
-FAST = {"hajjar2021": {"first_function", "hybrid"}}
+FAST = {"hajjar2021": {"hybrid"}}
 # What quick settings decide without a doubt: these rows hold, whatever the rest does.
 CERTAIN = {
     ("golikov2020", "decomposition"): "by the interpreter",
