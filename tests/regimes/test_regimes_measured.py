@@ -14,6 +14,7 @@ import pytest
 
 import tplimit as tp
 from tplimit import parameterizations as scalings
+from tplimit.networks.activations import resolve
 
 WIDTHS = (128, 256, 512, 1024, 2048)
 X = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)
@@ -22,7 +23,7 @@ POINTS = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
 
 def layers(p, model, state, x):
     """Preactivations of all layers (the last are outputs) and what each layer is given."""
-    effective, phi = p.effective(model, state), tp.activations.resolve(model.activation)
+    effective, phi = p.effective(model, state), resolve(model.activation)
     given, h = [x], []
     for l in range(1, model.layers + 1):
         h.append(given[-1] @ effective[f"W{l}"] + effective.get(f"b{l}", 0.0))

@@ -108,8 +108,8 @@ GOOD = '''"""Two is even.
 The remainder of the docstring, with *Markdown*. Source: Euclid, VII.6.
 """
 import numpy as np
-from tplimit.plotting import panels
-from tplimit.reproduce import Result, Row, at_most
+from tplimit.output.figures import panels
+from tplimit.reproduction import Result, Row, at_most
 from . import _numbers
 
 

@@ -64,7 +64,7 @@ def interrupted(folder, **options):
 HOLD = """
 import sys, time
 from pathlib import Path
-from tplimit.files import locked
+from tplimit.output.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -57,6 +57,9 @@ class History:
         getattr(self, which).append(record)
         with self._same_shapes():
             if which in self.largest:
+                trees = [jax.tree.structure(tree) for tree in (self.largest[which], exponents)]
+                if trees[1:] != trees[:1]:
+                    raise ValueError(f"{which}: {trees[0]}, then {trees[1]}")
                 exponents = jax.tree.map(_largest, self.largest[which], exponents)
             self.largest[which] = exponents
 
