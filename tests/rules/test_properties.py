@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from jax import lax
 from numpy.testing import assert_allclose
 from oracles.helpers import fast_compilation, sampled, standard_error, tree_difference
 from oracles.programs import INPUTS, MLP, RECURRENT, X, Y, descend, predict, rates, squared
 
 import tplimit as tp
+from tplimit.transforms import sampling
 
 Theta = dict[str, Any]
 
@@ -338,10 +339,12 @@ def _linear(t: Theta, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 @given(numbers, numbers)
+@example(2.0, 2.0**-8)  # the new direction is below the tolerance
 @settings(max_examples=20, deadline=None)
 def test_queries_are_linear(a: float, b: float) -> None:
-    """``W (a v + b w) = a W v + b W w``, whichever is asked first."""
-    assert tp.limit(_linearity)(VECTORS, a, b) < 1e-6 * (1 + a * a + b * b)
+    """``W (a v + b w) = a W v + b W w``, whichever is asked first, up to dropped directions."""
+    dropped = 2 * sampling.RANK_TOLERANCE * (a * a + b * b)
+    assert tp.limit(_linearity)(VECTORS, a, b) < 1e-6 + dropped
 
 
 def _linearity(t: Theta, a: jax.Array, b: jax.Array) -> jax.Array:
