@@ -221,6 +221,18 @@ def test_a_rule_is_entered_once(declare):
             enter()
 
 
+def test_what_is_no_primitive_or_no_place_is_refused():
+    mine = Primitive("mine")
+    for primitive in (jnp.tanh, "tanh", None):
+        with pytest.raises(TypeError, match="is no primitive: pass one of"):
+            tp.rule(primitive, linear=(0,))
+    for linear in (0, (0.5,), (-1,), "0"):
+        with pytest.raises(TypeError, match="are no places of operands"):
+            tp.rule(mine, linear=linear)
+    with pytest.raises(ValueError, match="names no operand"):
+        tp.rule(mine, linear=())
+
+
 def test_a_rule_with_a_form_for_several_terms():
     """A form for one term alone gives the leading term; with one for several it gives all."""
     double = own("double", lambda x: 2 * x)

@@ -155,7 +155,8 @@ def rule(primitive: Primitive, linear: tuple[int, ...] | None = None) -> Any:
         None with ``linear``; else a decorator, which returns the rule.
 
     Raises:
-        ValueError: there is already a rule for the primitive.
+        TypeError: no primitive, or no places of operands.
+        ValueError: no place, or there is already a rule for the primitive.
 
     Example:
         >>> import jax, jax.numpy as jnp, tplimit as tp
@@ -171,6 +172,16 @@ def rule(primitive: Primitive, linear: tuple[int, ...] | None = None) -> Any:
         >>> [round(float(x), 1) for x in out]
         [1.0, 1.0]
     """
+    if not isinstance(primitive, Primitive):
+        raise TypeError(
+            f"primitive={primitive!r} is no primitive: pass one of jax.extend.core.primitives, "
+            "such as primitives.tanh_p, or your own jax.extend.core.Primitive"
+        )
+    places = () if linear is None else linear
+    if not isinstance(places, (tuple, list)) or not all(type(p) is int and p >= 0 for p in places):
+        raise TypeError(f"linear={linear!r} are no places of operands: pass a tuple such as (0,)")
+    if linear is not None and not places:
+        raise ValueError("linear=() names no operand: pass a tuple such as (0,)")
     if primitive in RULES.known():
         raise ValueError(f"There is already a rule for {primitive.name}.")
     if linear is None:

@@ -86,7 +86,9 @@ def train(
         fluctuations: keep the terms of order n^-1/2 as well, see `Trajectory.fluctuations`.
 
     Returns:
-        `Trajectory`: records as NumPy arrays with axes (replicate, step, ...), means, errors.
+        `Trajectory`: `outputs` and `observations` are means over replicates, NumPy arrays with the
+            axis step first; `stderr` has their errors, `replicates` the records of each, with axes
+            (replicate, step, ...).
 
     Raises:
         TypeError: an argument is of another kind, such as `samples=1024.0` or an integer as `key`;
