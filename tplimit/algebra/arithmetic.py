@@ -28,7 +28,7 @@ from tplimit.values.exponents import (
     Exponents,
     Size,
 )
-from tplimit.values.tensors import Tensor, tensor, with_one_exponent
+from tplimit.values.tensors import Tensor, leading_term, tensor, with_one_exponent
 
 #: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
 #: carried to first order and combined pessimistically; where a value is merely divided by or
@@ -51,6 +51,11 @@ def common_axis(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
         ctx.fail("Vectors with different width axes are combined coordinate by coordinate.")
     space = ctx.spaces.unify(*(value.space for value in values))
     return (axes.pop() if axes else None), space
+
+
+def _one_term(value: Tensor) -> Tensor:
+    """The same value as this arithmetic knows it: what has further terms has a remainder."""
+    return leading_term(value) if value.terms[1:] else value
 
 
 def combined_noise(*noises: Any) -> Any:
@@ -93,6 +98,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     axis, space = common_axis(ctx, a, b)
     if a is b and sign < 0:
         return tensor(np.zeros(a.shape, a.dtype), EXACT_ZERO, EXACT_ZERO, axis, space)
+    a, b = _one_term(a), _one_term(b)
     if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
         return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
     for leading, other in ((a, b), (b, a)):
@@ -141,6 +147,7 @@ def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:
 
 def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     """``a b``: exponents add."""
+    a, b = _one_term(a), _one_term(b)
     axis, space = common_axis(ctx, a, b)
     exponents, remainder = product_exponents(a, b)
     coefficient = a.coefficient * b.coefficient
@@ -240,6 +247,7 @@ def decisive(value: Tensor) -> float:
 
 def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
     """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
+    value = _one_term(value)
     exponents = value.exponents.times(p)
     if p < 0:
         known(ctx, value, "Dividing by")
@@ -263,6 +271,7 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
 
 def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
     """A linear function acting entry by entry: exponents stay."""
+    value = _one_term(value)
     noise = None if value.noise is None else jnp.abs(fn(value.noise))
     return tensor(
         fn(value.coefficient), value.exponents, value.remainder, value.axis, value.space,
@@ -299,6 +308,7 @@ def apply_function(
     At exponent 0 it acts on the coefficient; below, its Taylor expansion at 0 gives the first
     non-vanishing term; above, it goes to its limits at plus and minus infinity, if it has them.
     """
+    value = _one_term(value)
     if value.remainder.max() > 0 and value.exponents.max() <= 0:
         ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
     if value.exponents == ORDER_ONE:
@@ -481,6 +491,7 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     The standard error of the mean over particles is kept as noise, to tell a coefficient that
     vanishes from one that does not.
     """
+    value = _one_term(value)
     value = with_one_exponent(value) if _varies_along(value) else value
     factor, gain = width_factor(ctx, size)
     c = jnp.asarray(value.coefficient)

@@ -149,6 +149,11 @@ def plus(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     return arithmetic.add(ctx, a, b) if ctx.terms == 1 else add(ctx, a, b)
 
 
+def times(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Product of values of as many terms as are kept."""
+    return arithmetic.multiply(ctx, a, b) if ctx.terms == 1 else multiply(ctx, a, b)
+
+
 # --- products
 
 

@@ -154,19 +154,18 @@ def negative(ctx: Context, value: Value) -> Value:
 
 def scaled(ctx: Context, value: Matrices, factor: Tensor) -> Matrices:
     """A matrix array times a finite number."""
-    return value.map(lambda matrix: _times(ctx, matrix, factor))
-
-
-def _times(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
-    """A matrix times a number, term by term."""
-    pieces = expansion.pieces(factor) if factor.terms[1:] else [factor]
-    return functools.reduce(
-        functools.partial(sum_of, ctx), [scale(ctx, matrix, piece) for piece in pieces]
-    )
+    return value.map(lambda matrix: scale(ctx, matrix, factor))
 
 
 def scale(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
-    """A matrix times a finite scalar."""
+    """A matrix times a finite number, term by term."""
+    pieces = expansion.pieces(factor) if factor.terms[1:] else [factor]
+    scaled = [_scaled_by(ctx, matrix, piece) for piece in pieces]
+    return functools.reduce(functools.partial(sum_of, ctx), scaled)
+
+
+def _scaled_by(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
+    """A matrix times a number of one term."""
     if factor.vanishes:
         return zero(matrix.rows, matrix.columns)
     if not factor.exponents.uniform:
@@ -191,7 +190,7 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
             numbers = _numbers(ctx, second)
             if numbers is not None:
                 x, y = np.broadcast_arrays(first.items, numbers)
-                return Matrices(map_items(lambda m, f: _times(ctx, m, f), x, y), a.axes)
+                return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), a.axes)
         x, y = np.broadcast_arrays(a.items, b.items)
         return Matrices(map_items(lambda m, f: _hadamard(ctx, m, f), x, y), a.axes)
     matrix, factor = (a, b) if isinstance(a, Matrices) else (b, a)
@@ -206,7 +205,7 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
         place = dict(zip(matrix.finite_axes, index, strict=True))
         numbers[index] = at(factor, tuple(place.get(i, 0) for i in range(matrix.ndim)))
     x, y = np.broadcast_arrays(matrix.items, numbers)
-    return Matrices(map_items(lambda m, f: _times(ctx, m, f), x, y), matrix.axes)
+    return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), matrix.axes)
 
 
 def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:

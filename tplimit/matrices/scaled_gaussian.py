@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import expansion
 from tplimit.interpreter.context import Context
 from tplimit.matrices.parts import Image, Part, Rows
 from tplimit.values.exponents import HALF, NEVER, Exponent
@@ -61,7 +61,7 @@ class ScaledGaussian(Part):
         return replace(other, scale=expansion.plus(ctx, self.scale, other.scale))
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["ScaledGaussian", Exponent]:
-        return replace(self, scale=arithmetic.multiply(ctx, self.scale, factor)), NEVER
+        return replace(self, scale=expansion.times(ctx, self.scale, factor)), NEVER
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         updates = [p for p in rows.parts if p.home == self.home and p.kernel is not None]

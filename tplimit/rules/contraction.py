@@ -362,9 +362,8 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
             )
             number = at(b, tuple(at_b[i] for i in range(len(b.shape))))
             matrix = a.items[tuple(at_a[i] for i in finite)]
-            for piece in [number] if ctx.terms == 1 else expansion.pieces(number):
-                part = matrices.scale(ctx, matrix, piece)
-                total = part if total is None else matrices.sum_of(ctx, total, part)
+            part = matrices.scale(ctx, matrix, number)
+            total = part if total is None else matrices.sum_of(ctx, total, part)
         items[index] = total
     order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
     axes = tuple(nb + order_a.index(axis) for axis in a.axes)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from tplimit.algebra import expansion
-from tplimit.errors import MATRIX_ADVICE
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.program.traits import Control, Identity, Kind, Linear
+from tplimit.matrices import matrices
+from tplimit.program.traits import Control, Identity, Kind, Linear, linear_places
 from tplimit.values import patches
 from tplimit.values.tensors import Tensor, Value, knowing, leading_term, with_parity
 
@@ -68,11 +68,7 @@ def leading_of(ctx: Context, *values: Value) -> Tensor:
 @_any.matrices
 def unsupported(ctx: Context, *values: Value, **_: Any) -> Any:
     """Refused."""
-    ctx.fail(
-        f"tplimit does not support {ctx.equation.primitive.name}, entry by entry, of a matrix with "
-        "two width axes.",
-        advice=MATRIX_ADVICE,
-    )
+    matrices.unsupported(ctx, f"{ctx.equation.primitive.name}, entry by entry,")
 
 
 # --- operations that give back what they get
@@ -106,14 +102,12 @@ _linear = RULES.of_kind(Linear)
 @_linear.several
 def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     """Term by term, with zeros for the other operands; what moves entries does so at once."""
-    kind = ctx.kind
+    kind, known = ctx.kind, ctx.equation.primitive in RULES.rules
     assert isinstance(kind, Linear)
-    if kind.moves and ctx.equation.primitive in RULES.rules:
+    if kind.moves and known:
         return one_term(ctx, *values)
-    places = tuple(range(len(values))) if kind.places is None else kind.places
+    places = linear_places(ctx.equation)
     zeros = [expansion.zero(v) if i in places else v for i, v in enumerate(values)]  # type: ignore[arg-type]
-    # A combination of Gaussian vectors has no zeros, unless it is one of none.
-    combines = ctx.equation.primitive in RULES.rules
     found: list[list[Tensor]] = []
     for place in places:
         value = values[place]
@@ -126,7 +120,8 @@ def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
             found = found or [[] for _ in outputs]
             for parts, out in zip(found, outputs, strict=True):
                 assert isinstance(out, Tensor)
-                parity = piece.parity if combines else replace(piece.parity, fresh=False)
+                # Of what is only declared, a row may combine nothing: it is zero.
+                parity = piece.parity if known else replace(piece.parity, fresh=False)
                 parts.append(with_parity(out, parity))
     given = [v for v in values if isinstance(v, Tensor)]
     return [patches.inheriting(expansion.total(ctx, parts), *given) for parts in found]
