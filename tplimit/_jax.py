@@ -114,6 +114,8 @@ def inner_program(equation: Any) -> Any | None:
             return _program_of(plain, equation)
     if _is_composite(equation):
         return _expanded(equation)
+    if equation.primitive.name == "optimization_barrier":  # not public as a primitive
+        return _program_of(lambda *operands: operands, equation)
     name = _INLINE.get(equation.primitive.name)
     return None if name is None else equation.params.get(name)
 

@@ -387,3 +387,35 @@ def test_sign_bits(theta: Theta) -> None:
     bits = lambda t: jnp.mean(lax.bitcast_convert_type(t["v"] + jnp.mean(t["w"]), jnp.int32))
     error_of(tp.CancellationError, tp.limit(zero), theta)
     assert "sign bit" in str(error_of(tp.NoLimitError, tp.limit(bits), theta))
+
+
+# Shapes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_axes_of_length_one_are_repeated(terms: int) -> None:
+    """As JAX passes them on to the operation; against arrays that were broadcast by hand."""
+    n = tp.Width("n")
+    theta = {"v": tp.normal((3, n), mean=0.3), "u": tp.normal((n,))}
+    sampled = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=256, terms=terms)
+
+    def run(t: Theta, spell: Callable[..., Any]) -> list[jax.Array]:
+        v, c = t["v"], jnp.mean(t["v"] ** 2, axis=1)
+        pairs = (v, c[:, None]), (c[:, None], v[:1]), (v, t["u"][None]), (c[:, None], c[None])
+        return [jnp.mean(jnp.arctan2(*spell(*pair)) * pair[0], axis=1) for pair in pairs]
+
+    straight = tp.limit(lambda t: run(t, lambda *pair: pair))(sampled)
+    by_hand = tp.limit(lambda t: run(t, jnp.broadcast_arrays))(sampled)
+    for a, b in zip(straight, by_hand, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_barrier_of_the_compiler_is_no_operation(theta: Theta) -> None:
+    """It stands in `jax.scipy.special.ndtri`: the quantile of a probability is the number."""
+
+    def run(t: Theta) -> tuple[jax.Array, jax.Array]:
+        v = t["v"]
+        u = jax.scipy.special.ndtri(jax.scipy.stats.norm.cdf(v / 4))
+        return jnp.mean(u * v), jnp.mean(v * v) / 4
+
+    np.testing.assert_allclose(*tp.limit(run)(theta), rtol=1e-4)

@@ -187,6 +187,8 @@ def test_training_through_a_declared_primitive(declare):
 def test_what_is_not_linear_along_a_width_is_refused(declare):
     refused = {
         "it is not": lambda x: x * x,
+        "it is not.": lambda x: jnp.clip(x, -100, 100),
+        "it is not 0 at 0": lambda x: x + 1e-6,
         "coordinates along a width depend on each other": lambda x: x - x.mean(1, keepdims=True),
         "coordinates along a width depend on their places": lambda x: x * jnp.arange(x.shape[1]),
         "a width is summed": lambda x: jnp.sum(x, axis=1),
@@ -212,6 +214,35 @@ def test_an_operand_in_which_it_is_not_linear_must_be_known(declare):
         theta,
     )
     assert "operand 1, in which it is not linear" in str(error)
+    scales = lambda t: jnp.mean(mine(t["x"], jnp.ones(2) * t["x"].shape[1] ** -0.5))
+    assert "operand 1" in str(error_of(tp.UnsupportedOperationError, tp.limit(scales), theta))
+
+
+def test_an_operand_that_is_added_is_no_index(declare):
+    """``x + s`` is linear in x where s is 0, and nowhere else."""
+    mine = declare(lambda x, s: x + s, linear=(0,))
+    theta = tp.sample({"x": tp.normal((3, N))}, jax.random.key(0), width=tp.inf, samples=64)
+    program = lambda t: jnp.mean(mine(t["x"], jnp.float32(1)))
+    error = error_of(tp.NoLimitError, tp.limit(program), theta)
+    assert "was declared linear, but it is not 0 at 0" in str(error)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_place_that_there_is_not(declare, terms):
+    mine = declare(lambda x: 2 * x, linear=(1,))
+    theta = tp.sample({"x": tp.normal((N,))}, jax.random.key(0), width=tp.inf, terms=terms)
+    error = error_of(
+        tp.UnsupportedOperationError, tp.limit(lambda t: jnp.mean(mine(t["x"]))), theta
+    )
+    assert "was declared linear in operand 1, which it has not" in str(error)
+
+
+def test_integers_are_no_numbers_to_be_linear_in(declare):
+    mine = declare(lambda x: 2 * x)
+    theta = tp.sample({"x": tp.normal((N,))}, jax.random.key(0), width=tp.inf, samples=64)
+    program = lambda t: jnp.mean(mine((t["x"] > 0).astype(jnp.int32)).astype(float))
+    error = error_of(tp.NoLimitError, tp.limit(program), theta)
+    assert "operand 0 is no array of real numbers" in str(error)
 
 
 def test_a_rule_is_entered_once(declare):
@@ -286,6 +317,22 @@ def test_matrices_are_not_rounded():
     program = lambda t: jnp.mean(t["W"].astype(int).astype(float) @ jnp.ones(t["W"].shape[0]))
     error = error_of(tp.UnsupportedOperationError, tp.limit(program), theta)
     assert "convert_element_type, entry by entry" in str(error)
+
+
+def test_products_of_numbers_of_several_terms_with_a_matrix():
+    """``c (c W) x = c^2 (W x)``, ``(c W - c W + W / c) x = (W x) / c``: to second order."""
+    theta = {"W": tp.normal((N, N), std=N**-0.5), "x": tp.normal((N,), mean=1.0)}
+    sampled = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=512, terms=2)
+
+    def pairs(t):
+        W, x = t["W"], t["x"]
+        y, c = W @ x, jnp.mean(x**2)
+        both = ((c * (c * W)) @ x, c * c * y), ((c * W - c * W + W / c) @ x, y / c)
+        return [tuple(jnp.mean(z * y) for z in pair) for pair in both]
+
+    for first, second in tp.series(pairs)(sampled):
+        for power in (0, -Fraction(1, 2)):
+            np.testing.assert_allclose(first.at(power), second.at(power), rtol=1e-4)
 
 
 def test_numbers_of_several_terms_times_and_plus_matrices():

@@ -186,8 +186,9 @@ def test_compare_takes_what_train_takes(tmp_path):
     }  # fmt: skip
     np.testing.assert_array_equal(first.limit.outputs, again.limit.outputs)
     np.testing.assert_array_equal(first.finite[16].outputs, again.finite[16].outputs)
-    with pytest.raises(TypeError, match="compare and train have no option sample"):
-        tp.compare(*arguments, **options, sample=64)
+    for name, near in (("sample", "samples"), ("width", "widths")):
+        with pytest.raises(TypeError, match=f"no option {name}; did you mean {near}"):
+            tp.compare(*arguments, **options, **{name: 64})
 
 
 def test_no_option_of_train_is_unknown_to_compare():

@@ -92,6 +92,9 @@ def _form(ctx: Context, equation: Equation, with_matrices: bool) -> Form:
     primitive, kind = equation.primitive, ctx.kind
     if isinstance(kind, Refused):
         ctx.fail(f"{primitive.name}: {kind.reason}", NoLimitError)
+    missing = [place for place in kind.linear or () if place >= len(equation.inputs)]
+    if missing:
+        ctx.fail(f"{primitive.name} was declared linear in operand {missing[0]}, which it has not.")
     if any(is_complex(aval) for aval in equation.in_avals):
         ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     if not RULES.has(primitive, kind):

@@ -65,7 +65,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 # Small enough for the leading power to show, large enough for float32 to see 1 - cos(z).
 _SMALL = 2.0**-6
 _NEAR = np.array([-1.0, 1.0]) * _SMALL
-_FAR = np.array([-8.0, -2.0, -1.0, -0.3, 0.3, 1.0, 2.0, 8.0])
+_FAR = np.array([-64.0, -8.0, -2.0, -1.0, -0.3, 0.3, 1.0, 2.0, 8.0, 64.0])
 _POINTS = np.concatenate([[0.0], _NEAR, 2 * _NEAR, _FAR, 2 * _FAR]).astype(np.float32)
 _ROUND_OFF = 1e-5
 # Powers are told from their neighbours, multiples of 1/4, in spite of the next term at _SMALL.

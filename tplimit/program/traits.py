@@ -260,7 +260,8 @@ def linear_places(equation: Any) -> tuple[int, ...]:
         return tuple(range(len(equation.inputs)))
     if equation.primitive is p.convert_element_type_p and not _real(equation):
         return ()
-    return kind.linear
+    # Users may declare places that there are not, which the interpreter refuses.
+    return tuple(place for place in kind.linear if place < len(equation.inputs))
 
 
 def _real(equation: Any) -> bool:

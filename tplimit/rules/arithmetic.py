@@ -20,7 +20,7 @@ from tplimit.rules.discrete import discrete
 from tplimit.rules.terms import leading_of, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE, Size
 from tplimit.values.parity import behaviour_of_power
-from tplimit.values.tensors import Matrices, Tensor, Value, leading_term, tensor
+from tplimit.values.tensors import Matrices, Tensor, Value, tensor
 
 
 @RULES(p.add_p, p.add_jaxvals_p)
@@ -105,7 +105,8 @@ def divide_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
         ctx.fail("Division by a matrix, entry by entry.")
     if b.dtype.kind in "iu":
         ctx.fail("Integer division of a matrix.")
-    return matrices.multiply(ctx, a, _inverse(ctx, leading_term(b)))
+    inverse = _inverse(ctx, b) if ctx.terms == 1 else _powered(ctx, b, Fraction(-1))
+    return matrices.multiply(ctx, a, inverse)
 
 
 @RULES(p.neg_p)

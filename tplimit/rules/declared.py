@@ -18,7 +18,8 @@ from tplimit.caching.store import kept
 from tplimit.errors import RULE_ADVICE, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.program.tracing import Equation
+from tplimit.interpreter.width_free import is_plain
+from tplimit.program.tracing import Aval, Equation
 from tplimit.program.traits import Linear, linear_places
 from tplimit.values.exponents import Exponents, Size
 from tplimit.values.rearranging import with_common_exponents
@@ -33,13 +34,6 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     """``sum_j L_ij c_j``, with one exponent for all entries and ``|error_i| <= |L_ij| error_j``."""
     equation = ctx.equation
     places = linear_places(equation)
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    for place, value in enumerate(tensors):
-        if place not in places and not (value.finite and value.exact and value.noise is None):
-            ctx.fail(
-                f"{equation.primitive.name}: operand {place}, in which it is not linear, is not "
-                "known exactly or has a width."
-            )
     reason = _tried(equation, places)
     if reason:
         ctx.fail(
@@ -47,6 +41,13 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
             NoLimitError,
             RULE_ADVICE,
         )
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    for place, value in enumerate(tensors):
+        if place not in places and not is_plain(value):
+            ctx.fail(
+                f"{equation.primitive.name}: operand {place}, in which it is not linear, has a "
+                "width, scales with one, or is not known exactly."
+            )
     linear = with_common_exponents([tensors[place] for place in places], 1)
     arrays = [jnp.asarray(value.coefficient) for value in tensors]
     for place, value in zip(places, linear, strict=True):
@@ -105,6 +106,9 @@ def _tried(equation: Equation, places: tuple[int, ...]) -> str:
     """Why an operation is not linear, coordinate by coordinate; empty if it is."""
     avals = (*equation.in_avals, *equation.out_avals)
     shapes = tuple((aval.shape, str(aval.dtype)) for aval in avals)
+    integers = [k for k in places if not jnp.issubdtype(equation.in_avals[k].dtype, jnp.floating)]
+    if integers:
+        return f"operand {integers[0]} is no array of real numbers"
     test = functools.partial(_reason, equation, places)
     return kept("linear", test, equation.primitive, equation.params, shapes, places)
 
@@ -119,15 +123,15 @@ def _reason(equation: Equation, places: tuple[int, ...]) -> str:
 
     rng = np.random.default_rng(0)
 
-    def drawn() -> list[Any]:
-        return [
-            rng.normal(size=tuple(map(small, aval.shape))).astype(aval.dtype)
-            if k in places else np.zeros(tuple(map(small, aval.shape)), aval.dtype)
-            for k, aval in enumerate(equation.in_avals)
-        ]  # fmt: skip
+    def drawn(aval: Aval) -> np.ndarray:
+        shape = tuple(map(small, aval.shape))
+        if jnp.issubdtype(aval.dtype, jnp.floating):
+            return rng.normal(size=shape).astype(aval.dtype)
+        return rng.integers(0, 2, shape).astype(aval.dtype)  # such as indices
 
     params = jax.tree.map(small, equation.params, is_leaf=lambda x: isinstance(x, Size))
-    x, y = drawn(), drawn()
+    x = [drawn(aval) for aval in equation.in_avals]
+    y = [drawn(aval) if k in places else x[k] for k, aval in enumerate(equation.in_avals)]
     try:
         with jax.ensure_compile_time_eval():
             apply = _function(equation, params, x)
@@ -138,10 +142,21 @@ def _reason(equation: Equation, places: tuple[int, ...]) -> str:
 
 
 def _not_linear(run: Any, x: list[Any], y: list[Any], places: tuple[int, ...]) -> str:
-    both = [2 * a + b if k in places else a for k, (a, b) in enumerate(zip(x, y, strict=True))]
-    pairs = zip(run(both), run(x), run(y), strict=True)
-    same = all(_close(whole, 2 * one + other) for whole, one, other in pairs)
-    return "" if same else "it is not"
+    """Whether it is 0 at 0, adds, and does so from very small to very large numbers."""
+
+    def at(a: float, b: float) -> list[np.ndarray]:
+        pairs = enumerate(zip(x, y, strict=True))
+        return run([(a * u + b * v).astype(u.dtype) if k in places else u for k, (u, v) in pairs])
+
+    if any(np.any(out) for out in at(0, 0)):
+        return "it is not 0 at 0"
+    one, other = at(1, 0), at(0, 1)
+    far = 2.0 ** (min(jnp.finfo(x[place].dtype).maxexp for place in places) // 3)
+    for a, b in ((2, 1), (far, -far), (1 / far, 1 / far)):
+        expected = [a * u + b * v for u, v in zip(one, other, strict=True)]
+        if not all(map(_close, at(a, b), expected)):
+            return "it is not"
+    return ""
 
 
 def _along(run: Any, equation: Equation, x: list[Any], places: tuple[int, ...]) -> str:

@@ -130,11 +130,18 @@ def probed(equation: Equation) -> Entrywise | str:
     if equation.plain is None:
         return "a parameter depends on the width"
     out = equation.out_avals[0]
-    if any(aval.shape not in ((), out.shape) for aval in equation.in_avals):
+    if not all(_fits(aval.shape, out.shape) for aval in equation.in_avals):
         return "the shapes of operands and result differ"
-    full = tuple(aval.shape == out.shape for aval in equation.in_avals)
+    full = tuple(aval.shape != () for aval in equation.in_avals)
     dtypes = tuple(np.dtype(aval.dtype) for aval in equation.in_avals)
     return found_for(equation.primitive, equation.plain, dtypes, full, len(out.shape))
+
+
+def _fits(shape: tuple[Any, ...], out: tuple[Any, ...]) -> bool:
+    """Whether an operand is a scalar, or an array of the shape of the result; axes of length 1 are
+    repeated, by JAX itself."""
+    same = len(shape) == len(out) and all(a in (1, b) for a, b in zip(shape, out, strict=True))
+    return shape == () or same
 
 
 def found_for(

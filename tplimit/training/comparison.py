@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -359,7 +360,7 @@ def compare(
 
     Raises:
         ValueError: no width, or one twice, less than one seed; and what `tplimit.train` raises.
-        TypeError, LimitError: as in `tplimit.train`.
+        TypeError: an unknown option; TypeError, LimitError: as in `tplimit.train`.
 
     Warns:
         LimitWarning: the limit is a random function; and as `tplimit.train` of runs that blow up,
@@ -385,9 +386,10 @@ def compare(
     key, batches, theta = arguments.key(key), arguments.batches(batches), arguments.theta(theta)
     widths = [width_of(theta, n) for n in arguments.widths(widths)]
     seeds = arguments.replicates(seeds, "seeds")
-    unknown = options.keys() - inspect.signature(train).parameters.keys()
-    if unknown:
-        raise TypeError(f"compare and train have no option {', '.join(sorted(unknown))}")
+    known = inspect.signature(train).parameters.keys() - {"width"}
+    for name in options.keys() - known:
+        near = "".join(f"; did you mean {n}?" for n in get_close_matches(name, {*known, "widths"}))
+        raise TypeError(f"compare has no option {name}{near}")
 
     def run(width: Any, count: int, label: int, **more: Any) -> Trajectory:
         more |= options | {"key": jax.random.fold_in(key, label), "replicates": count}

@@ -72,26 +72,29 @@ class _Networks(Engine):
         tell("compiling the first step")
 
         def look(state: Any) -> tuple[Any, Any]:
-            # A copy: an array of JAX may share its memory with a state that is donated to a step.
-            seen = observe_all(state)
-            return state, jax.tree.map(lambda leaf: np.array(leaf, copy=True), seen)
+            return state, _copied(observe, observe_all(state))
 
         def move(state: Any, batch: Any) -> tuple[Any, Any]:
             with warnings.catch_warnings():
                 # Not every state can be updated in place; then it is copied, as it should be.
                 warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-                return pair(step_all(_unshare(state), batch))
+                state, output = pair(step_all(_unshare(state), batch))
+            return state, _copied(step, output)
 
         return Moves(look, move)
 
     def numbers(self, which: str, record: Any) -> Any:
-        function = self.functions.step if which == "outputs" else self.functions.observe
-        if function is not None:
-            arguments.records(function, record)
-        return jax.tree.map(lambda leaf: np.array(leaf, copy=True), record)
+        return record
 
     def exponents(self, record: Any) -> Any:
         return jax.tree.map(lambda leaf: Fraction(0), record)
+
+
+def _copied(source: Any, record: Any) -> Any:
+    """A record as NumPy arrays, which share no memory with a state that is donated to a step."""
+    if source is not None:
+        arguments.records(source, record)
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), record)
 
 
 def _chunks(keys: jax.Array, state: Any) -> list[jax.Array]:

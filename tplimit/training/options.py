@@ -37,7 +37,7 @@ class Options:
             together.
     """
 
-    width: Any = field(metadata=_checked(lambda width: width))
+    width: Any
     samples: int = field(metadata=_checked(arguments.samples))
     replicates: int = field(metadata=_checked(arguments.replicates))
     noise: str = field(metadata=_checked(arguments.noise))
@@ -51,7 +51,8 @@ class Options:
     def __post_init__(self) -> None:
         # What is no option is refused at every width.
         for one in fields(self):
-            object.__setattr__(self, one.name, one.metadata["check"](getattr(self, one.name)))
+            if "check" in one.metadata:
+                object.__setattr__(self, one.name, one.metadata["check"](getattr(self, one.name)))
         if self.bias_check and self.replicates < 2:
             raise ValueError(
                 "bias_check compares with the standard error: use replicates=2 or more"

@@ -381,6 +381,8 @@ def _planned(
     others = None if bank is None else replace(bank, stores=())
     _, learnt = jax.eval_shape(_mapped(dry, bank, axes), stores, others, values)
 
+    made = dict(decisions.made)  # the values that they were made of are not kept
+
     # What finite results have revealed is forgotten, and the stores need not be written.
     written = any(aval.width_axes for aval in program.out_avals)
 
@@ -389,7 +391,7 @@ def _planned(
     ) -> tuple[list[Value], Bank | None, list[Check]]:
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
-        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=decisions.made.get)
+        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=made.get)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
             out = _evaluated(ctx, program, values)
