@@ -119,8 +119,9 @@ class Trajectory:
             over replicates.
         random: whether the limit depends on the draw of the initial function, another one in each
             replicate: then means and standard errors are those over initial functions. So it is
-            in kernel regimes, however many terms were asked for; not with `init_output="zero"`, nor
-            where records tend to numbers. The first steps of the run tell.
+            in kernel regimes, however many terms were asked for, and not with `init_output="zero"`.
+            The first steps of the run tell, by a second draw. Where two terms were asked for and
+            one decides, that moves numbers within their sampling error and counts as random, too.
 
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
