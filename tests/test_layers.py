@@ -171,3 +171,11 @@ assert not changed, changed
 assert "matplotlib.pyplot" not in __import__("sys").modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_test_imports_from_tests_of_its_own_folder() -> None:
+    """What several folders share is in `oracles`: a folder can be run by itself."""
+    tests = Path(__file__).parent
+    for file in tests.rglob("test_*.py"):
+        others = {t.split(".")[0] for t in imports(file.read_text()) if t.startswith("test_")}
+        assert all((file.parent / f"{other}.py").exists() for other in others), file

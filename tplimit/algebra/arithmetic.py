@@ -18,6 +18,7 @@ from tplimit.errors import (
     NoLimitError,
 )
 from tplimit.interpreter.context import Context
+from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
     EXACT_ZERO,
     HALF,
@@ -296,13 +297,7 @@ def derivative(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
 
 
-def apply_function(
-    ctx: Context,
-    value: Tensor,
-    fn: Callable[[Any], Any],
-    name: str,
-    saturation: tuple[float, float] | None,
-) -> Tensor:
+def apply_function(ctx: Context, value: Tensor, smooth: Smooth, name: str) -> Tensor:
     """A smooth function, entry by entry.
 
     At exponent 0 it acts on the coefficient; below, its Taylor expansion at 0 gives the first
@@ -311,14 +306,8 @@ def apply_function(
     value = _one_term(value)
     if value.remainder.max() > 0 and value.exponents.max() <= 0:
         ctx.fail(f"{name} of a value whose unknown part grows.", CancellationError)
-    if value.exponents == ORDER_ONE:
-        return tensor(
-            fn(value.coefficient), ORDER_ONE, value.remainder, value.axis, value.space,
-            pointwise_noise(fn, value), _kept_zeros(fn, value),
-        )  # fmt: skip
-    parts = []
-    for level in value.exponents.levels():
-        parts.append((level, _at_level(ctx, value, fn, name, saturation, level)))
+    levels = value.exponents.levels()
+    parts = [(level, _at_level(ctx, value, smooth, name, level)) for level in levels]
     if len(parts) == 1:
         return parts[0][1]
     return _assembled(value, parts)
@@ -328,20 +317,14 @@ def _kept_zeros(fn: Callable[[Any], Any], value: Tensor) -> Any:
     return value.zeros if value.zeros is not None and taylor(fn)[0] == 0 else None
 
 
-def _at_level(
-    ctx: Context,
-    value: Tensor,
-    fn: Callable[[Any], Any],
-    name: str,
-    saturation: tuple[float, float] | None,
-    level: Exponent,
-) -> Tensor:
-    c, rho = value.coefficient, value.remainder
+def _at_level(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exponent) -> Tensor:
+    """The function where the value has this exponent."""
+    fn, c, rho = smooth.function, value.coefficient, value.remainder
     if level == 0:
         noise = pointwise_noise(fn, value)
         return tensor(fn(c), ORDER_ONE, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
     if level > 0:
-        return _saturated(ctx, value, fn, name, saturation, level)
+        return _saturated(ctx, value, smooth, name, level)
     series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
     if not np.all(np.isfinite(series)):
         ctx.fail(
@@ -372,22 +355,16 @@ def _at_level(
     return tensor(leading(c), exponents, remainder, value.axis, value.space, noise, zeros)
 
 
-def _saturated(
-    ctx: Context,
-    value: Tensor,
-    fn: Callable[[Any], Any],
-    name: str,
-    saturation: tuple[float, float] | None,
-    level: Exponent,
-) -> Tensor:
+def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exponent) -> Tensor:
+    """The function where the value grows: its limits, if there are any."""
     error = ctx.error(
         f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE_ADVICE
     )
-    if saturation is None:
+    if smooth.limits is None:
         return ctx.refuse_later(value, error, significant(value))
     known(ctx, value, name)
     signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
-    low, high = saturation
+    low, high = smooth.limits
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
@@ -395,7 +372,7 @@ def _saturated(
         ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name))
     ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
     # A coordinate that is exactly zero does not grow.
-    out = jnp.where(c == 0, fn(jnp.zeros((), c.dtype)), ends)
+    out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = EXACT_ZERO if low == high == 0 else ORDER_ONE
     beyond = Exponents(NEGLIGIBLE)

@@ -26,7 +26,7 @@ def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     kind = ctx.kind
     assert isinstance(kind, Smooth)
     name = ctx.equation.primitive.name
-    out = arithmetic.apply_function(ctx, a, kind.function, name, kind.limits)
+    out = arithmetic.apply_function(ctx, a, kind, name)
     if kind.positive and out.noise is not None:
         # Whatever the error of its argument, the value is not zero.
         noise = jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3)

@@ -28,7 +28,7 @@ from tplimit.errors import NEXT_TERM_ADVICE, RULE_ADVICE, CancellationError, NoL
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Equation
-from tplimit.program.traits import Kind
+from tplimit.program.traits import Kind, Smooth
 from tplimit.rules.terms import leading_of, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE
 from tplimit.values.tensors import Tensor, tensor
@@ -292,7 +292,7 @@ def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
     _no_jump(ctx, found, values, arrays, axis)
     # Where a value vanishes, or is known to be zero, there is more to tell than numbers.
     if single and (levels != {0} or value.zeros is not None) and found.smooth_at_zero:
-        return arithmetic.apply_function(ctx, value, found.apply, found.name, None)
+        return arithmetic.apply_function(ctx, value, Smooth(found.apply), found.name)
     out = found.apply(*arrays)
     remainder = values[0].remainder.maximum(*(value.remainder for value in values[1:]))
     return tensor(out, ORDER_ONE, remainder, axis, space, _noise(found, values, arrays, out))
