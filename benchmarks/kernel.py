@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from common import Report, measure, parser, seconds, spread
 
-from tplimit.gaussian import deferred, noise, sobol
+from tplimit.gaussian import deferred
 from tplimit.gaussian.deferred import Law, Store
+from tplimit.gaussian.kinds import Sobol, Stream
 
 #: (M, pairs, rows of a block)
 FULL = [(2**14, 256, 10), (2**16, 256, 10), (2**18, 128, 10), (2**14, 256, 64), (2**16, 256, 64)]
@@ -44,13 +45,12 @@ def query_seconds(store: Store, rows: int, repeats: int) -> list[float]:
     """Times of a query that takes over its store, as in training; one core is applied with it."""
     pairs, size = store.X.shape
     x = jax.random.normal(jax.random.key(1), (rows, size))
-    table = jnp.asarray(sobol.directions(2 * pairs, sobol.digits(size)))
-    points = sobol.Points(table, sobol.order(jax.random.key(2), size))
+    points = Sobol.of(jax.random.key(2), [size]).with_room(2 * pairs)
     core = jnp.zeros((pairs, pairs))
 
     def run(store: Store, x: Any, points: Any, core: Any) -> Any:
-        source = noise.Source(store.key_Y, points)
-        return deferred.query(store, x, Law(False, 1e-5), source=source, cores=(core,))
+        stream = Stream(store.key_Y, points)
+        return deferred.query(store, x, Law(False, 1e-5), stream=stream, cores=(core,))
 
     compiled = jax.jit(run, donate_argnums=0)
     times = []

@@ -12,7 +12,7 @@ import numpy as np
 from common import Problem, Report, parser, rms
 
 import tplimit as tp
-from tplimit.arguments import NOISE_KINDS
+from tplimit.gaussian.kinds import KINDS
 
 PROBLEM = Problem(3, 4, 12)
 TOLERANCES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -22,7 +22,7 @@ def kinds(samples: list[int], runs: int, report: Report) -> None:
     rows = []
     for size in samples:
         row: dict[str, object] = {"M": size, "runs": runs}
-        for kind in NOISE_KINDS:
+        for kind in KINDS:
             f = PROBLEM.train(tp.inf, 0, runs, samples=size, noise=kind)
             row[kind] = rms(f.std(axis=0, ddof=1)) * size**0.5
         rows.append(row)

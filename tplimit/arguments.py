@@ -31,8 +31,6 @@ LONGEST = 2**31 - 1
 
 _MOST_REPLICATES = 2**24
 
-NOISE_KINDS = ("sobol", "random")
-
 
 @dataclass(frozen=True)
 class Deferred:
@@ -262,11 +260,6 @@ def replicates(value: Any, name: str = "replicates") -> int:
 def terms(value: Any) -> int:
     """Terms of the expansion in the width."""
     return whole("terms", value, most=3, example=2)
-
-
-def noise(value: Any) -> str:
-    """How particles are drawn."""
-    return one_of("noise", value, NOISE_KINDS)
 
 
 def init_output(value: Any) -> str:

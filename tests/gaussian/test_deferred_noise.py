@@ -21,6 +21,7 @@ from test_deferred_gaussian import (
 
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import Law, NoiseRows
+from tplimit.gaussian.kinds import Stream
 
 SHAPES = [(5, 5), (9, 16), (16, 9)]  # n_out, n_in
 EXACT = Law(exact=True, tolerance=1e-24)
@@ -43,8 +44,8 @@ def test_limit_rows_are_matched(
     overlaps would be 0.15): rows of other stores and the own directions are treated in turn, once.
     """
     M = 400
-    joint_rows = jax.jit(noise.joint_rows, static_argnums=(1, 2, 3))
-    initial = joint_rows(noise.Source(jax.random.key(3)), 4, M, jnp.dtype("float64"))
+    stream = Stream(jax.random.key(3))
+    initial = jax.jit(noise.matched)(stream.rows(jnp.asarray(0), 4, M, jnp.dtype("float64")))
     first = NoiseRows(initial, jnp.ones(4, bool))
     nothing = NoiseRows(jnp.zeros((72, M)), jnp.zeros(72, bool))
     assert_orthonormal(first.rows, 4, 1e-12)

@@ -15,26 +15,25 @@ from scipy import stats
 from scipy.stats import qmc
 
 import tplimit as tp
-from tplimit import arguments
 from tplimit.gaussian import sobol
 from tplimit.gaussian.bank import Bank, merged
-from tplimit.gaussian.noise import Source
+from tplimit.gaussian.kinds import KINDS, Sobol, Stream
 
 M = 2**10
 DTYPE = jnp.dtype("float32")
 
 
-def source(seed: int, first: int = 0, order_seed: int | None = 7) -> Source:
+def source(seed: int, first: int = 0, order_seed: int | None = 7) -> Stream:
     order = (
         jnp.arange(M, dtype=jnp.uint32)
         if order_seed is None
         else sobol.order(jax.random.key(order_seed), M)
     )
-    points = sobol.Points(jnp.asarray(sobol.directions(64, sobol.digits(M))), order)
-    return Source(jax.random.key(seed), points, first)
+    table = jnp.asarray(sobol.directions(64, sobol.digits(M)))
+    return Stream(jax.random.key(seed), Sobol(table, (order,), (M,)), first)
 
 
-def rows(stream: Source, count: int, start: int = 0, size: int = M) -> np.ndarray:
+def rows(stream: Stream, count: int, start: int = 0, size: int = M) -> np.ndarray:
     return np.asarray(stream.rows(jnp.asarray(start), count, size, DTYPE), float)
 
 
@@ -134,7 +133,7 @@ def bank_of(seed: int, samples: int = 64) -> Bank:
 
 
 def coordinates(bank: Bank, capacity: int) -> list[int]:
-    streams = [bank.source(i, side) for i in range(len(bank.stores)) for side in (False, True)]
+    streams = [bank.stream(i, side) for i in range(len(bank.stores)) for side in (False, True)]
     return [s.first + s.stride * row for s in streams for row in range(capacity)]
 
 
@@ -143,16 +142,17 @@ def test_no_two_rows_share_a_coordinate() -> None:
     bank = bank_of(0)
     found = [*range(bank.initial), *coordinates(bank, 16)]
     assert len(set(found)) == len(found)
-    assert bank.directions is not None
-    assert max(found) < bank.directions.shape[0]
+    assert isinstance(bank.noise, Sobol) and bank.noise.directions is not None
+    assert max(found) < bank.noise.directions.shape[0]
 
 
 def test_banks_that_are_joined_get_new_orders() -> None:
     """Two samples have used the same coordinates; what is drawn later is tied to neither."""
     one, two = bank_of(0), bank_of(1)
     whole, _ = merged([one, two])
-    assert whole.lengths == one.lengths == (64, 128)
-    for order, *old in zip(whole.orders, one.orders, two.orders, strict=True):
+    kinds = [bank.noise for bank in (whole, one, two)]
+    assert all(isinstance(kind, Sobol) and kind.lengths == (64, 128) for kind in kinds)
+    for order, *old in zip(*(kind.orders for kind in kinds), strict=True):
         assert sorted(np.asarray(order)) == list(range(len(order)))
         for before in old:
             assert np.mean(np.asarray(order) == np.asarray(before)) < 0.2
@@ -191,7 +191,7 @@ def test_sobol_noise_is_more_precise_than_random() -> None:
             float(size(tp.sample(theta, key, width=tp.inf, samples=1024, noise=kind)))
             for key in jax.random.split(jax.random.key(1), 24)
         ]
-        for kind in arguments.NOISE_KINDS
+        for kind in KINDS
     }
     assert np.std(values["sobol"]) < 0.67 * np.std(values["random"])
     assert abs(statistics.z_score(values["sobol"], values["random"])) < 4

@@ -151,9 +151,9 @@ def test_a_mesh_changes_round_off_only(options, double, capacities):
 def test_vectors_and_noise_are_divided_and_all_else_is_not():
     shared = run(MESH, steps=1)
     bank = bank_of(shared)
-    for leaf in jax.tree.leaves((*bank.anchors, *bank.orders)):
+    for leaf in jax.tree.leaves((*bank.anchors, *bank.noise.orders)):
         assert {s.data.shape[-1] for s in leaf.addressable_shards} == {M // 8}
-    assert bank.directions.sharding.is_fully_replicated
+    assert bank.noise.directions.sharding.is_fully_replicated
     for name in "ubv":
         for array in jax.tree.leaves(shared.state[name]._value):
             long = array.ndim > 0 and array.shape[-1] == M

@@ -94,6 +94,8 @@ def content(field, hint, counter):
             inner = kinds(options[0]) if inspect.isabstract(options[0]) else options[:1] * 2
         return tuple(content(field, hint, counter) for hint in inner)
     if role == "nested":
+        if inspect.isabstract(hint):
+            hint = max(kinds(hint), key=lambda cls: len(dataclasses.fields(cls)))
         return built(hint, counter)
     if role in ("spaces", "store"):
         if hint is Parity:

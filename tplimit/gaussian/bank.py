@@ -2,8 +2,8 @@
 
 A bank is immutable; a call returns a new one. Its arrays are the stores of the deferred matrices,
 the *anchors*, orthonormal rows that span the initial vectors, against which new noise is matched,
-and the Sobol' points. Spaces are small integers; equal classes are spaces combined coordinate by
-coordinate.
+and what the noise of all of them shares. Spaces are small integers; equal classes are spaces
+combined coordinate by coordinate.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tplimit.gaussian import deferred, sobol
+from tplimit.gaussian import deferred
 from tplimit.gaussian.deferred import Law, Store
-from tplimit.gaussian.noise import NoiseRows, Source
-from tplimit.values.fields import ALONG, COMMON, FINITE, NESTED, SPACES, STATIC, relabelled
+from tplimit.gaussian.kinds import Noise, Random, Stream
+from tplimit.gaussian.noise import NoiseRows
+from tplimit.values.fields import ALONG, FINITE, NESTED, SPACES, STATIC, relabelled
 
 T = TypeVar("T")
 
@@ -30,14 +31,12 @@ class Bank:
     Attributes:
         stores: one per deferred matrix.
         anchors: orthonormal rows ``(k, M)``, one array per entry of ``anchor_spaces``.
-        directions: Sobol' direction numbers for all rows that the stores have room for.
-        orders: a random order of the points, one per length in ``lengths``.
+        noise: the kind of noise, with room for all rows that the stores have room for.
         key: names the multipliers of central-limit terms, or None.
         store_spaces: (row space, column space) of each store.
         anchor_spaces: space of each array of anchors.
         classes: pairs (space, space it was combined with), a forest with roots the classes.
-        lengths: lengths of the width axes of the stores.
-        initial: Sobol' coordinates that the initial vectors have used.
+        initial: numbers of noise rows that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
         terms: terms of the expansion in the width that are kept of every value.
@@ -47,13 +46,11 @@ class Bank:
 
     stores: tuple[Store, ...] = field(default=(), metadata=NESTED)
     anchors: tuple[jax.Array, ...] = field(default=(), metadata=ALONG)
-    directions: jax.Array | None = field(default=None, metadata=COMMON)
-    orders: tuple[jax.Array, ...] = field(default=(), metadata=ALONG)
+    noise: Noise = field(default=Random(), metadata=NESTED)
     key: jax.Array | None = field(default=None, metadata=FINITE)
     store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
     anchor_spaces: tuple[int, ...] = field(default=(), metadata=SPACES)
     classes: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
-    lengths: tuple[int, ...] = field(default=(), metadata=STATIC)
     initial: int = field(default=0, metadata=STATIC)
     spaces: int = field(default=0, metadata=STATIC)
     n: int = field(default=1, metadata=STATIC)
@@ -75,13 +72,10 @@ class Bank:
         return replace(self, stores=(*self.stores[:index], store, *self.stores[index + 1 :]))
 
     def grown(self, capacity: int) -> "Bank":
-        """Room for ``capacity`` pairs in every store, and points for their noise."""
-        bank = replace(self, stores=tuple(deferred.grown(s, capacity) for s in self.stores))
-        if self.law.kind != "sobol" or self.law.exact or not self.lengths:
-            return bank
-        needed = self.initial + 2 * len(self.stores) * capacity
-        digits = sobol.digits(max(self.lengths))
-        return replace(bank, directions=jnp.asarray(sobol.directions(needed, digits)))
+        """Room for ``capacity`` pairs in every store, and for their noise."""
+        stores = tuple(deferred.grown(s, capacity) for s in self.stores)
+        needed = self.initial + 2 * len(stores) * capacity
+        return replace(self, stores=stores, noise=self.noise.with_room(needed))
 
     def of_terms(self, terms: int) -> "Bank":
         """The same with more terms kept of every value; only before anything is revealed."""
@@ -91,20 +85,15 @@ class Bank:
         )
         return replace(self, stores=stores, terms=terms)
 
-    def source(self, index: int, transposed: bool) -> Source:
+    def stream(self, index: int, transposed: bool) -> Stream:
         """The noise of the output axis of a view.
 
-        Every axis of every store has its own Sobol' coordinates, interleaved: what is drawn first
-        has the first coordinates, which are the best, and no two rows share one.
+        Rows of every axis of every store have numbers of their own, interleaved: what is drawn
+        first has the first numbers, whose Sobol' points are the best, and no two rows share one.
         """
-        view = self.view(index, transposed)
-        size = view.Y.shape[1]
-        if self.directions is None:
-            return Source(view.key_Y)
-        order = self.orders[self.lengths.index(size)]
-        points = sobol.Points(self.directions[:, : sobol.digits(size)], order)
         first = self.initial + 2 * index + transposed
-        return Source(view.key_Y, points, first, 2 * len(self.stores))
+        key = self.view(index, transposed).key_Y
+        return Stream(key, self.noise, first, 2 * len(self.stores))
 
     def multipliers(self, space: int, size: int) -> jax.Array:
         """One standard normal per coordinate of a space, of zero sum.
@@ -161,20 +150,14 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchor_spaces.extend(bank.anchor_spaces)
         classes.extend(bank.classes)
         spaces += bank.spaces
-    orders: dict[int, jax.Array] = {}
-    for bank in banks:
-        for length, order in zip(bank.lengths, bank.orders, strict=True):
-            # A new order: new rows have the coordinates of old ones, and must not be tied to them.
-            orders[length] = orders.get(length, order)[order]
     whole = replace(
         first,
         stores=tuple(stores),
         anchors=tuple(anchors),
-        orders=tuple(orders.values()),
+        noise=first.noise.joined([bank.noise for bank in banks]),
         store_spaces=tuple(store_spaces),
         anchor_spaces=tuple(anchor_spaces),
         classes=tuple(classes),
-        lengths=tuple(orders),
         initial=max(bank.initial for bank in banks),
         spaces=spaces,
     )

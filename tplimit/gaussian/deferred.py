@@ -48,7 +48,8 @@ from jaxtyping import Bool, Float, Int, Key
 
 from tplimit.gaussian import noise
 from tplimit.gaussian.basis import directions
-from tplimit.gaussian.noise import NoiseRows, Source
+from tplimit.gaussian.kinds import Stream
+from tplimit.gaussian.noise import NoiseRows
 from tplimit.values.fields import ALONG, FINITE
 
 #: Alternating projections: enough because only variance, never the law, depends on convergence.
@@ -205,7 +206,7 @@ def query(
     law: Law,
     earlier: Sequence[NoiseRows] = (),
     *,
-    source: Source | None = None,
+    stream: Stream | None = None,
     cores: Sequence[Float[Array, "c c"]] = (),
     multipliers: Multipliers | None = None,
     unmet: Bool[Array, " b"] | None = None,
@@ -215,7 +216,7 @@ def query(
     Args:
         earlier: noise rows of the output space besides this store's own (other stores' and
             initial vectors'), used for moment matching only.
-        source: the noise of the output axis; default: pseudo-random, named by the store.
+        stream: the noise of the output axis; default: pseudo-random, named by the store.
         cores: trained updates of the matrix, applied in the same pass (see ``core_product``).
         multipliers: of the two axes, if the changes at finite width are asked for.
         unmet: rows that are orthogonal to all of ``H`` by symmetry, whatever the particles say.
@@ -240,8 +241,8 @@ def query(
     q = noise.orthonormalise(basis - (met * store.forward) @ store.X, kept)
     R = noise.inner(residual, q)
 
-    source = Source(store.key_Y) if source is None else source
-    z = source.rows(store.count, rows, store.Y.shape[1], store.Y.dtype)
+    stream = Stream(store.key_Y) if stream is None else stream
+    z = stream.rows(store.count, rows, store.Y.shape[1], store.Y.dtype)
     room = jnp.asarray(False)
     if not law.exact:
         used = store.count + rows + sum((jnp.sum(s.kept) for s in earlier), jnp.zeros((), int))

@@ -1,4 +1,4 @@
-"""Fresh noise rows: pseudo-random or Sobol' standard normals, and the moment matching of the limit.
+"""Noise rows and the moment matching of the limit.
 
 A *row* is one standard normal per coordinate of a width axis, shape ``(M,)``. Averages over a
 width are written ``<a, b> = mean(a * b)``.
@@ -7,46 +7,14 @@ width are written ``<a, b> = mean(a * b)``.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int, Key
-
-from tplimit.gaussian.sobol import Points
+from jaxtyping import Bool, Float, Int
 
 #: Matching stops (a row stays unmatched) once this share of the particles is used up by rows.
 MATCHING_SHARE = 0.5
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Source:
-    """A stream of noise rows: row ``i`` depends on the key and ``i`` only.
-
-    Attributes:
-        key: names the stream.
-        points: Sobol' points for rows of this length, or None for pseudo-random rows.
-        first, stride: row ``i`` is the Sobol' coordinate ``first + stride * i``, so that streams
-            of one sample with different ``first`` never share a coordinate.
-    """
-
-    key: Key[Array, ""]
-    points: Points | None = None
-    first: int = field(default=0, metadata={"static": True})
-    stride: int = field(default=1, metadata={"static": True})
-
-    def rows(
-        self, start: Int[Array, ""], count: int, size: int, dtype: jnp.dtype
-    ) -> Float[Array, "count size"]:
-        """Rows ``start, ..., start + count - 1``, each of ``size`` standard normals."""
-        index = start + jnp.arange(count)
-        keys = jax.vmap(lambda i: jax.random.fold_in(self.key, i))(index)
-        if self.points is None:
-            return jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
-        return self.points.normals(keys, self.first + self.stride * index, dtype)
 
 
 class NoiseRows(NamedTuple):
@@ -146,11 +114,9 @@ def has_room(used: Int[Array, ""], size: int) -> Bool[Array, ""]:
     return used <= MATCHING_SHARE * size
 
 
-def joint_rows(
-    source: Source, count: int, size: int, dtype: jnp.dtype
-) -> Float[Array, "count size"]:
-    """``count`` noise rows, zero-mean and orthonormal where ``size`` leaves room for it."""
-    z = source.rows(jnp.asarray(0), count, size, dtype)
+def matched(rows: Float[Array, "count size"]) -> Float[Array, "count size"]:
+    """Noise rows made zero-mean and orthonormal, where their length leaves room for it."""
+    count, size = rows.shape
     if count + 1 > MATCHING_SHARE * size:
-        return z
-    return orthonormalise(centred(z, ()), jnp.ones((count,), bool))
+        return rows
+    return orthonormalise(centred(rows, ()), jnp.ones((count,), bool))

@@ -78,7 +78,7 @@ class Ledger:
                 earlier = self.bank.noise_rows(index, transposed, self.spaces.roots())
             answer = deferred.query(
                 view, rows, self.bank.law, earlier,
-                source=self.bank.source(index, transposed), cores=cores,
+                stream=self.bank.stream(index, transposed), cores=cores,
                 multipliers=self._multipliers(index, transposed),
                 unmet=None if unmet is None else jnp.asarray(unmet),
             )  # fmt: skip

@@ -26,6 +26,7 @@ from tplimit.declare.widths import Scale, Width
 from tplimit.errors import Location
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Law, Store
+from tplimit.gaussian.kinds import KINDS
 from tplimit.matrices.parts import Matrix, Part
 from tplimit.program.tracing import Aval
 from tplimit.training.trajectory import Records
@@ -44,8 +45,9 @@ _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def _class(name: str) -> type | None:
-    """The class of this name, if it is on the list or a part of matrices."""
-    return {cls.__name__: cls for cls in (*_CLASSES, *Part.__subclasses__())}.get(name)
+    """The class of this name, if it is on the list, a part of matrices, or a kind of noise."""
+    classes = (*_CLASSES, *Part.__subclasses__(), *KINDS.values())
+    return {cls.__name__: cls for cls in classes}.get(name)
 
 
 class OtherFields(Exception):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from tplimit import arguments
 from tplimit.arguments import Deferred, inf
+from tplimit.gaussian import kinds
 from tplimit.transforms.sampling import drawn
 
 
@@ -40,7 +41,7 @@ class Options:
     width: Any
     samples: int = field(metadata=_checked(arguments.samples))
     replicates: int = field(metadata=_checked(arguments.replicates))
-    noise: str = field(metadata=_checked(arguments.noise))
+    noise: str = field(metadata=_checked(kinds.named))
     rank_tolerance: float | None = field(metadata=_checked(arguments.rank_tolerance))
     terms: int | None = field(metadata=_checked(_perhaps(arguments.terms)))
     init_output: str = field(metadata=_checked(arguments.init_output))

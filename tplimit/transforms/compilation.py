@@ -194,7 +194,7 @@ class Evaluator:
         if revealed is None or new_bank is None:
             return out, None
         if bank is not None:
-            new_bank = replace(new_bank, directions=bank.directions)
+            new_bank = replace(new_bank, noise=bank.noise)
         used = dict(revealed.used)
         for index, count in plan.revealed.items():
             used[index] = used.get(index, 0) + count

@@ -287,9 +287,16 @@ def replicate(tree: Any, index: int) -> Any:
 def sound(leaf: LimitValue, replicates: int) -> bool:
     """Whether the parts of a limit value fit together, as far as can be seen without a program."""
     value, shape, own = leaf._value, leaf._aval.shape, leaf._revealed
-    bank = Bank() if own is None else replace(own.bank, directions=None)
+    bank = Bank() if own is None else own.bank
     many = () if replicates == 1 else (replicates,)
-    if any(np.shape(array)[: len(many)] != many for array in jax.tree.leaves((value, bank))):
+    fitting: list[bool] = []
+
+    def note(array: Any, _: int | None, role: str) -> Any:
+        fitting.append(role == COMMON["role"] or np.shape(array)[: len(many)] == many)
+        return array
+
+    map_arrays(note, (value, bank))
+    if not all(fitting):
         return False
 
     def of_rank(term: Term) -> bool:

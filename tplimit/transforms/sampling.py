@@ -23,7 +23,7 @@ from tplimit.caching.store import kept
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width, as_scale
 from tplimit.errors import LimitError, LimitWarning, WidthError
-from tplimit.gaussian import deferred, noise, sobol
+from tplimit.gaussian import deferred, kinds, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Law
 from tplimit.interpreter.context import Context
@@ -101,7 +101,7 @@ def sample(
         arguments.key(key),
         width=width_of(theta, width),
         samples=arguments.samples(samples),
-        noise=arguments.noise(noise),
+        noise=kinds.named(noise),
         rank_tolerance=arguments.rank_tolerance(rank_tolerance),
         mesh=arguments.mesh(mesh),
         terms=arguments.terms(terms),
@@ -127,7 +127,7 @@ def drawn(
     if is_limit(width):
         law = law_of(width, noise, rank_tolerance)
         n = width.n if isinstance(width, Deferred) else samples
-        _warn_of_balance(law, n)
+        _warn_of_samples(law, n)
         mesh = None if mesh is None else sharding.for_particles(mesh, n)
         dtype = np.dtype(jnp.result_type(float))
         # A network of finite width is what it is, without any expansion.
@@ -241,16 +241,10 @@ def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
     return Law(exact, tolerance, kind)
 
 
-def _warn_of_balance(law: Law, n: int) -> None:
-    if law.kind == "sobol" and n & (n - 1):
-        lower = 1 << (n.bit_length() - 1)
-        warnings.warn(
-            LimitWarning(
-                f"samples={n} is no power of two: Sobol' points are then balanced less well. "
-                f'Use {lower} or {2 * lower}, or noise="random".'
-            ),
-            stacklevel=4,
-        )
+def _warn_of_samples(law: Law, n: int) -> None:
+    concern = kinds.KINDS[law.kind].concern(n)
+    if concern is not None:
+        warnings.warn(LimitWarning(concern), stacklevel=4)
 
 
 class Draw(NamedTuple):
@@ -309,7 +303,6 @@ class _Sampler:
         self.anchor_spaces: list[int] = []
         self.spaces = 0
         self.initial = 0
-        self.orders: dict[int, jax.Array] = {}
         self.ctx = Context(Bank(n=self.n, law=self.law, terms=how.terms))
 
     def draw(self, leaves: Sequence[Parameter | None]) -> tuple[list[Any], Bank]:
@@ -320,15 +313,12 @@ class _Sampler:
             for i, leaf in enumerate(leaves)
         ]
         lengths = {s.X.shape[1] for s in self.stores} | {s.Y.shape[1] for s in self.stores}
-        if self.law.kind != "sobol":
-            lengths = set()
         bank = Bank(
             stores=tuple(self.stores),
             anchors=tuple(self.anchors),
-            orders=tuple(self._order(length) for length in sorted(lengths)),
+            noise=self._noise(*sorted(lengths)),
             store_spaces=tuple(self.store_spaces),
             anchor_spaces=tuple(self.anchor_spaces),
-            lengths=tuple(sorted(lengths)),
             key=jax.random.fold_in(self.key, 2**31 - 3),
             initial=self.initial,
             spaces=self.spaces,
@@ -352,32 +342,24 @@ class _Sampler:
         rows: dict[int, jax.Array] = {}
         for length, members in by_length.items():
             total = sum(count for _, count in members)
-            source = self._source(length, total)
-            if self.exact:
-                joint = source.rows(jnp.asarray(0), total, length, self.dtype)
-            else:
-                joint = noise.joint_rows(source, total, length, self.dtype)
+            joint = self._stream(length, total).rows(jnp.asarray(0), total, length, self.dtype)
+            if not self.exact:
+                joint = noise.matched(joint)
             start = 0
             for i, count in members:
                 rows[i] = joint[start : start + count]
                 start += count
         return rows
 
-    def _source(self, length: int, rows: int) -> noise.Source:
-        """Noise of initial vectors of one length; all have Sobol' coordinates of their own."""
+    def _stream(self, length: int, rows: int) -> kinds.Stream:
+        """Noise of initial vectors of one length; rows of all lengths have their own numbers."""
         key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
-        if self.law.kind != "sobol":
-            return noise.Source(key)
-        directions = sobol.directions(self.initial + rows, sobol.digits(length))
-        points = sobol.Points(jnp.asarray(directions), self._order(length))
         first, self.initial = self.initial, self.initial + rows
-        return noise.Source(key, points, first)
+        return kinds.Stream(key, self._noise(length).with_room(self.initial), first)
 
-    def _order(self, length: int) -> jax.Array:
-        if length not in self.orders:
-            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 2), length)
-            self.orders[length] = sobol.order(key, length)
-        return self.orders[length]
+    def _noise(self, *lengths: int) -> kinds.Noise:
+        key = jax.random.fold_in(self.key, 2**31 - 2)
+        return kinds.KINDS[self.law.kind].of(key, lengths)
 
     def _space(self) -> int:
         self.spaces += 1
