@@ -82,11 +82,11 @@ def vector(per_entry, axis):
         return jnp.asarray(RNG.normal(size=(3, M)), jnp.float32)
 
     first, second = (np.array(RNG.integers(0, 2, (3, M)), bool) for _ in range(2))
-    noises = (None, None) if axis else (abs(entries()), abs(entries()))
+    stderrs = (None, None) if axis else (abs(entries()), abs(entries()))
     odd = (Parity(frozenset({1})), Parity(frozenset({2, 3}))) if axis else (Parity(fresh=None),) * 2
     terms = (
-        Term(entries(), exponents(Fraction(0), -HALF, Fraction(1)), noises[0], first, odd[0]),
-        Term(entries(), exponents(-HALF, NEVER, HALF), noises[1], second, odd[1]),
+        Term(entries(), exponents(Fraction(0), -HALF, Fraction(1)), stderrs[0], first, odd[0]),
+        Term(entries(), exponents(-HALF, NEVER, HALF), stderrs[1], second, odd[1]),
     )  # fmt: skip
     patches = (Patch(-HALF, -HALF),) if axis else ()
     remainder = exponents(Fraction(-1), Fraction(-2), Fraction(0))
@@ -136,8 +136,8 @@ def test_what_moves_keeps_all_terms(name, per_entry, axis):
         if name != "scatter_add":
             zeros = np.asarray(move(jnp.asarray(old.zeros)))
             np.testing.assert_array_equal(np.asarray(new.zeros)[there], zeros[there])
-        if old.noise is not None:
-            np.testing.assert_array_equal(new.noise, move(old.noise))
+        if old.stderr is not None:
+            np.testing.assert_array_equal(new.stderr, move(old.stderr))
     expected = move(jnp.asarray(full(value.remainder, value)))
     np.testing.assert_array_equal(full(out.remainder, out)[there], expected[there])
     assert out.patches == value.patches

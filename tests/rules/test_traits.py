@@ -147,8 +147,8 @@ def test_a_declared_primitive_is_as_good_as_one_of_jax(declare, terms, axis):
         np.testing.assert_allclose(new.coefficient, old.coefficient, rtol=1e-5)
         if terms == 2:
             assert new.parity.odd == old.parity.odd
-        if old.noise is not None:
-            np.testing.assert_allclose(new.noise, abs(mix) @ value.terms[0].noise, rtol=1e-5)
+        if old.stderr is not None:
+            np.testing.assert_allclose(new.stderr, abs(mix) @ value.terms[0].stderr, rtol=1e-5)
             break
 
 

@@ -59,9 +59,9 @@ def _one_term(value: Tensor) -> Tensor:
     return leading_term(value) if value.terms[1:] else value
 
 
-def combined_noise(*noises: Any) -> Any:
+def combined_stderr(*stderrs: Any) -> Any:
     """Error of a sum of terms whose errors have different sources."""
-    known = [noise for noise in noises if noise is not None]
+    known = [stderr for stderr in stderrs if stderr is not None]
     return functools.reduce(jnp.hypot, known) if known else None
 
 
@@ -101,7 +101,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
         return tensor(np.zeros(a.shape, a.dtype), EXACT_ZERO, EXACT_ZERO, axis, space)
     a, b = _one_term(a), _one_term(b)
     if b.vanishes and a.shape == np.broadcast_shapes(a.shape, b.shape):
-        return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.noise, a.zeros)
+        return tensor(a.coefficient, a.exponents, a.remainder, axis, space, a.stderr, a.zeros)
     for leading, other in ((a, b), (b, a)):
         _warn_crossing(ctx, leading, other)
     exponents = a.exponents.maximum(b.exponents)
@@ -113,18 +113,18 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
-    noise = combined_noise(noise_at_exponents(a, exponents), noise_at_exponents(b, exponents))
-    if noise is not None:
-        noise = jnp.broadcast_to(noise, jnp.shape(coefficient))
-    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+    stderr = combined_stderr(stderr_at_exponents(a, exponents), stderr_at_exponents(b, exponents))
+    if stderr is not None:
+        stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
+    return tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
 
 
-def noise_at_exponents(value: Tensor, exponents: Exponents) -> Any:
+def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:
     """Noise of the coefficient that ``at_exponents`` gives."""
-    if value.noise is None or value.exponents == exponents:
-        return value.noise
+    if value.stderr is None or value.exponents == exponents:
+        return value.stderr
     same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
-    return jnp.where(same, value.noise, 0) if same.any() else None
+    return jnp.where(same, value.stderr, 0) if same.any() else None
 
 
 def at_exponents(value: Tensor, exponents: Exponents) -> Any:
@@ -152,26 +152,26 @@ def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     axis, space = common_axis(ctx, a, b)
     exponents, remainder = product_exponents(a, b)
     coefficient = a.coefficient * b.coefficient
-    noise = product_noise(a, b, lambda x, y: x * y)
+    stderr = product_stderr(a, b, lambda x, y: x * y)
     masks = [value.zeros for value in (a, b) if value.zeros is not None]
     zeros = None
     if masks and axis is not None:
         zeros = masks[0] if len(masks) == 1 else masks[0] | masks[1]
         zeros = jnp.broadcast_to(zeros, jnp.shape(coefficient))
-    return tensor(coefficient, exponents, remainder, axis, space, noise, zeros)
+    return tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
 
 
-def product_noise(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> Any:
+def product_stderr(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> Any:
     """First-order standard error of a bilinear function (an upper bound)."""
-    first = None if a.noise is None else bilinear(a.noise, jnp.abs(b.coefficient))
-    second = None if b.noise is None else bilinear(jnp.abs(a.coefficient), b.noise)
-    return combined_noise(first, second)
+    first = None if a.stderr is None else bilinear(a.stderr, jnp.abs(b.coefficient))
+    second = None if b.stderr is None else bilinear(jnp.abs(a.coefficient), b.stderr)
+    return combined_stderr(first, second)
 
 
-def pointwise_noise(fn: Callable[[Any], Any], value: Tensor) -> Any:
-    if value.noise is None:
+def pointwise_stderr(fn: Callable[[Any], Any], value: Tensor) -> Any:
+    if value.stderr is None:
         return None
-    tangent = jnp.broadcast_to(value.noise, jnp.shape(value.coefficient))
+    tangent = jnp.broadcast_to(value.stderr, jnp.shape(value.coefficient))
     return jnp.abs(jax.jvp(fn, (jnp.asarray(value.coefficient),), (tangent,))[1])
 
 
@@ -209,7 +209,7 @@ def order_one(value: Tensor) -> bool:
 
 def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
-    if value.exact and value.noise is None:
+    if value.exact and value.stderr is None:
         return
     reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM_ADVICE
     if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
@@ -225,10 +225,10 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
 def decided(value: Tensor) -> jax.Array:
     """Whether the sign of a finite array decides something: some entry differs from 0 for sure,
     and none is so near that it vanishes by symmetry (moment matching leaves round-off)."""
-    if value.noise is None:
+    if value.stderr is None:
         return jnp.asarray(True)
-    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.noise
-    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.noise > 0))
+    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.stderr
+    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
 
 
 def undecided(ctx: Context, what: str) -> LimitError:
@@ -266,17 +266,17 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
     remainder = value.exponents.map(left, value.remainder)
     return tensor(
         fn(value.coefficient), exponents, remainder, value.axis, value.space,
-        pointwise_noise(fn, value), value.zeros if p > 0 else None,
+        pointwise_stderr(fn, value), value.zeros if p > 0 else None,
     )  # fmt: skip
 
 
 def linear(value: Tensor, fn: Callable[[Any], Any]) -> Tensor:
     """A linear function acting entry by entry: exponents stay."""
     value = _one_term(value)
-    noise = None if value.noise is None else jnp.abs(fn(value.noise))
+    stderr = None if value.stderr is None else jnp.abs(fn(value.stderr))
     return tensor(
         fn(value.coefficient), value.exponents, value.remainder, value.axis, value.space,
-        noise, value.zeros,
+        stderr, value.zeros,
     )  # fmt: skip
 
 
@@ -321,8 +321,8 @@ def _at_level(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exp
     """The function where the value has this exponent."""
     fn, c, rho = smooth.function, value.coefficient, value.remainder
     if level == 0:
-        noise = pointwise_noise(fn, value)
-        return tensor(fn(c), ORDER_ONE, rho, value.axis, value.space, noise, _kept_zeros(fn, value))
+        stderr, zeros = pointwise_stderr(fn, value), _kept_zeros(fn, value)
+        return tensor(fn(c), ORDER_ONE, rho, value.axis, value.space, stderr, zeros)
     if level > 0:
         return _saturated(ctx, value, smooth, name, level)
     series = taylor(fn, value.dtype if value.dtype == jnp.float64 else jnp.float32)
@@ -350,9 +350,9 @@ def _at_level(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exp
     def leading(x: Any) -> Any:
         return jnp.asarray(series[first], jnp.result_type(x)) * x**first
 
-    noise = None if first == 0 else pointwise_noise(leading, value)
+    stderr = None if first == 0 else pointwise_stderr(leading, value)
     zeros = value.zeros if first > 0 else None
-    return tensor(leading(c), exponents, remainder, value.axis, value.space, noise, zeros)
+    return tensor(leading(c), exponents, remainder, value.axis, value.space, stderr, zeros)
 
 
 def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exponent) -> Tensor:
@@ -381,9 +381,9 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
 
 def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
     """Whether some entry differs from 0 by more than ``sigmas`` standard errors, or is NaN."""
-    if value.noise is None:
+    if value.stderr is None:
         return jnp.asarray(True)
-    nonzero = jnp.abs(value.coefficient) > sigmas * value.noise
+    nonzero = jnp.abs(value.coefficient) > sigmas * value.stderr
     return jnp.any(nonzero | jnp.isnan(value.coefficient))
 
 
@@ -394,8 +394,8 @@ def signs_known(ctx: Context, value: Tensor, what: str) -> None:
         CancellationError,
         NEXT_TERM_ADVICE,
     )
-    if value.noise is not None and value.finite:
-        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.noise), error)
+    if value.stderr is not None and value.finite:
+        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.stderr), error)
     ctx.check(significant(value), error)
     if value.axis is not None and not value.exact:
         zero = value.coefficient == 0
@@ -418,20 +418,19 @@ def beyond_accident(ties: Any, dtype: Any) -> jax.Array:
 
 def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:
     """Results at the different exponents put together entry by entry."""
-    coefficient, noise = parts[0][1].coefficient, parts[0][1].noise
+    coefficient, stderr = parts[0][1].coefficient, parts[0][1].stderr
     exponents, remainder = parts[0][1].exponents, parts[0][1].remainder
     for level, part in parts[1:]:
         mask = value.exponents.mask(level)
         coefficient = jnp.where(mask, part.coefficient, coefficient)
-        if noise is not None or part.noise is not None:
+        if stderr is not None or part.stderr is not None:
             zero = jnp.zeros((), jnp.result_type(coefficient))
-            noise = jnp.where(
-                mask, zero if part.noise is None else part.noise, zero if noise is None else noise
-            )
+            own = zero if part.stderr is None else part.stderr
+            stderr = jnp.where(mask, own, zero if stderr is None else stderr)
         static = Exponents(mask.astype(object))
         exponents = static.map(lambda m, new, old: new if m else old, part.exponents, exponents)
         remainder = static.map(lambda m, new, old: new if m else old, part.remainder, remainder)
-    return tensor(coefficient, exponents, remainder, value.axis, value.space, noise)
+    return tensor(coefficient, exponents, remainder, value.axis, value.space, stderr)
 
 
 def width_factor(ctx: Context, size: Size) -> tuple[float, Fraction]:
@@ -454,18 +453,18 @@ def share(value: Tensor, axes: tuple[int, ...]) -> Any:
     Errors of vectors come from finite factors, which are the same for all coordinates; so a sum
     over the width has the relative error of its summands, not the sum of their absolute errors.
     """
-    if value.noise is None:
+    if value.stderr is None:
         return 0.0
     c = jnp.asarray(value.coefficient)
     size = jnp.sum(c * c, axis=axes)
-    error = jnp.sum(jnp.broadcast_to(value.noise, c.shape) ** 2, axis=axes)
+    error = jnp.sum(jnp.broadcast_to(value.stderr, c.shape) ** 2, axis=axes)
     return jnp.sqrt(error / jnp.where(size > 0, size, 1))
 
 
 def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -> Tensor:
     """Sum over the width axis: the law of large numbers (Master Theorem, Yang, TP III).
 
-    The standard error of the mean over particles is kept as noise, to tell a coefficient that
+    The standard error of the mean over particles is kept as stderr, to tell a coefficient that
     vanishes from one that does not.
     """
     value = _one_term(value)
@@ -477,14 +476,14 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     axis = value.axis
     assert axis is not None
     coefficient = factor * jnp.mean(c, axis=axis)
-    noise = None
+    stderr = None
     if not ctx.exact:
-        noise = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
-        if value.noise is not None:
-            noise = noise + share(value, (axis,)) * jnp.abs(coefficient)
+        stderr = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
+        if value.stderr is not None:
+            stderr = stderr + share(value, (axis,)) * jnp.abs(coefficient)
     exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)
     exponents, remainder = sum_exponents(ctx, exponents, remainder, gain)
-    return tensor(coefficient, exponents, remainder, None, None, noise)
+    return tensor(coefficient, exponents, remainder, None, None, stderr)
 
 
 def _varies_along(value: Tensor) -> bool:

@@ -124,10 +124,10 @@ def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[i
         operator.add, [arithmetic.at_exponents(part, top) for part in parts]
     )
     coefficient = jnp.broadcast_to(coefficient, shape)
-    noises = [arithmetic.noise_at_exponents(part, top) for part in parts]
-    noise = arithmetic.combined_noise(*noises)
-    if noise is not None:
-        noise = jnp.broadcast_to(noise, shape)
+    stderrs = [arithmetic.stderr_at_exponents(part, top) for part in parts]
+    stderr = arithmetic.combined_stderr(*stderrs)
+    if stderr is not None:
+        stderr = jnp.broadcast_to(stderr, shape)
     parity = functools.reduce(operator.and_, [part.parity for part in parts])
     if known != top:
         coefficient = jnp.where(known.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
@@ -135,7 +135,7 @@ def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[i
     for part in parts[1:]:
         zeros = None if zeros is None or part.zeros is None else zeros & part.zeros
     zeros = None if zeros is None else jnp.broadcast_to(zeros, shape)
-    return Term(coefficient, known, noise, zeros, parity)
+    return Term(coefficient, known, stderr, zeros, parity)
 
 
 def add(ctx: Context, *values: Tensor) -> Tensor:
@@ -441,7 +441,7 @@ def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity)
             term = replace(
                 piece.terms[0],
                 coefficient=jnp.where(chosen, piece.coefficient, jnp.zeros((), piece.dtype)),
-                noise=None if piece.noise is None else jnp.where(chosen, piece.noise, 0),
+                stderr=None if piece.stderr is None else jnp.where(chosen, piece.stderr, 0),
                 zeros=_without(piece, chosen),
                 parity=EVEN if piece.axis is None else piece.parity * parity,
             )

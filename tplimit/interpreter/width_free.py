@@ -19,7 +19,7 @@ def is_plain(value: Value) -> bool:
     """Whether it is an ordinary finite array: exact, of order 1, free of sampling error."""
     if not isinstance(value, Tensor) or not value.finite or not value.exact or value.terms[1:]:
         return False
-    return value.noise is None and all(e in (0, NEVER) for e in value.exponents.levels())
+    return value.stderr is None and all(e in (0, NEVER) for e in value.exponents.levels())
 
 
 def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:
@@ -45,7 +45,7 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
         return None
     remainder = Exponents(max(v.remainder.max() for v in tensors))
     arrays = [jnp.asarray(v.coefficient) for v in tensors]
-    errors = [_tangent(array, value.noise) for array, value in zip(arrays, tensors, strict=True)]
+    errors = [_tangent(array, value.stderr) for array, value in zip(arrays, tensors, strict=True)]
 
     def function(*inputs: Any) -> Any:
         return bind(primitive, *inputs, **equation.params)
@@ -53,12 +53,12 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
     out, tangents = jax.jvp(function, tuple(arrays), tuple(errors))
     pairs = zip(out, tangents, strict=True) if primitive.multiple_results else [(out, tangents)]
     return [
-        tensor(o, remainder=remainder, noise=jnp.abs(t) if o.dtype.kind == "f" else None)
+        tensor(o, remainder=remainder, stderr=jnp.abs(t) if o.dtype.kind == "f" else None)
         for o, t in pairs
     ]
 
 
-def _tangent(array: jax.Array, noise: Any) -> Any:
+def _tangent(array: jax.Array, stderr: Any) -> Any:
     if array.dtype.kind != "f":
         return np.zeros(array.shape, jax.dtypes.float0)
-    return jnp.zeros_like(array) if noise is None else jnp.broadcast_to(noise, array.shape)
+    return jnp.zeros_like(array) if stderr is None else jnp.broadcast_to(stderr, array.shape)

@@ -43,7 +43,7 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = arithmetic.add(ctx, total, part)
-    error = _image_noise(ctx, x, total.coefficient)
+    error = _image_stderr(ctx, x, total.coefficient)
     return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
 
 
@@ -117,14 +117,14 @@ def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = EXACT
     return with_parity(tensor(zeros, EXACT_ZERO, unknown, 1, matrix.row_space), EVEN)
 
 
-def _image_noise(ctx: Context, x: Tensor, image: Any) -> Any:
+def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     """Standard error of an image from that of the vector: the same share of each row.
 
     A matrix acts on a row as a whole, so only the size of the error counts, not its place.
     """
-    if x.noise is None:
+    if x.stderr is None:
         return None
-    errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.noise, x.shape), axis=x.axis))
+    errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.stderr, x.shape), axis=x.axis))
     rows = ctx.ledger.rows(x)
     size = jnp.mean(rows * rows, axis=1, keepdims=True)
     share = jnp.sqrt(

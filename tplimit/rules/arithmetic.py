@@ -85,7 +85,7 @@ def divide(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     out = arithmetic.multiply(ctx, a, _inverse(ctx, b))
     # a / b rounds once where a * (1 / b) rounds twice.
     exact = ctx.rebind(a.coefficient, b.coefficient)
-    return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.noise, out.zeros)
+    return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.stderr, out.zeros)
 
 
 def _inverse(ctx: Context, b: Tensor) -> Tensor:

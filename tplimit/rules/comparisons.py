@@ -30,7 +30,7 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     axis, space = arithmetic.common_axis(ctx, a, b)
     if a is b:
         return tensor(np.full(a.shape, kind.of_equals), ORDER_ONE, EXACT_ZERO, axis, space)
-    if a.exact and b.exact and a.exponents == b.exponents and a.noise is b.noise is None:
+    if a.exact and b.exact and a.exponents == b.exponents and a.stderr is b.stderr is None:
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     if a.dtype.kind != "f":
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
@@ -40,8 +40,8 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     difference = arithmetic.add(ctx, a, b, sign=-1) if not infinite else None
     if (
         (difference is not None and not difference.exact)
-        or a.noise is not None
-        or b.noise is not None
+        or a.stderr is not None
+        or b.stderr is not None
     ):
         _decided(ctx, a, b, difference, x, y)
     remainder = EXACT_ZERO if difference is None else flips(difference)
@@ -152,17 +152,17 @@ def _extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
     x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     out = jnp.maximum(x, y) if side > 0 else jnp.minimum(x, y)
-    noise = None
-    if a.noise is not None or b.noise is not None:
+    stderr = None
+    if a.stderr is not None or b.stderr is not None:
         zero = jnp.zeros(jnp.shape(out), jnp.result_type(out))
-        noise = jnp.maximum(
-            zero if a.noise is None else a.noise, zero if b.noise is None else b.noise
+        stderr = jnp.maximum(
+            zero if a.stderr is None else a.stderr, zero if b.stderr is None else b.stderr
         )
     zeros = None
     if axis is not None:
         zeros = _extremum_zeros(a, b, x, y, side)
     remainder = a.remainder.maximum(b.remainder, lost)
-    return tensor(out, exponents, remainder, axis, space, noise, zeros)
+    return tensor(out, exponents, remainder, axis, space, stderr, zeros)
 
 
 def _extremum_zeros(a: Tensor, b: Tensor, x: Any, y: Any, side: int) -> Any:

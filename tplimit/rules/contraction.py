@@ -134,8 +134,8 @@ def _pieces(ctx: Context, value: Tensor) -> list[Tensor]:
         mask = value.exponents.mask(level)
         exponents = Exponents(np.where(mask, np.array(level, dtype=object), NEVER))
         part = jnp.where(mask, value.coefficient, 0)
-        noise = None if value.noise is None else jnp.where(mask, value.noise, 0)
-        pieces.append(tensor(part, exponents, rest, value.axis, value.space, noise))
+        stderr = None if value.stderr is None else jnp.where(mask, value.stderr, 0)
+        pieces.append(tensor(part, exponents, rest, value.axis, value.space, stderr))
     return pieces
 
 
@@ -146,19 +146,19 @@ def _uniform_product(
     product = ctx.rebind(a.coefficient, b.coefficient)
     exponents, remainder = _contracted_exponents(a, b, dims)
     if over is None:
-        noise = arithmetic.product_noise(
+        stderr = arithmetic.product_stderr(
             a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims)
         )
-        return tensor(product, exponents, remainder, axis, space, noise)
+        return tensor(product, exponents, remainder, axis, space, stderr)
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
     factor, gain = arithmetic.width_factor(ctx, size)
     product = product * (factor / a.shape[over])
     exponents, remainder = arithmetic.sum_exponents(ctx, exponents, remainder, gain)
-    noise = _sum_noise(ctx, a, b, dims, product)
-    if noise is not None and (a.noise is not None or b.noise is not None):
-        noise = noise + _shares(a, b, dims) * jnp.abs(product)
-    return tensor(product, exponents, remainder, axis, space, noise)
+    stderr = _sum_stderr(ctx, a, b, dims, product)
+    if stderr is not None and (a.stderr is not None or b.stderr is not None):
+        stderr = stderr + _shares(a, b, dims) * jnp.abs(product)
+    return tensor(product, exponents, remainder, axis, space, stderr)
 
 
 def _shares(a: Tensor, b: Tensor, dims: Dimensions) -> Any:
@@ -184,7 +184,7 @@ def _batch_first(array: Any, value: Tensor, contracted: Any, batch: Any) -> Any:
     return jnp.transpose(array, order)
 
 
-def _sum_noise(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
+def _sum_stderr(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
     """Standard error of a width average of products over the particles."""
     if ctx.exact or a.axis is None:
         return None

@@ -55,8 +55,8 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     apply = _function(equation, ctx.resolve(equation.params), arrays)
     top, lost = linear[0].exponents, Exponents(max(v.remainder.max() for v in linear))
     space = ctx.spaces.unify(*(value.space for value in linear))
-    noises = [value.noise for value in linear]
-    errors = _errors(apply, places, arrays, noises)
+    stderrs = [value.stderr for value in linear]
+    errors = _errors(apply, places, arrays, stderrs)
     out: list[Value] = []
     for array, aval, error in zip(apply(*arrays), equation.out_avals, errors, strict=True):
         axis = aval.width_axes[0] if aval.width_axes else None
@@ -78,18 +78,18 @@ def _function(equation: Equation, params: Any, arrays: Sequence[Any]) -> Callabl
 
 
 def _errors(
-    apply: Callable[..., list[Any]], places: Sequence[int], arrays: list[Any], noises: list[Any]
+    apply: Callable[..., list[Any]], places: Sequence[int], arrays: list[Any], stderrs: list[Any]
 ) -> list[Any]:
     """Standard errors of the results: pessimistic sums over those of the operands."""
     totals: list[Any] = [None] * len(apply(*arrays))
-    for place, noise in zip(places, noises, strict=True):
-        if noise is None:
+    for place, stderr in zip(places, stderrs, strict=True):
+        if stderr is None:
             continue
         array = arrays[place]
-        noise = jnp.broadcast_to(noise, array.shape).reshape(-1)
+        stderr = jnp.broadcast_to(stderr, array.shape).reshape(-1)
 
-        def share(number: Any, place: int = place, array: Any = array, noise: Any = noise) -> Any:
-            unit = jnp.zeros(array.size, array.dtype).at[number].set(noise[number])
+        def share(number: Any, place: int = place, array: Any = array, stderr: Any = stderr) -> Any:
+            unit = jnp.zeros(array.size, array.dtype).at[number].set(stderr[number])
             others = [jnp.zeros_like(a) if k in places else a for k, a in enumerate(arrays)]
             others[place] = unit.reshape(array.shape)
             return [jnp.abs(out) for out in apply(*others)]

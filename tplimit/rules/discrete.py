@@ -25,7 +25,7 @@ def convert(ctx: Context, a: Tensor, **params: Any) -> Tensor:
     if dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
         _not_at_jump(ctx, a, 0.0)
     out = arithmetic.linear(a, ctx.rebind)
-    if out.noise is not None and out.dtype.kind != "f":
+    if out.stderr is not None and out.dtype.kind != "f":
         return tensor(out.coefficient, out.exponents, out.remainder, out.axis, out.space)
     return out
 
@@ -82,19 +82,19 @@ def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
     if not arithmetic.order_one(a):
         ctx.fail("Rounding a value that scales with the width.", NoLimitError)
     arithmetic.known(ctx, a, "Rounding")
-    if a.noise is not None:
+    if a.stderr is not None:
         shifted = jnp.asarray(a.coefficient) - offset
         gap = jnp.abs(shifted - jnp.round(shifted))
         error = ctx.error(
             "A value is rounded that is at a jump within its sampling error.", CancellationError
         )
-        ctx.check(jnp.all(gap > arithmetic.ZERO_SIGMAS * a.noise), error)
+        ctx.check(jnp.all(gap > arithmetic.ZERO_SIGMAS * a.stderr), error)
 
 
 @RULES(p.bitcast_convert_type_p)
 def bits(ctx: Context, a: Tensor, new_dtype: Any) -> Tensor:
     """Bits of a number: of one that is not known exactly, or scales, the sign bit alone."""
-    whole = a.exact and a.noise is None and arithmetic.order_one(a)
+    whole = a.exact and a.stderr is None and arithmetic.order_one(a)
     if whole and not a.terms[1:]:
         return tensor(ctx.rebind(a.coefficient), ORDER_ONE, EXACT_ZERO, a.axis, a.space)
     if a.dtype.kind != "f" or not _sign_bit_alone(ctx):

@@ -27,10 +27,10 @@ def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     assert isinstance(kind, Smooth)
     name = ctx.equation.primitive.name
     out = arithmetic.apply_function(ctx, a, kind, name)
-    if kind.positive and out.noise is not None:
+    if kind.positive and out.stderr is not None:
         # Whatever the error of its argument, the value is not zero.
-        noise = jnp.minimum(out.noise, jnp.abs(out.coefficient) / 3)
-        out = replace(out, terms=(replace(out.terms[0], noise=noise),))
+        stderr = jnp.minimum(out.stderr, jnp.abs(out.coefficient) / 3)
+        out = replace(out, terms=(replace(out.terms[0], stderr=stderr),))
     return out
 
 
@@ -54,8 +54,8 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     c = jnp.asarray(a.coefficient)
     largest = c == 0
     sure = jnp.sum(largest, axis) == 1
-    if a.noise is not None:
-        below = jnp.where(largest, -jnp.inf, c + arithmetic.ZERO_SIGMAS * a.noise)
+    if a.stderr is not None:
+        below = jnp.where(largest, -jnp.inf, c + arithmetic.ZERO_SIGMAS * a.stderr)
         sure = sure & (jnp.max(below, axis) < 0)
     tie = ctx.error(
         "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
@@ -82,8 +82,8 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         )
     arithmetic.known(ctx, a, "The logarithm")
     arithmetic.not_zero(ctx, a, "The logarithm of")
-    noise = arithmetic.pointwise_noise(kind.function, a)
-    return tensor(kind.function(a.coefficient), ORDER_ONE, a.remainder, a.axis, a.space, noise)
+    stderr = arithmetic.pointwise_stderr(kind.function, a)
+    return tensor(kind.function(a.coefficient), ORDER_ONE, a.remainder, a.axis, a.space, stderr)
 
 
 @_logarithm.several

@@ -295,7 +295,7 @@ def of_one_term(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
         return arithmetic.apply_function(ctx, value, Smooth(found.apply), found.name)
     out = found.apply(*arrays)
     remainder = values[0].remainder.maximum(*(value.remainder for value in values[1:]))
-    return tensor(out, ORDER_ONE, remainder, axis, space, _noise(found, values, arrays, out))
+    return tensor(out, ORDER_ONE, remainder, axis, space, _stderr(found, values, arrays, out))
 
 
 def _refuse(ctx: Context, reason: str) -> None:
@@ -321,10 +321,10 @@ def _no_jump(
     vector a few coordinates may be there by accident; a tie (zeros of a rectifier) may not.
     """
     for place, value in enumerate(values):
-        noisy = value.noise is not None and axis is None
+        noisy = value.stderr is not None and axis is None
         if (value.exact and not noisy) or value.dtype.kind == "b":
             continue
-        reach = _SIGMAS * value.noise if noisy else _least(arrays[place])
+        reach = _SIGMAS * value.stderr if noisy else _least(arrays[place])
         near, steps = _around(found, arrays, place, reach)
         size = 1e-4 * (1 + jnp.abs(near[len(_MOVES) // 2]))
         largest = jnp.max(steps, axis=0)
@@ -350,16 +350,16 @@ def _least(array: Any) -> Any:
     return _ULPS * _eps(array.dtype) * jnp.maximum(jnp.abs(array), 1)
 
 
-def _noise(found: Entrywise, values: Sequence[Tensor], arrays: list[Any], out: Any) -> Any:
+def _stderr(found: Entrywise, values: Sequence[Tensor], arrays: list[Any], out: Any) -> Any:
     """Standard error of the result: how much it varies within those of the operands."""
     if out.dtype.kind in "iub":
         return None
-    noises = []
+    stderrs = []
     for place, value in enumerate(values):
-        if value.noise is not None:
-            _, steps = _around(found, arrays, place, _SIGMAS * value.noise)
-            noises.append(jnp.sum(steps, axis=0) / (2 * _SIGMAS))
-    return arithmetic.combined_noise(*noises)
+        if value.stderr is not None:
+            _, steps = _around(found, arrays, place, _SIGMAS * value.stderr)
+            stderrs.append(jnp.sum(steps, axis=0) / (2 * _SIGMAS))
+    return arithmetic.combined_stderr(*stderrs)
 
 
 RULES.probed = probed

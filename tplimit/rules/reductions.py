@@ -76,14 +76,14 @@ def finite_sum(value: Tensor, axes: tuple[int, ...]) -> Tensor:
             np.maximum.reduce(_full(value.remainder, value), axis=axes),
         )
         remainder = Exponents(lost)
-    noise = None
-    if value.noise is not None:
-        noise = jnp.sum(jnp.broadcast_to(value.noise, value.shape), axes)
+    stderr = None
+    if value.stderr is not None:
+        stderr = jnp.sum(jnp.broadcast_to(value.stderr, value.shape), axes)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
     zeros = None if value.zeros is None else jnp.all(value.zeros, axes)
-    return tensor(c, exponents, remainder, axis, value.space, noise, zeros)
+    return tensor(c, exponents, remainder, axis, value.space, stderr, zeros)
 
 
 def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
@@ -169,11 +169,11 @@ def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
     remainder = Exponents(value.remainder.max())
-    noise = None
-    if value.noise is not None:
-        noise = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes)
+    stderr = None
+    if value.stderr is not None:
+        stderr = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes)
     return tensor(
-        ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, noise
+        ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, stderr
     )
 
 
@@ -183,12 +183,12 @@ def cumulative_sum(ctx: Context, value: Tensor, axis: int, reverse: bool) -> Ten
     if value.axis == axis:
         ctx.fail("A cumulative sum along a width: its coordinates have no order.", NoLimitError)
     value = with_one_exponent(value)
-    noise = None
-    if value.noise is not None:
-        noise = ctx.rebind(jnp.broadcast_to(value.noise, value.shape))
+    stderr = None
+    if value.stderr is not None:
+        stderr = ctx.rebind(jnp.broadcast_to(value.stderr, value.shape))
     return tensor(
         ctx.rebind(value.coefficient), value.exponents, Exponents(value.remainder.max()),
-        value.axis, value.space, noise,
+        value.axis, value.space, stderr,
     )  # fmt: skip
 
 
@@ -208,9 +208,9 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             CancellationError,
             NEXT_TERM_ADVICE,
         )
-        if value.noise is not None:
-            spread = jnp.max(jnp.broadcast_to(value.noise, value.shape), axes[0])
-            ctx.check(arithmetic.decided(tensor(gap, value.exponents, noise=spread)), error)
+        if value.stderr is not None:
+            spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
+            ctx.check(arithmetic.decided(tensor(gap, value.exponents, stderr=spread)), error)
         if not value.exact:
             ctx.check(jnp.all(gap > 0), error)
     axis = value.axis

@@ -125,12 +125,12 @@ def _select_entries(ctx: Context, chosen: np.ndarray, cases: Sequence[Tensor]) -
     )
     exponents = choose([case.exponents for case in tensors])
     remainder = choose([case.remainder for case in tensors])
-    return tensor(out, exponents, remainder, axis, space, _largest_noise(tensors))
+    return tensor(out, exponents, remainder, axis, space, _largest_stderr(tensors))
 
 
-def _largest_noise(cases: list[Tensor]) -> Any:
-    noises = [case.noise for case in cases if case.noise is not None]
-    return functools.reduce(jnp.maximum, noises) if noises else None
+def _largest_stderr(cases: list[Tensor]) -> Any:
+    stderrs = [case.stderr for case in cases if case.stderr is not None]
+    return functools.reduce(jnp.maximum, stderrs) if stderrs else None
 
 
 def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
@@ -165,4 +165,4 @@ def select_mask(ctx: Context, which: Tensor, cases: Sequence[Tensor]) -> Tensor:
             for case in tensors
         ]  # fmt: skip
         zeros = lax.select_n(jnp.broadcast_to(which.coefficient, np.shape(out)), *masks)
-    return tensor(out, exponents, remainder, axis, space, _largest_noise(tensors), zeros)
+    return tensor(out, exponents, remainder, axis, space, _largest_stderr(tensors), zeros)

@@ -79,7 +79,7 @@ def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
     top = value.exponents.max()
     grows = value.exponents.mask(top)
     zero = np.asarray(jnp.abs(value.coefficient)) <= (
-        0 if value.noise is None else ZERO_SIGMAS * np.asarray(value.noise)
+        0 if value.stderr is None else ZERO_SIGMAS * np.asarray(value.stderr)
     )
     if np.all(zero | ~np.broadcast_to(grows, zero.shape)):
         raise CancellationError(
@@ -158,10 +158,10 @@ def to_leading(leaf: LimitValue) -> Any:
             advice=CANCELLATION_ADVICE,
         )
     coefficient = jnp.asarray(value.coefficient)
-    noise = jnp.zeros((), value.dtype) if value.noise is None else value.noise
+    stderr = jnp.zeros((), value.dtype) if value.stderr is None else value.stderr
     # What is no number is not known to any accuracy.
-    noise = jnp.where(jnp.isfinite(coefficient), noise, jnp.nan)
-    return Leading(coefficient, _exponent(value.exponents), noise)
+    stderr = jnp.where(jnp.isfinite(coefficient), stderr, jnp.nan)
+    return Leading(coefficient, _exponent(value.exponents), stderr)
 
 
 def exponent_of(leaf: LimitValue) -> Any:

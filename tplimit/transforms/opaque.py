@@ -300,7 +300,7 @@ def sound(leaf: LimitValue, replicates: int) -> bool:
         return False
 
     def of_rank(term: Term) -> bool:
-        arrays = [a for a in (term.coefficient, term.noise, term.zeros) if a is not None]
+        arrays = [a for a in (term.coefficient, term.stderr, term.zeros) if a is not None]
         return all(np.ndim(array) == len(many) + len(shape) for array in arrays)
 
     def of_stores(matrix: Any) -> bool:

@@ -58,13 +58,13 @@ def _term(
     if len({jnp.result_type(c) for c in coefficients}) > 1:
         dtype = jnp.result_type(*coefficients)
         coefficients = [jnp.asarray(c, dtype) for c in coefficients]
-    noise, zeros = None, None
-    if any(term.noise is not None for term in terms):
+    stderr, zeros = None, None
+    if any(term.stderr is not None for term in terms):
         parts = [
-            np.zeros((), jnp.result_type(c)) if t.noise is None else t.noise
+            np.zeros((), jnp.result_type(c)) if t.stderr is None else t.stderr
             for t, c in zip(terms, coefficients, strict=True)
         ]
-        noise = move(*map(jnp.broadcast_to, parts, shapes))
+        stderr = move(*map(jnp.broadcast_to, parts, shapes))
     if any(term.zeros is not None for term in terms):
         parts = [
             np.asarray(t.exponents == EXACT_ZERO) if t.zeros is None else t.zeros for t in terms
@@ -72,7 +72,7 @@ def _term(
         zeros = move(*map(jnp.broadcast_to, parts, shapes))
     parity = EVEN if axis is None else _common_parity(terms)
     exponents = _exponents([term.exponents for term in terms], values, move, axis)
-    return Term(move(*coefficients), exponents, noise, zeros, parity)
+    return Term(move(*coefficients), exponents, stderr, zeros, parity)
 
 
 def _exponents(
@@ -150,22 +150,22 @@ def restricted(term: Term, level: Exponent) -> Term:
     """The entries of a term that have this exponent, zeros elsewhere."""
     if term.exponents.uniform:
         return term
-    mask, noise = term.exponents.mask(level), term.noise
+    mask, stderr = term.exponents.mask(level), term.stderr
     dtype = jnp.result_type(term.coefficient)
     return replace(
         term,
         coefficient=jnp.where(mask, term.coefficient, jnp.zeros((), dtype)),
         exponents=Exponents(np.where(mask, np.array(level, dtype=object), NEVER)),
-        noise=None if noise is None else jnp.where(mask, noise, 0),
+        stderr=None if stderr is None else jnp.where(mask, stderr, 0),
     )
 
 
 def _together(a: Term, b: Term) -> Term:
     """Terms that share no entry."""
-    noises = [noise for noise in (a.noise, b.noise) if noise is not None]
+    stderrs = [stderr for stderr in (a.stderr, b.stderr) if stderr is not None]
     zeros = None if a.zeros is None or b.zeros is None else a.zeros & b.zeros
-    noise = functools.reduce(operator.add, noises) if noises else None
-    return Term(a.coefficient + b.coefficient, a.exponents, noise, zeros, a.parity & b.parity)
+    stderr = functools.reduce(operator.add, stderrs) if stderrs else None
+    return Term(a.coefficient + b.coefficient, a.exponents, stderr, zeros, a.parity & b.parity)
 
 
 def at(value: Tensor, index: tuple[int | slice, ...]) -> Tensor:

@@ -33,7 +33,7 @@ class Term:
     """``n^exponents * coefficient``; entries with exponent ``NEVER`` are exactly zero.
 
     Attributes:
-        noise: standard error of the coefficient of a finite array from the finite number of
+        stderr: standard error of the coefficient of a finite array from the finite number of
             particles, or None where the coefficient is exact.
         zeros: mask of the entries known to be exactly zero, or None.
         parity: the sign symmetries of a vector; finite arrays are even in all sources.
@@ -41,7 +41,7 @@ class Term:
 
     coefficient: Any = field(metadata=ENTRIES)
     exponents: Exponents = field(metadata=STATIC)
-    noise: Any = field(default=None, metadata=ENTRIES)
+    stderr: Any = field(default=None, metadata=ENTRIES)
     zeros: Any = field(default=None, metadata=ENTRIES)
     parity: Parity = field(default=UNKNOWN, metadata=SPACES)
 
@@ -157,9 +157,9 @@ class Tensor:
         return self.terms[0].exponents
 
     @property
-    def noise(self) -> Any:
+    def stderr(self) -> Any:
         """Standard error of the leading coefficient, or None."""
-        return self.terms[0].noise
+        return self.terms[0].stderr
 
     @property
     def zeros(self) -> Any:
@@ -206,12 +206,12 @@ def tensor(
     remainder: Exponents = EXACT_ZERO,
     axis: int | None = None,
     space: int | None = None,
-    noise: Any = None,
+    stderr: Any = None,
     zeros: Any = None,
 ) -> Tensor:
     """A ``Tensor`` with one term."""
     parity = EVEN if axis is None else UNKNOWN
-    return Tensor((Term(coefficient, exponents, noise, zeros, parity),), remainder, axis, space)
+    return Tensor((Term(coefficient, exponents, stderr, zeros, parity),), remainder, axis, space)
 
 
 def knowing(value: Tensor, **facts: Any) -> Tensor:
@@ -281,10 +281,10 @@ def with_one_exponent(value: Tensor) -> Tensor:
     value = leading_term(value)
     top, *lower = value.exponents.levels()
     lost = Exponents(max([*lower, value.remainder.max()]))
-    coefficient, noise = masked(value, top), value.noise
-    if noise is not None and lower:
-        noise = jnp.where(value.exponents.mask(top), noise, 0)
-    return tensor(coefficient, Exponents(top), lost, value.axis, value.space, noise, value.zeros)
+    coefficient, stderr = masked(value, top), value.stderr
+    if stderr is not None and lower:
+        stderr = jnp.where(value.exponents.mask(top), stderr, 0)
+    return tensor(coefficient, Exponents(top), lost, value.axis, value.space, stderr, value.zeros)
 
 
 class Matrices:
