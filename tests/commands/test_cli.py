@@ -3,11 +3,14 @@
 import json
 import re
 
+import jax
 import pytest
 from typer.testing import CliRunner
 
+import tplimit as tp
 from tplimit.commands import data, main
 from tplimit.errors import DivergenceError
+from tplimit.regimes.counted import MEANINGS
 from tplimit.training.comparison import Comparison
 
 SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "1", "--steps", "1", "--samples", "64"]
@@ -152,6 +155,22 @@ def test_minibatches_cycle_through_the_data():
     ]  # fmt: skip
 
 
+def test_versions_are_told():
+    assert re.fullmatch(
+        rf"tplimit {tp.__version__}, jax {jax.__version__}\n", invoke("--version").output
+    )
+
+
+def test_every_exponent_has_a_meaning():
+    """Counted ones with one hidden layer and more; measured ones are fewer."""
+    for depth in (1, 2):
+        regime = tp.classify(tp.parameterizations.ntk, tp.mlp(depth, inputs=3))
+        shown = plain(invoke("classify", "ntk", "--depth", str(depth)).output)
+        for name in regime.exponents:
+            meaning = MEANINGS.get(re.sub(r"_\d+$", "_l", name)) or MEANINGS[name]
+            assert re.search(rf"{name} +n?\^?\S+ +{re.escape(meaning)}", shown), (name, shown)
+
+
 def test_classify_prints_the_regime():
     shown = plain(invoke("classify", "ntk", "--depth", "3", "--activation", "relu").output)
     assert "name ┃" not in shown
@@ -163,7 +182,7 @@ def test_classify_prints_the_regime():
 @pytest.mark.slow
 def test_classify_may_run_the_program():
     shown = plain(invoke("classify", "naive_ip", "--depth", "1", "--run").output)
-    assert "run at infinite width" in shown
+    assert "┃ counted ┃ measured ┃" in shown
     assert re.search(r"name MF mean-field", shown)
 
 

@@ -13,7 +13,7 @@ def usual(f, y):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
-@pytest.mark.parametrize("classes", [1, 2, 5])
+@pytest.mark.parametrize("classes", [pytest.param(1, marks=pytest.mark.slow), 2, 5])
 def test_cross_entropy_is_that_of_softmax(scale, classes):
     """Values, gradients and Hessians, in float64, for probabilities that need not sum to 1."""
     rng = np.random.default_rng(0)

@@ -86,7 +86,13 @@ def test_smooth_ip_llr_has_its_golden_numbers():
     assert np.abs(runs.mean(axis=0) - golden.table(known)).max() < known.error
 
 
-@pytest.mark.parametrize("known", golden.IP_LLR_FIRST_STEP[:2], ids=lambda k: f"relu-{k.hidden}")
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param(known, id=f"relu-{known.hidden}", marks=marks)
+        for known, marks in zip(golden.IP_LLR_FIRST_STEP, [(), pytest.mark.slow], strict=False)
+    ],
+)
 def test_first_function_of_ip_llr_is_the_closed_form(known):
     runs = functions(scalings.ip_llr, network(known.hidden, "relu"), known.eta, 1)
     assert_close(runs, golden.table(known), known.error)

@@ -108,7 +108,7 @@ def two_activations(first: str, second: str) -> Callable[[Theta], Any]:
 # Losses, outputs, derivatives ------------------------------------------------------------------
 
 
-@program(CLASSIFIER, deferred=True)
+@program(CLASSIFIER, deferred=True, slow=True)
 def softmax_of_integer_labels(t: Theta) -> Any:
     def loss(t: Theta) -> jax.Array:
         logs = jax.nn.log_softmax(3 * predict(t, X))
@@ -157,7 +157,7 @@ def nested_jit_and_checkpoint(t: Theta) -> Any:
     return jax.jit(predict)(t, X)
 
 
-@program(MLP)
+@program(MLP, slow=True)
 def hessian_vector_product(t: Theta) -> Any:
     gradient = jax.grad(squared(predict))
     direction = jax.tree.map(lambda r, g: r * g, rates(t), gradient(t))
@@ -306,7 +306,7 @@ RECURRENT = {
 }
 
 
-@program(RECURRENT, deferred=True)
+@program(RECURRENT, deferred=True, slow=True)
 def recurrent_network_by_scan(t: Theta) -> Any:
     def f(t: Theta, x: jax.Array) -> jax.Array:
         def cell(h: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:

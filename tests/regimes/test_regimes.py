@@ -243,7 +243,7 @@ def test_ip_llr_learns_in_every_layer(depth, activation):
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu2", "tanh"])
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("depth", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_exponents_of_both_steps_are_forced(activation, depth):
     """Theorems 2.3.1 and 2.3.2 on a grid: only γ, then (-1, -2, .., -2, -1), keep all updates Θ(1).
 

@@ -293,7 +293,7 @@ def test_a_rule_with_a_form_for_several_terms():
 # --- matrices
 
 
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("terms", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sums_along_a_width_of_a_matrix_know_their_parity(terms):
     """(W 1) (W x): odd in W twice, so that its average is that of x, and not exactly zero."""
     theta = {"W": tp.normal((N, N), std=N**-0.5), "x": tp.normal((N,), mean=1.0)}

@@ -4,10 +4,12 @@ import ast
 import functools
 import inspect
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -33,11 +35,26 @@ __all__ = ["Study", "app", "run_study"]
 
 app = typer.Typer(
     name="tplimit",
-    help="Infinite-width limits of neural networks, beside networks of finite width.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tplimit {version('tplimit')}, jax {version('jax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tplimit(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Which versions."),
+    ] = False,
+) -> None:
+    """Infinite-width limits of neural networks, beside networks of finite width."""
 
 
 class Bias(StrEnum):
@@ -273,7 +290,7 @@ def demo(study: Study, out: Path) -> None:
 @app.command()
 @_with_options(out="tplimit-compare")
 def compare(study: Study, out: Path) -> None:
-    """The same for a network, a parameterization and data of your choice."""
+    """Networks of growing width, of your choice, close on their limit."""
     _report(study, out)
 
 
@@ -297,27 +314,29 @@ def classify(
         if scaling.biases is not None:
             bias = Bias.all
         model = mlp(depth, inputs=3, activation=activation, bias=_BIASES[bias])
-        found = {"exponents counted": counted.classify(scaling, model)}
+        found = {"counted": counted.classify(scaling, model)}
         if run:
             batch = jax.random.normal(jax.random.key(1), (2, 3)), jnp.array([1.0, -1.0])
             step = scaling.step(model, "mse", 0.5)
             with console.status("three steps at infinite width"):
                 regime = classify_step(step, scaling.theta(model), batch)
-            found["run at infinite width"] = regime
+            found["measured"] = regime
     except (LimitError, ValueError, TypeError) as error:
         raise _failed(error) from error
     table = Table(title=f"{parameterization}, {depth} hidden layers, {activation}")
     table.add_column("", style="bold")
     for way in found:
         table.add_column(way)
+    table.add_column("exponent of")
     rows = ("name", "stable", "trivial", "feature_learning", "kernel")
     for row in rows:
-        table.add_row(row.replace("_", " "), *(str(getattr(r, row)) for r in found.values()))
+        table.add_row(row.replace("_", " "), *(str(getattr(r, row)) for r in found.values()), "")
     names = dict.fromkeys(name for regime in found.values() for name in regime.exponents)
     for name in names:
         powers = [regime.exponents.get(name) for regime in found.values()]
         form = "{}" if name == "r" else "n^{}"
-        table.add_row(name, *("" if e is None else form.format(e) for e in powers))
+        meaning = counted.MEANINGS.get(re.sub(r"_\d+$", "_l", name), counted.MEANINGS.get(name, ""))
+        table.add_row(name, *("" if e is None else form.format(e) for e in powers), meaning)
     console.print(table)
 
 

@@ -146,6 +146,12 @@ def rule(primitive: Primitive, linear: tuple[int, ...] | None = None) -> Any:
         @of_one_term.several
         def of_several_terms(ctx, x, **params): ...
 
+    A rule gets the context of the run, its operands as values of the limit (`Tensor`: a
+    ``coefficient`` with its ``exponents`` of the width, and the ``axis`` along which it has one)
+    and the parameters of the equation. It returns a value, or a list of them where the primitive
+    has several results. Without a form for several terms all but the leading one become unknown.
+    The files of ``tplimit/rules`` are the examples.
+
     Args:
         primitive: of JAX, or your own (``jax.extend.core.Primitive``).
         linear: places of the operands that it is linear in, together; the others are indices or

@@ -50,6 +50,23 @@ class Regime:
     name: str
 
 
+#: What the exponents of a regime are exponents of; a layer ``l`` is a number in their names.
+MEANINGS = {
+    "f_0": "initial outputs",
+    "df_1": "first change of the outputs",
+    "df": "later changes of the outputs",
+    "r": "minus changes of the features",
+    "h": "preactivations",
+    "h_l": "initial preactivations",
+    "first_update_l": "(W_1 - W_0) x",
+    "update_l": "(W_(t+1) - W_t) x, later",
+    "weights_l": "W_t - W_0, relative to W_0",
+    "e0": "initial outputs",
+    "eK": "tangent kernel",
+    "s": "changes of weights, relative",
+}
+
+
 def classify(parameterization: Parameterization, model: Model) -> Regime:
     """The regime of gradient descent on `model`, by counting powers of the width.
 
