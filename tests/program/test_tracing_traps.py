@@ -7,6 +7,7 @@ that names the line. Keys, opaque leaves and stores are in ``test_state_traps.py
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -356,3 +357,57 @@ def test_widths_of_equal_ratio_are_different_widths() -> None:
 
     error = error_of(tp.WidthError, tp.limit(run), t)
     assert f"{__file__}:{line_of(run)}" in str(error)
+
+
+# --- widths that no small number divides
+
+
+def width_of(t: Theta) -> int:
+    return t["v"].shape[0]
+
+
+UNEVEN = {
+    "n % 2": lambda t: second(t) * (1 + width_of(t) % 2),
+    "n % 3": lambda t: second(t) * (1 + width_of(t) % 3),
+    "a thousandth": lambda t: second(t) * (1 + 1e-3 * (width_of(t) % 2)),
+    "(-1)^n": lambda t: second(t) * (-1.0) ** width_of(t),
+    "a choice of numbers": lambda t: second(t) * (2 if width_of(t) % 2 else 1),
+    "a choice of operations": lambda t: jnp.mean(jnp.tanh(t["v"]) if width_of(t) % 2 else t["v"]),
+    "an axis": lambda t: second(t) * jnp.ones(1 + width_of(t) % 5).sum(),
+    "common divisors": lambda t: second(t) * np.gcd(width_of(t), 12),
+    "half of a head": lambda t: jnp.mean(t["v"].reshape(4, -1) ** 2) * (1 + width_of(t) // 4 % 2),
+    "in a loop": lambda t: second(t) * lax.fori_loop(0, 3, lambda i, x: x + width_of(t) % 2, 1),
+}
+
+
+@pytest.mark.parametrize("program", UNEVEN.values(), ids=UNEVEN)
+def test_what_depends_on_divisors_of_the_width_is_refused(program: Any, theta: Theta) -> None:
+    error = error_of(tp.NoLimitError, tp.limit(program), theta)
+    assert "depends on the width" in str(error)
+    assert Path(__file__).name in str(error)
+
+
+ROUNDED = {
+    "half as a length": (lambda t: jnp.mean(t["v"][: width_of(t) // 2] ** 2), 1.0),
+    "half as a number": (lambda t: second(t) * ((width_of(t) // 2) / width_of(t)), 0.5),
+    "the whole of halves": (lambda t: second(t) * (width_of(t) // 2 * 2) / width_of(t), 1.0),
+    "heads": (lambda t: jnp.mean(t["v"].reshape(6, -1) ** 2), 1.0),
+    "unequal parts": (lambda t: jnp.mean(jnp.array_split(t["v"], 2)[0] ** 2), 1.0),
+}
+
+
+@pytest.mark.parametrize(("program", "limit"), ROUNDED.values(), ids=ROUNDED)
+def test_a_width_may_be_divided(program: Any, limit: float) -> None:
+    """Rounding a part of a width changes nothing in the limit, and the next order is unknown."""
+    t = tp.sample(PARAMETERS, KEY, width=tp.inf, samples=1200)
+    assert_allclose(tp.limit(program)(t), limit, atol=0.2)
+
+
+def test_what_rounding_adds_is_unknown(theta: Theta) -> None:
+    """n(1/2 - (n // 2)/n) is 0 for even n and 1/2 for odd n."""
+
+    def gap(t: Theta) -> jax.Array:
+        n = width_of(t)
+        return n * (second(t) * (n // 2 / n) - second(t) / 2)
+
+    error_of(tp.CancellationError, tp.limit(gap), theta)

@@ -11,6 +11,9 @@ from tplimit.values.exponents import MAX_DENOMINATOR, NEVER, Dim, Exponents, Siz
 #: How many units in the last place a literal may be off.
 _ULPS = 8.0
 
+#: How far a number of the size of a width may be off where the width had to be divided.
+_ROUNDED = 8.0
+
 
 class Misfit(Exception):
     """The numbers follow no power law of the width; the argument describes them."""
@@ -65,6 +68,37 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
     dtype = first.dtype if first.dtype.kind == "f" else np.dtype(np.float32)
     last = np.asarray(values[-1])  # of the program's own type: at a true width it is no power
     return Fitted(coefficient.astype(dtype), Exponents(exponents), Exponents(remainder), last)
+
+
+def checked_dim(dim: Dim, length: int, n: int) -> Dim:
+    """The same length, if it holds at a width ``n`` that no small number divides.
+
+    There half of a width, say, is rounded. What differs by more does not follow a power.
+    """
+    expected = float(dim.ratio) * n ** float(dim.power) if isinstance(dim, Size) else dim
+    if length == dim or (isinstance(dim, Size) and abs(length - expected) <= _ROUNDED):
+        return dim
+    raise Misfit(f"a length of {length} at n={n} instead of {expected:.6g}")
+
+
+def checked_constant(fitted: Fitted, value: np.ndarray, n: int) -> Fitted:
+    """The same power law, if it holds at such a width, with what rounding has added."""
+    if np.array_equal(value, fitted.last, equal_nan=True):
+        return fitted
+    powers = np.vectorize(lambda e: 0.0 if e == NEVER else float(n) ** float(e), otypes=[float])
+    expected = np.asarray(fitted.coefficient, np.float64) * powers(fitted.exponents.array)
+    off, size = np.abs(np.asarray(value, np.float64) - expected), np.abs(expected)
+    dtype = fitted.coefficient.dtype
+    precision = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    if np.all(off <= _ULPS * precision * size):
+        return fitted
+    excess = off - _ROUNDED * size / n
+    if np.all(excess <= 0):
+        rest = fitted.exponents.map(lambda e: NEVER if e == NEVER else e - 1)
+        return fitted._replace(remainder=fitted.remainder.maximum(rest))
+    worst = np.unravel_index(np.argmax(excess), excess.shape)
+    found = float(np.asarray(value)[worst])
+    raise Misfit(f"{found:.6g} at n={n} instead of {float(expected[worst]):.6g}")
 
 
 def _fit_entry(v: np.ndarray, n: np.ndarray, precision: float) -> tuple[float, object, object]:

@@ -23,7 +23,14 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
-from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
+from tplimit.program.powers import (
+    Fitted,
+    Misfit,
+    checked_constant,
+    checked_dim,
+    fit_constant,
+    fit_dim,
+)
 from tplimit.program.traits import Control, kind_of
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
@@ -32,12 +39,17 @@ from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 WIDTHS = (5760, 5760, 13440, 40320)
 #: Widths exact in float32, to catch thresholds such as ``min(n, 10000)``.
 LARGE_WIDTHS = (1_050_240, 16_775_040)
+#: A width that no small number divides, to catch ``n % 2``, and what a program may have to divide a
+#: width by, so that it can be traced there.
+UNEVEN, DIVISORS = 46337, (1, 2, 3, 4, 6, 8, 12, 24)
 
 _INT32_ROOT = 46340
 
-#: Primitives whose jaxprs the interpreter enters; others (a scatter's addition) keep theirs.
-
 _T = TypeVar("_T")
+#: How to fit what traces have, and how to check it at a further width.
+_Fits = tuple[Callable[[Sequence[Any], Sequence[int]], _T], Callable[[_T, Any, int], _T]]
+_DIM: _Fits[Dim] = fit_dim, checked_dim
+_CONSTANT: _Fits[Fitted] = fit_constant, checked_constant
 
 
 @dataclass(frozen=True)
@@ -184,9 +196,19 @@ def trace(
         traces.append(jaxpr)
         trees.append(jax.tree.structure(shape))
         widths.append(n)
+    uneven = None
+    for n in ((UNEVEN // divisor | 1) * multiple * k for k in DIVISORS):
+        try:
+            jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*arguments(n))
+        except Exception:  # the program asks for a width that can be divided
+            continue
+        traces.append(jaxpr)
+        trees.append(jax.tree.structure(shape))
+        uneven = n
+        break
     if len(set(trees)) > 1:
         raise NoLimitError("The structure of the outputs depends on the width.")
-    return _program(traces, tuple(widths), None), trees[0]
+    return _program(traces, tuple(widths), uneven, None), trees[0]
 
 
 _COMBINED = "Axes of different widths, or a width and a finite axis, are combined."
@@ -219,8 +241,10 @@ def failed_at_width(error: Exception, reason: str, advice: str = "") -> WidthErr
     )
 
 
-def _program(jaxprs: Sequence[Any], widths: tuple[int, ...], where: Location | None) -> Program:
-    builder = _Builder(widths)
+def _program(
+    jaxprs: Sequence[Any], widths: tuple[int, ...], uneven: int | None, where: Location | None
+) -> Program:
+    builder = _Builder(widths, uneven)
     opened = [_jax.open_jaxpr(jaxpr) for jaxpr in jaxprs]
     avals = [
         builder.aval([var.aval for var in invars], where)
@@ -239,10 +263,13 @@ def _program(jaxprs: Sequence[Any], widths: tuple[int, ...], where: Location | N
 
 
 class _Builder:
-    """Walks aligned jaxprs in step and writes the equations of one program."""
+    """Walks aligned jaxprs in step and writes the equations of one program.
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        self.widths = widths
+    ``uneven``: the width of the last of the jaxprs, which is not fitted but checked, or None.
+    """
+
+    def __init__(self, widths: tuple[int, ...], uneven: int | None) -> None:
+        self.widths, self.uneven = widths, uneven
         # By what they compute: what is computed twice, as under jax.checkpoint, is one equation.
         self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
@@ -254,9 +281,15 @@ class _Builder:
     def aval_of(self, operand: Operand) -> Aval:
         return self.avals[operand.index] if isinstance(operand, Slot) else operand.aval
 
-    def fitted(self, fit: Callable[..., _T], what: str, values: Sequence[Any], where: Any) -> _T:
+    def fitted(
+        self, fits: _Fits[_T], what: str, values: Sequence[Any], where: Location | None
+    ) -> _T:
+        """What follows a power of the width."""
+        fit, check = fits
         try:
-            return fit(values, self.widths)
+            if self.uneven is None:
+                return fit(values, self.widths)
+            return check(fit(values[:-1], self.widths), values[-1], self.uneven)
         except Misfit as misfit:
             same = values[0] is not values[1] and not np.array_equal(values[0], values[1])
             if same and self.widths[0] == self.widths[1]:
@@ -276,7 +309,7 @@ class _Builder:
         if len({len(shape) for shape in shapes}) > 1:
             raise WidthError("The number of axes depends on the width.", location=where)
         dims = tuple(
-            self.fitted(fit_dim, "The length of an axis", lengths, where)
+            self.fitted(_DIM, "The length of an axis", lengths, where)
             for lengths in zip(*shapes, strict=True)
         )
         return Aval(dims, avals[0].dtype)
@@ -293,7 +326,7 @@ class _Builder:
             raise UnsupportedOperationError(COMPLEX, location=where, advice=COMPLEX_ADVICE)
         if aval.width_axes:
             arrays = [_one_coordinate(array, aval, where) for array in arrays]
-        fitted = self.fitted(fit_constant, "A constant", arrays, where)
+        fitted = self.fitted(_CONSTANT, "A constant", arrays, where)
         if fitted.coefficient.dtype != aval.dtype:
             aval = Aval(aval.shape, fitted.coefficient.dtype)
         return Constant(fitted, aval)
@@ -377,7 +410,7 @@ class _Builder:
     def param(self, name: str, values: Sequence[Any], where: Location | None, inside: bool) -> Any:
         first = values[0]
         if _jax.is_jaxpr(first):
-            return _program(values, self.widths, where) if inside else first
+            return _program(values, self.widths, self.uneven, where) if inside else first
         if isinstance(first, (tuple, list)) and all(type(v) is type(first) for v in values):
             if any(len(v) != len(first) for v in values):
                 raise _disagreement(f"the parameter {name}", where)
@@ -386,7 +419,7 @@ class _Builder:
         if all(v is first for v in values[1:]):
             return first  # enumerations among them, which are integers too
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
-            return self.fitted(fit_dim, f"The parameter {name}", [int(v) for v in values], where)
+            return self.fitted(_DIM, f"The parameter {name}", [int(v) for v in values], where)
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
