@@ -114,10 +114,17 @@ def inner_program(equation: Any) -> Any | None:
             return _program_of(plain, equation)
     if _is_composite(equation):
         return _expanded(equation)
+    if equation.primitive is primitives.convert_element_type_p and _to_truth_value(equation):
+        return _program_of(lambda operand: operand != 0, equation)
     if equation.primitive.name == "optimization_barrier":  # not public as a primitive
         return _program_of(lambda *operands: operands, equation)
     name = _INLINE.get(equation.primitive.name)
     return None if name is None else equation.params.get(name)
+
+
+def _to_truth_value(equation: Any) -> bool:
+    kind = np.dtype(equation.params["new_dtype"]).kind
+    return kind == "b" and equation.invars[0].aval.dtype.kind == "f"
 
 
 def _is_composite(equation: Any) -> bool:

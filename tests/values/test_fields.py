@@ -42,7 +42,8 @@ def annotated(annotation):
 
 def kinds(cls):
     """The classes of values that a class stands for: such as the parts of a matrix."""
-    return cls.__subclasses__() if cls.__module__.startswith("tplimit.") else []
+    own = [kind for kind in cls.__subclasses__() if kind.__module__.startswith("tplimit.")]
+    return own if cls.__module__.startswith("tplimit.") else []
 
 
 def reached(roots):

@@ -88,7 +88,8 @@ def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
     )
 
 
-def _zero_mask(value: Tensor, shape: Any) -> Any:
+def zero_mask(value: Tensor, shape: Any) -> Any:
+    """Entries that are known to be exactly zero, or None."""
     if value.zeros is not None:
         return value.zeros
     return jnp.ones(shape, bool) if value.vanishes else None
@@ -109,7 +110,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     x, y = at_exponents(a, exponents), at_exponents(b, exponents)
     coefficient = x + y if sign > 0 else x - y
     remainder = a.remainder.maximum(b.remainder, lost)
-    masks = _zero_mask(a, jnp.shape(coefficient)), _zero_mask(b, jnp.shape(coefficient))
+    masks = zero_mask(a, jnp.shape(coefficient)), zero_mask(b, jnp.shape(coefficient))
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
@@ -231,11 +232,12 @@ def decided(value: Tensor) -> jax.Array:
     return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
 
 
-def undecided(ctx: Context, what: str) -> LimitError:
-    """The error of a choice that hangs on a coefficient that vanishes."""
+def undecided(ctx: Context, what: str, tied: bool = False) -> LimitError:
+    """The error of a choice that hangs on a coefficient that vanishes: within its error, or (where
+    coefficients are ``tied``) exactly."""
+    how = "equal, and the next terms are not known" if tied else "equal within the sampling error"
     return ctx.error(
-        f"{what} is decided by terms that vanish: the leading coefficients are equal within the "
-        "sampling error.",
+        f"{what} is decided by terms that vanish: the leading coefficients are {how}.",
         CancellationError,
         NEXT_TERM_ADVICE,
     )
@@ -369,13 +371,15 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
     if value.finite and not value.exact:
-        ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name))
+        ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name, tied=True))
     ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
     # A coordinate that is exactly zero does not grow.
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = EXACT_ZERO if low == high == 0 else ORDER_ONE
-    beyond = Exponents(NEGLIGIBLE)
+    # Numbers are left with next to nothing; of the coordinates of a vector a share n^-level is so
+    # near 0 that they have not gone to a limit.
+    beyond = Exponents(NEGLIGIBLE if value.finite else -level)
     return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
 
 

@@ -197,8 +197,8 @@ def negative(value: Tensor) -> Tensor:
 
 
 def minus(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
-    """Difference of series."""
-    return add(ctx, a, negative(b))
+    """Difference of values of as many terms as are kept."""
+    return arithmetic.add(ctx, a, b, -1) if ctx.terms == 1 else add(ctx, a, negative(b))
 
 
 # --- sums over a width
@@ -258,9 +258,13 @@ def expanded(
     base, rest = _base(value)
     seen = replace(base, remainder=rest.exponents.maximum(rest.remainder))
     orders = 3 if _has_zeros(base) else 2
-    # Of a function that has gone to its limit at infinity next to nothing is left.
+    # Of a number that has gone to its limit at infinity next to nothing is left; of a vector, a
+    # vanishing share of the coordinates has not.
     beyond = base.exponents.map(lambda at: NEGLIGIBLE if at > 0 else NEVER)
     parts = [] if beyond == EXACT_ZERO else [replace(zero(value), remainder=beyond)]
+    near = (
+        [] if value.finite else [Patch(-e, Fraction(0)) for e in base.exponents.levels() if e > 0]
+    )
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)
@@ -278,7 +282,7 @@ def expanded(
         size = rest.exponents.maximum(rest.remainder)
         lost = size.map(lambda e, at: NEVER if at > 0 else (orders + 1) * e, base.exponents)
         parts.append(replace(zero(value), remainder=lost))
-    return patches.inheriting(total(ctx, parts), value)
+    return patches.with_patches(patches.inheriting(total(ctx, parts), value), *near)
 
 
 def _opposite(behaviour: Behaviour) -> Behaviour:
@@ -408,13 +412,21 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
         tied = (signs == 0) & jnp.asarray(unknown)
         if first.zeros is not None and not difference.terms[1:]:
             tied = tied & ~first.zeros
-    if what and not first.exact:
-        error = arithmetic.undecided(ctx, what)
+    elif difference.terms[1:] or difference.remainder != EXACT_ZERO:
+        # Vectors of which no coordinate is zero may have cancelled.
+        ctx.check(
+            ~arithmetic.beyond_accident(tied, first.dtype),
+            arithmetic.undecided(ctx, what or "The sign of a value", tied=True),
+        )
+    if not what:
+        return signs, flips, parity
+    if first.axis is None:
+        ctx.check(arithmetic.decided(first), arithmetic.undecided(ctx, what))
+    if not first.exact:
+        left = jnp.any(tied)
         if first.axis is not None:
-            ctx.check(~arithmetic.beyond_accident(tied | hidden, first.dtype), error)
-        else:
-            ctx.check(~jnp.any(tied), error)
-            ctx.check(arithmetic.decided(first), error)
+            left = arithmetic.beyond_accident(tied | hidden, first.dtype)
+        ctx.check(~left, arithmetic.undecided(ctx, what, tied=True))
     return signs, flips, parity
 
 

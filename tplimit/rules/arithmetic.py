@@ -16,7 +16,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.traits import Power
-from tplimit.rules.discrete import discrete
+from tplimit.rules.discrete import discrete, stepped
 from tplimit.rules.terms import leading_of, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE, Size
 from tplimit.values.parity import behaviour_of_power
@@ -84,7 +84,7 @@ def divide(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         return discrete(ctx, a, b)
     out = arithmetic.multiply(ctx, a, _inverse(ctx, b))
     # a / b rounds once where a * (1 / b) rounds twice.
-    exact = ctx.rebind(a.coefficient, b.coefficient)
+    exact = ctx.bind(p.div_p, a.coefficient, b.coefficient)
     return tensor(exact, out.exponents, out.remainder, out.axis, out.space, out.stderr, out.zeros)
 
 
@@ -97,6 +97,28 @@ def divide_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if b.dtype.kind in "iu":
         return leading_of(ctx, a, b)
     return expansion.multiply(ctx, a, _powered(ctx, b, Fraction(-1)))
+
+
+@RULES(p.rem_p)
+def remainder(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    """What a division leaves, ``a - b trunc(a / b)``; where it jumps the next term decides."""
+    return _left(ctx, a, b, divide)
+
+
+@remainder.several
+def remainder_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+    return _left(ctx, a, b, divide_series)
+
+
+def _left(ctx: Context, a: Tensor, b: Tensor, quotient: Callable[..., Tensor]) -> Tensor:
+    if a.dtype.kind != "f":
+        return discrete(ctx, a, b)
+    plain = all(v.exact and v.stderr is None and not v.terms[1:] for v in (a, b))
+    if plain and set(a.exponents.levels()) | set(b.exponents.levels()) == {0}:
+        axis, space = arithmetic.common_axis(ctx, a, b)
+        return tensor(ctx.rebind(a.coefficient, b.coefficient), axis=axis, space=space)
+    whole = stepped(ctx, quotient(ctx, a, b), "trunc", a.dtype)
+    return expansion.minus(ctx, a, expansion.times(ctx, b, whole))
 
 
 @divide.matrices

@@ -13,11 +13,13 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
 from tplimit.rules.discrete import flips
-from tplimit.rules.reductions import reduce_other
+from tplimit.rules.reductions import arg_extremum, reduce_other
 from tplimit.rules.terms import leading_of, root_of, zero_with
-from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE
+from tplimit.values import patches
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
+from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
-from tplimit.values.tensors import Tensor, knowing, tensor
+from tplimit.values.tensors import Patch, Tensor, knowing, tensor, with_parity
 
 _comparison = RULES.of_kind(Relation)
 
@@ -56,24 +58,23 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
     """A comparison must be decided by known terms: never by a coefficient that vanishes."""
     if difference is None:
         return
-    equality = _is_equality(ctx)
-    error = arithmetic.undecided(ctx, "A comparison")
-    if difference.axis is None:
-        if not equality:
-            ctx.check(arithmetic.decided(difference), error)
-        return
-    undecided = (x == 0) & (y == 0) if equality else x == y
-    for value in (a, b):
-        if value.vanishes and equality:
-            other = b if value is a else a
-            sure = other.zeros
-        else:
-            sure = value.zeros
-        if sure is not None:
-            undecided = undecided & ~sure
-    if not equality and difference.zeros is not None:
-        undecided = undecided & ~difference.zeros
-    ctx.check(~arithmetic.beyond_accident(undecided, jnp.result_type(x)), error)
+    if difference.finite and not _is_equality(ctx):
+        ctx.check(arithmetic.decided(difference), arithmetic.undecided(ctx, "A comparison"))
+    if not difference.exact:
+        # Equal leading coefficients decide where both values are exactly zero only.
+        tied = jnp.asarray(x == y)
+        for sure in (_both(a, b, tied.shape), difference.zeros):
+            tied = tied if sure is None else tied & ~sure
+        left = jnp.any(tied)
+        if difference.axis is not None:
+            left = arithmetic.beyond_accident(tied, jnp.result_type(x))
+        ctx.check(~left, arithmetic.undecided(ctx, "A comparison", tied=True))
+
+
+def _both(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Any:
+    """Entries where both values are known to be exactly zero, or None."""
+    masks = arithmetic.zero_mask(a, shape), arithmetic.zero_mask(b, shape)
+    return None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
 
 
 @_comparison.several
@@ -112,7 +113,13 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     difference = expansion.minus(ctx, a, b)
     if _is_equality(ctx):
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
-        holds = kind.function(functools.reduce(jnp.logical_and, zeros), True)
+        equal = functools.reduce(jnp.logical_and, zeros)
+        if difference.remainder != EXACT_ZERO:
+            left = jnp.any(equal)
+            if difference.axis is not None:
+                left = arithmetic.beyond_accident(equal, difference.dtype)
+            ctx.check(~left, arithmetic.undecided(ctx, "A comparison", tied=True))
+        holds = kind.function(equal, True)
         share, parity = EXACT_ZERO, expansion.plus_parity([difference])
     else:
         signs, share, parity = expansion.sign_of(ctx, difference, "A comparison")
@@ -152,17 +159,25 @@ def _extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     lost = a.exponents.map(lambda x, y: min(x, y) if x != y else NEVER, b.exponents)
     x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     out = jnp.maximum(x, y) if side > 0 else jnp.minimum(x, y)
-    stderr = None
-    if a.stderr is not None or b.stderr is not None:
-        zero = jnp.zeros(jnp.shape(out), jnp.result_type(out))
-        stderr = jnp.maximum(
-            zero if a.stderr is None else a.stderr, zero if b.stderr is None else b.stderr
-        )
+    stderr = _error_of_extremum(a, b, exponents, x, y, side)
     zeros = None
     if axis is not None:
         zeros = _extremum_zeros(a, b, x, y, side)
     remainder = a.remainder.maximum(b.remainder, lost)
     return tensor(out, exponents, remainder, axis, space, stderr, zeros)
+
+
+def _error_of_extremum(
+    a: Tensor, b: Tensor, exponents: Exponents, x: Any, y: Any, side: int
+) -> Any:
+    """The error of the side that is larger; where that is not sure, the larger error."""
+    errors = [arithmetic.stderr_at_exponents(value, exponents) for value in (a, b)]
+    if errors[0] is None and errors[1] is None:
+        return None
+    first, second = (0.0 if error is None else error for error in errors)
+    sure = jnp.abs(x - y) > arithmetic.ZERO_SIGMAS * jnp.hypot(first, second)
+    larger = jnp.where(side * (x - y) > 0, first, second)
+    return jnp.where(sure, larger, jnp.maximum(first, second))
 
 
 def _extremum_zeros(a: Tensor, b: Tensor, x: Any, y: Any, side: int) -> Any:
@@ -181,7 +196,10 @@ def _extremum_zeros(a: Tensor, b: Tensor, x: Any, y: Any, side: int) -> Any:
 
 @extremum.several
 def extremum_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
-    side = _side(ctx)
+    return _extremum_of_series(ctx, a, b, _side(ctx))
+
+
+def _extremum_of_series(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     unbounded = _against_infinity(a, b, side)
     if unbounded is not None:
@@ -192,8 +210,8 @@ def extremum_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     rectified = with_zero and whole and side == 1
     if rectified and other.facts.positive_part_of is not None:
         return other
-    if simple or arithmetic.infinite(a) or arithmetic.infinite(b):
-        out = leading_of(ctx, a, b)
+    if (simple and a.exact and b.exact) or arithmetic.infinite(a) or arithmetic.infinite(b):
+        out = with_parity(_extremum(ctx, a, b, side), expansion.plus_parity((a, b)))
     else:
         out = expansion.extremum(ctx, a, b, side)
     if rectified and out.axis is not None:
@@ -205,6 +223,11 @@ def extremum_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
 def clamp(ctx: Context, low: Tensor, a: Tensor, high: Tensor) -> Tensor:
     """Clamp: a minimum of a maximum."""
     return _extremum(ctx, _extremum(ctx, a, low, 1), high, -1)
+
+
+@clamp.several
+def clamp_of_series(ctx: Context, low: Tensor, a: Tensor, high: Tensor) -> Tensor:
+    return _extremum_of_series(ctx, _extremum_of_series(ctx, a, low, 1), high, -1)
 
 
 @RULES(p.abs_p)
@@ -221,6 +244,39 @@ def absolute_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         first = replace(out.terms[0], parity=a.parity.under("even"))
         out = replace(out, terms=(first, *out.terms[1:]))
     return zero_with(a, out)
+
+
+@arg_extremum.several
+def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params: Any) -> Tensor:
+    """Index of the largest entry: of two halves, as long as there are two; the first of equals."""
+    simple = not value.terms[1:] and value.exact and value.exponents.uniform
+    if simple or value.axis in axes or value.dtype.kind != "f":
+        return leading_of(ctx, value)
+    (axis,), side = axes, 1 if ctx.equation.primitive is p.argmax_p else -1
+    before: tuple[slice, ...] = (slice(None),) * axis
+    places = np.arange(value.shape[axis], dtype=params["index_dtype"])
+    index: Any = np.broadcast_to(
+        places.reshape([-1] + [1] * (len(value.shape) - axis - 1)), value.shape
+    )
+    parity = EVEN
+    found: list[Patch] = []
+    while (length := value.shape[axis]) > 1:
+        half = -(-length // 2)
+        halves = [(*before, part) for part in (slice(half), slice(length - half, length))]
+        a, b = (at(value, half) for half in halves)
+        first, second = (index[half] for half in halves)
+        difference = expansion.minus(ctx, a, b)
+        signs, share, behaviour = expansion.sign_of(ctx, difference, "The index of an extremum")
+        ahead = side * signs
+        chosen = expansion.mask_of(ahead >= 0, share, behaviour, difference)
+        value = expansion.select_continuously(ctx, chosen, (a, b))
+        equal = jnp.minimum(first, second)
+        index = jnp.where(ahead > 0, first, jnp.where(ahead < 0, second, equal))
+        parity, found = parity & behaviour, [*found, *chosen.patches]
+    value = at(value, (*before, 0))
+    out = tensor(jnp.take(index, 0, axis), ORDER_ONE, EXACT_ZERO, value.axis, value.space)
+    out = with_parity(out, parity)
+    return patches.with_patches(out, *(replace(p, bound=ORDER_ONE.max()) for p in found))
 
 
 @reduce_other.several

@@ -1,13 +1,14 @@
 """Operations with jumps: conversions, rounding, bits, and logic."""
 
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic
+from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -15,23 +16,25 @@ from tplimit.program.tracing import Constant
 from tplimit.program.traits import is_rounding
 from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
-from tplimit.values.tensors import Matrices, Tensor, tensor
+from tplimit.values.parity import EVEN
+from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
+
+#: A value that is so many units of round-off from a jump may well be at it.
+_ULPS = 8
 
 
 @RULES(p.convert_element_type_p, p.reduce_precision_p)
 def convert(ctx: Context, a: Tensor, **params: Any) -> Tensor:
     """Change of dtype: linear, but for the conversion to integers, which is a rounding."""
-    dtype = params.get("new_dtype")
-    if dtype is not None and a.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
-        _not_at_jump(ctx, a, 0.0)
-    out = arithmetic.linear(a, ctx.rebind)
-    if out.stderr is not None and out.dtype.kind != "f":
-        return tensor(out.coefficient, out.exponents, out.remainder, out.axis, out.space)
-    return out
+    if _cuts(a, params):
+        return stepped(ctx, a, "trunc", params["new_dtype"])
+    return arithmetic.linear(a, ctx.rebind)
 
 
 @convert.several
 def convert_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
+    if _cuts(a, params):
+        return stepped(ctx, a, "trunc", params["new_dtype"])
     if is_rounding(ctx.equation):
         return leading_of(ctx, a)
     (out,) = linearly(ctx, a, **params)
@@ -42,6 +45,11 @@ def convert_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
 @convert.matrices
 def convert_matrices(ctx: Context, a: Matrices, **_: Any) -> Matrices:
     return unsupported(ctx, a) if is_rounding(ctx.equation) else a
+
+
+def _cuts(a: Tensor, params: dict[str, Any]) -> bool:
+    """Whether a conversion cuts fractions off."""
+    return a.dtype.kind == "f" and np.dtype(params.get("new_dtype", a.dtype)).kind in "iu"
 
 
 def flips(difference: Tensor) -> Exponents:
@@ -65,6 +73,14 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     return tensor(jnp.sign(a.coefficient), exponents, flips(a), a.axis, a.space, None, a.zeros)
 
 
+@sign.several
+def sign_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    if a.vanishes or (a.exact and not a.terms[1:]) or a.exponents.levels() == [NEVER]:
+        return leading_of(ctx, a)
+    signs, share, parity = expansion.sign_of(ctx, a, "sign")
+    return expansion.mask_of(signs, share, parity, a)
+
+
 @RULES(p.is_finite_p)
 def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Whether a leading coefficient is finite."""
@@ -73,22 +89,66 @@ def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 
 @RULES(p.floor_p, p.ceil_p, p.round_p)
 def rounding(ctx: Context, a: Tensor, **_: Any) -> Tensor:
-    """Rounding of a value of order 1 that is not at a jump."""
-    _not_at_jump(ctx, a, 0.5 if ctx.equation.primitive is p.round_p else 0.0)
-    return tensor(ctx.rebind(a.coefficient), ORDER_ONE, flips(a), a.axis, a.space)
+    """Rounding of a value that does not grow; where it is at a jump, its next term decides."""
+    return stepped(ctx, a, _STEPS[ctx.equation.primitive], a.dtype)
 
 
-def _not_at_jump(ctx: Context, a: Tensor, offset: float) -> None:
-    if not arithmetic.order_one(a):
-        ctx.fail("Rounding a value that scales with the width.", NoLimitError)
-    arithmetic.known(ctx, a, "Rounding")
-    if a.stderr is not None:
-        shifted = jnp.asarray(a.coefficient) - offset
-        gap = jnp.abs(shifted - jnp.round(shifted))
+@rounding.several
+def rounding_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
+    return stepped(ctx, a, _STEPS[ctx.equation.primitive], a.dtype)
+
+
+Steps = Literal["floor", "ceil", "round", "trunc"]
+_STEPS: dict[Any, Steps] = {p.floor_p: "floor", p.ceil_p: "ceil", p.round_p: "round"}
+
+
+def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
+    """A function with jumps at the integers (``round``: half-way between them; ``trunc``: at all
+    but 0): told by the side of the nearest jump that the value is on."""
+    if max(a.exponents.max(), a.remainder.max()) > 0:
+        ctx.fail("Rounding a value that grows with the width.", NoLimitError)
+    here = a.exponents.mask(0)
+    c = jnp.where(here, a.coefficient, jnp.zeros((), a.dtype))
+    jump = jnp.floor(c) + 0.5 if steps == "round" else jnp.round(c)
+    exponents = ORDER_ONE
+    if steps == "trunc":
+        jump = jnp.where(jump == 0, jnp.where(c < 0, -1, 1).astype(jump.dtype), jump)
+    elif steps != "round":
+        exponents = a.exponents.map(lambda e: Fraction(0) if e == 0 else NEVER)
+    jumps = with_parity(tensor(jump, exponents, EXACT_ZERO, a.axis, a.space), EVEN)
+    difference = _off(expansion.minus(ctx, a, jumps), jump, a)
+    if difference.finite and difference.stderr is not None:
+        far = jnp.abs(difference.coefficient) > arithmetic.ZERO_SIGMAS * difference.stderr
         error = ctx.error(
             "A value is rounded that is at a jump within its sampling error.", CancellationError
         )
-        ctx.check(jnp.all(gap > arithmetic.ZERO_SIGMAS * a.stderr), error)
+        ctx.check(jnp.all(far | (difference.stderr == 0)), error)
+    signs, share, parity = expansion.sign_of(ctx, difference, "Rounding")
+    out = _beside(jump, signs, steps).astype(dtype)
+    if ctx.terms > 1:
+        return expansion.mask_of(out, share, parity, difference)
+    return tensor(out, ORDER_ONE, share, a.axis, a.space)
+
+
+def _off(difference: Tensor, jump: Any, a: Tensor) -> Tensor:
+    """How far a value is off its jump; round-off is no distance where more terms decide."""
+    if a.exact and not a.terms[1:]:
+        return difference
+    first = difference.terms[0]
+    close = jnp.abs(first.coefficient) <= _ULPS * jnp.finfo(a.dtype).eps * jnp.abs(jump)
+    close = close & first.exponents.mask(0)
+    first = replace(first, coefficient=jnp.where(close, 0, first.coefficient))
+    return replace(difference, terms=(first, *difference.terms[1:]))
+
+
+def _beside(jump: Any, signs: Any, steps: Steps) -> Any:
+    """Values on the two sides of a jump, and at it."""
+    if steps == "round":
+        return jnp.where(signs > 0, jump + 0.5, jnp.where(signs < 0, jump - 0.5, jnp.round(jump)))
+    below, above = jump - (signs < 0), jump + (signs > 0)
+    if steps == "trunc":
+        return jnp.where(jump > 0, below, above)
+    return below if steps == "floor" else above
 
 
 @RULES(p.bitcast_convert_type_p)
@@ -133,7 +193,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
 
 
 @RULES(
-    p.and_p, p.or_p, p.xor_p, p.not_p, p.rem_p,
+    p.and_p, p.or_p, p.xor_p, p.not_p,
     p.shift_left_p, p.shift_right_arithmetic_p, p.shift_right_logical_p,
 )  # fmt: skip
 def discrete(ctx: Context, *operands: Tensor, **_: Any) -> Tensor:

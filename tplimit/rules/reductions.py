@@ -14,9 +14,10 @@ from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
+from tplimit.rules.discrete import flips
 from tplimit.rules.terms import one_term_of
 from tplimit.values import patches
-from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponents, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_one_exponent, with_parity
@@ -198,7 +199,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     if value.axis in axes:
         _no_order(ctx)
     value = with_one_exponent(value)
-    if value.axis is None and value.shape[axes[0]] > 1 and not value.vanishes:
+    if value.shape[axes[0]] > 1 and not value.vanishes:
         sign = 1 if ctx.equation.primitive is p.argmax_p else -1
         ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])
         gap = jnp.take(ordered, -1, axes[0]) - jnp.take(ordered, -2, axes[0])
@@ -208,15 +209,20 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             CancellationError,
             NEXT_TERM_ADVICE,
         )
-        if value.stderr is not None:
+        if value.finite and value.stderr is not None:
             spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
             ctx.check(arithmetic.decided(tensor(gap, value.exponents, stderr=spread)), error)
         if not value.exact:
-            ctx.check(jnp.all(gap > 0), error)
+            tied = jnp.any(gap == 0)
+            if not value.finite:
+                tied = arithmetic.beyond_accident(gap == 0, value.dtype)
+            ctx.check(~tied, error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
-    return tensor(ctx.rebind(value.coefficient), axis=axis, space=value.space)
+    return tensor(
+        ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
+    )
 
 
 @arg_extremum.matrices

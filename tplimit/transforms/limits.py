@@ -26,7 +26,7 @@ from tplimit.errors import (
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import LimitValue, with_terms
 from tplimit.values.exponents import NEVER, Exponent, Exponents
-from tplimit.values.tensors import Tensor
+from tplimit.values.tensors import Tensor, tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ def to_limit(leaf: LimitValue) -> Any:
     if not isinstance(value, Tensor) or not value.finite:
         return leaf
     if value.exponents.max() > 0:
-        _raise_growing(leaf, value)
+        first = _leading_entries(value)
+        if first.exponents.max() > 0:
+            # Where a leading coefficient has cancelled the next one may be made of round-off.
+            _raise_growing(leaf, value)
+        value = first
     if value.remainder.max() >= 0:
         raise CancellationError(
             f"The limit of an output is not known: the unknown part is of order "
@@ -149,19 +153,35 @@ def to_leading(leaf: LimitValue) -> Any:
     if value.vanishes:
         zero = jnp.zeros(value.shape, value.dtype)
         return Leading(zero, NEVER, zero)
-    hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
-    if np.any(np.asarray(hidden.array, dtype=bool)) or not bool(significant(value)):
+    first = _leading_entries(value)
+    hidden = first.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    if np.any(np.asarray(hidden.array, dtype=bool)) or not bool(significant(first)):
         raise CancellationError(
             f"The leading term of an output is not known: its coefficient at "
             f"n^{value.exponents} is zero within the sampling error.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
-    coefficient = jnp.asarray(value.coefficient)
-    stderr = jnp.zeros((), value.dtype) if value.stderr is None else value.stderr
+    coefficient = jnp.asarray(first.coefficient)
+    stderr = jnp.zeros((), value.dtype) if first.stderr is None else first.stderr
     # What is no number is not known to any accuracy.
     stderr = jnp.where(jnp.isfinite(coefficient), stderr, jnp.nan)
-    return Leading(coefficient, _exponent(value.exponents), stderr)
+    return Leading(coefficient, _exponent(first.exponents), stderr)
+
+
+def _leading_entries(value: Tensor) -> Tensor:
+    """Entry by entry the first term that is not 0; nothing where there is none."""
+    shape = value.shape
+    exponents = np.full(shape, NEVER, dtype=object)
+    coefficient, stderr = np.zeros(shape, value.dtype), np.zeros(shape, value.dtype)
+    for term in reversed(value.terms):
+        c = np.broadcast_to(np.asarray(term.coefficient), shape)
+        error = np.broadcast_to(np.asarray(0 if term.stderr is None else term.stderr), shape)
+        there = ((c != 0) | (error != 0)) & ~np.broadcast_to(term.exponents.mask(NEVER), shape)
+        coefficient, stderr = np.where(there, c, coefficient), np.where(there, error, stderr)
+        exponents = np.where(there, np.broadcast_to(term.exponents.array, shape), exponents)
+    known = None if all(term.stderr is None for term in value.terms) else stderr
+    return tensor(coefficient, Exponents(exponents), value.remainder, stderr=known)
 
 
 def exponent_of(leaf: LimitValue) -> Any:

@@ -15,7 +15,7 @@ from tplimit.gaussian.bank import Bank, merged, shifted
 from tplimit.matrices.parts import Matrix
 from tplimit.program.tracing import Aval
 from tplimit.transforms import sharding
-from tplimit.values.exponents import Size
+from tplimit.values.exponents import EXACT_ZERO, ORDER_ONE, Size
 from tplimit.values.fields import COMMON, map_arrays, stores_in
 from tplimit.values.tensors import Tensor, Term, Value, tensor
 
@@ -398,7 +398,10 @@ def _plain(leaf: Any) -> Tensor:
     if isinstance(leaf, LimitValue):
         assert isinstance(leaf._value, Tensor)
         return leaf._value
-    return tensor(_as_array(leaf))
+    array = _as_array(leaf)
+    # A zero is known before the run: a bias of 0 is of no order, and hides nothing below it.
+    zero = jnp.issubdtype(array.dtype, jnp.floating) and not np.any(np.asarray(array))
+    return tensor(array, EXACT_ZERO if zero else ORDER_ONE)
 
 
 def _as_array(leaf: Any) -> jax.Array:

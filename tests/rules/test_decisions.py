@@ -1,0 +1,216 @@
+"""Where something is decided: comparisons, rounding, indices of extrema, saturation.
+
+A leading coefficient decides where it is known not to vanish; where it is exactly equal the next
+term does, and where that is not known the program is refused. Limits are exact, or compared with
+one wide network.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles.helpers import error_of, fast_compilation
+
+import tplimit as tp
+
+Theta = dict[str, jax.Array]
+n = tp.Width("n")
+PARAMETERS = {name: tp.normal((n,)) for name in "vwu"} | {"x": tp.normal((n,), mean=0.3, std=0.8)}
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast():
+    with fast_compilation():
+        yield
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids="{} terms".format)
+def theta(request: pytest.FixtureRequest) -> Theta:
+    return tp.sample(
+        PARAMETERS, jax.random.key(0), width=tp.inf, samples=2**12, terms=request.param
+    )
+
+
+def N(t: Theta) -> int:
+    return t["v"].shape[0]
+
+
+def root(t: Theta) -> jax.Array:
+    return jnp.sqrt(N(t))
+
+
+def one(t: Theta) -> jax.Array:
+    """A number that tends to 1."""
+    return jnp.mean(t["v"] ** 2)
+
+
+def share(mask: jax.Array) -> jax.Array:
+    return jnp.mean(mask.astype(float))
+
+
+EXACT: dict[str, tuple[Callable[[Theta], Any], Any]] = {
+    # rounding of numbers at a jump
+    "floor from below": (lambda t: jnp.floor(1 - one(t) / N(t)), 0),
+    "floor from above": (lambda t: jnp.floor(1 + one(t) / N(t)), 1),
+    "ceil from below": (lambda t: jnp.ceil(1 - one(t) / N(t)), 1),
+    "ceil from above": (lambda t: jnp.ceil(1 + one(t) / N(t)), 2),
+    "floor at zero": (lambda t: jnp.floor(-one(t) / N(t)), -1),
+    "round half from below": (lambda t: jnp.round(2.5 - one(t) / N(t)), 2),
+    "round half from above": (lambda t: jnp.round(2.5 + one(t) / N(t)), 3),
+    "round away from jumps": (lambda t: jnp.round(jnp.stack([0.1 * one(t), 3.0 * one(t)])), [0, 3]),
+    "integers from below": (lambda t: (2 - one(t) / N(t)).astype(int), 1),
+    "integers, negative": (lambda t: (-2 + one(t) / N(t)).astype(int), -1),
+    "integers near 0": (lambda t: (one(t) * jnp.array([0.3, 1 / N(t)])).astype(int), [0, 0]),
+    "a third of a third": (lambda t: jnp.floor(3 * ((1 - one(t) / N(t)) / 3)), 0),
+    # remainders
+    "remainder from below": (lambda t: jnp.mod(2 - one(t) / N(t), 1), 1),
+    "remainder from above": (lambda t: jnp.mod(2 + one(t) / N(t), 1), 0),
+    "quotient from below": (lambda t: (2 - one(t) / N(t)) // 1, 1),
+    "remainder away from jumps": (lambda t: jnp.mod(2.5 * one(t), 2 + 0 * one(t)), 0.5),
+    # vectors at a jump: the sign of the next term
+    "floor of a vector": (lambda t: jnp.mean(jnp.floor(1 + t["v"] / root(t))), 0.5),
+    "floor of a vector at zero": (lambda t: jnp.mean(jnp.floor(t["v"] / root(t))), -0.5),
+    "truth values": (lambda t: share((t["v"] / root(t)).astype(bool)), 1),
+    "truth of nothing": (lambda t: share((0 * t["v"]).astype(bool)), 0),
+    # equality
+    "equal to leading order": (lambda t: share(t["v"] == t["v"] + t["w"] / root(t)), 0),
+    "unequal to leading order": (lambda t: share(t["v"] != t["v"] + t["w"] / root(t)), 1),
+    "equal": (lambda t: share(t["v"] == t["v"]), 1),
+    "equal zeros": (lambda t: share(jax.nn.relu(t["v"]) == 0), 0.5),
+    # what does not decide hides nothing
+    "clipped": (lambda t: N(t) * jnp.clip(one(t) / N(t), -1, 1), 1),
+    "beside others": (lambda t: jnp.clip(jnp.stack([one(t) / N(t), 3 * one(t)]), -1, 1), [0, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "limit"), EXACT.values(), ids=EXACT)
+def test_what_a_next_term_decides(program: Any, limit: Any, theta: Theta) -> None:
+    np.testing.assert_allclose(tp.limit(program)(theta), limit, atol=0.06)
+
+
+WIDE: dict[str, Callable[[Theta], Any]] = {
+    "index among orders": lambda t: jnp.mean(
+        jnp.abs(root(t) * t["x"] * jnp.argmax(jnp.stack([root(t) * t["x"], t["v"], t["x"]]), 0))
+    ) / root(t),
+    "index of five": lambda t: jnp.mean(1.0 * jnp.argmax(jnp.stack(
+        [t["v"], t["w"], t["u"], t["v"] * t["w"] / root(t), t["u"] - t["x"] / root(t) + t["w"]]
+    ), 0)),
+    "index along the second axis": lambda t: jnp.mean(
+        1.0 * jnp.argmin(jnp.stack([t["v"] / root(t), t["w"] * t["u"], t["x"]], axis=1), 1)
+    ),
+    "rounded vectors": lambda t: jnp.mean(jnp.round(2 * t["v"]) * t["v"]),
+    "remainders of vectors": lambda t: jnp.mean(jnp.mod(t["v"], 0.7) * t["v"]),
+    "saturated": lambda t: jnp.mean(jnp.tanh(root(t) * t["v"]) * t["v"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", WIDE.values(), ids=WIDE)
+def test_decisions_are_those_of_a_wide_network(program: Any, theta: Theta) -> None:
+    """Width 2^18, one draw: both errors are below 0.01 and 0.03."""
+    wide = tp.sample(PARAMETERS, jax.random.key(1), width=2**18)
+    np.testing.assert_allclose(tp.limit(program)(theta), program(wide), atol=0.04)
+
+
+UNKNOWN: dict[str, Callable[[Theta], Any]] = {
+    "a jump within the error": lambda t: jnp.mod(one(t), 1),
+    "a quotient within the error": lambda t: one(t) // 1,
+    "an integer within the error": lambda t: one(t).astype(int),
+    "units that are not saturated": lambda t: root(t) * jnp.mean(
+        t["w"] * jnp.tanh(root(t) * t["v"] + t["w"])
+    ),
+    "the same for a sigmoid": lambda t: root(t) * jnp.mean(
+        t["w"] * jax.nn.sigmoid(root(t) * t["v"] + t["w"])
+    ),
+    "indices of what cancels": lambda t: jnp.argmax(jnp.stack([one(t), one(t) + 1 / N(t)])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_is_not_known_decides_nothing(program: Any, theta: Theta) -> None:
+    error = error_of(tp.CancellationError, tp.limit(program), theta)
+    assert __file__.rsplit("/", 1)[-1] in str(error)
+
+
+def test_numbers_that_differ_below_what_is_known_are_not_called_equal(theta: Theta) -> None:
+    """The difference 1/n is below the two terms of the numbers; three terms tell it."""
+    same = tp.limit(lambda t: one(t) == one(t) + 1 / N(t))
+    try:
+        assert not bool(same(theta))
+    except tp.CancellationError as error:
+        assert "equal, and the next terms are not known" in str(error)
+
+
+# --- leading terms
+
+
+LEADING: dict[str, tuple[Callable[[Theta], Any], list[float], list[float]]] = {
+    "a difference": (lambda t: (1 + one(t) / N(t)) - 1, [1], [-1]),
+    "cosh": (lambda t: jnp.cosh(one(t) / N(t)) - 1, [0.5], [-2]),
+    "log": (lambda t: jnp.log(1 + one(t) / N(t)), [1], [-1]),
+    "clip": (lambda t: jnp.clip(one(t) / N(t), -1, 1), [1], [-1]),
+    "softmax": (
+        lambda t: jax.nn.softmax(jnp.stack([one(t) / N(t), 0 * one(t)])) - 0.5,
+        [0.25, -0.25], [-1, -1],
+    ),
+    "entries of two orders": (
+        lambda t: jnp.clip(jnp.stack([one(t) / N(t), 0.5 * one(t)]), -1, 1), [1, 0.5], [-1, 0],
+    ),
+    "floor": (lambda t: jnp.floor(jnp.stack([0.3 * one(t), 1.5 * one(t)])), [0, 1], [-np.inf, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "coefficient", "exponent"), LEADING.values(), ids=LEADING)
+def test_leading_terms_are_not_zero(
+    program: Any, coefficient: list[float], exponent: list[float], theta: Theta
+) -> None:
+    found = tp.leading(program)(theta)
+    np.testing.assert_allclose(np.ravel(found.coefficient), coefficient, atol=0.05)
+    shape = np.shape(found.coefficient)
+    exponents = np.broadcast_to(np.asarray(found.exponent, dtype=float), shape)
+    assert np.array_equal(np.ravel(exponents), exponent)
+
+
+# --- arguments
+
+
+def test_a_zero_among_the_arguments_hides_nothing() -> None:
+    """A bias of 0, as every new layer has: E tanh(h)² with h of variance 3, to the power 1/2."""
+    theta = {"U": tp.normal((3, n)), "v": tp.normal((n,), std=1 / n), "b": jnp.zeros(())}
+    theta = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=2**10)
+
+    def output(t: Theta) -> jax.Array:
+        return jnp.tanh(jnp.ones(3) @ t["U"]) @ t["v"]
+
+    without, added = (
+        tp.leading(f)(theta) for f in (output, lambda t: output(t) + t["b"])
+    )  # fmt: skip
+    assert without.exponent == added.exponent == tp.leading(output)(theta).exponent == -1 / 2
+    np.testing.assert_allclose(added.coefficient, without.coefficient, rtol=1e-6)
+    other = tp.leading(lambda t: output(t) + t["b"])({**theta, "b": jnp.ones(())})
+    assert other.exponent == 0
+    np.testing.assert_allclose(other.coefficient, 1, atol=0.05)
+
+
+def test_biases_of_zero_do_not_hide_a_regime() -> None:
+    """muP with a bias that starts at 0: the initial output is of order n^-1/2."""
+    model = tp.mlp(1, inputs=2)
+    scaling = tp.parameterizations.mup
+    theta = {**scaling.theta(model), "b": jnp.zeros(())}
+    predict = scaling.predict(model)
+
+    def step(t: dict[str, Any], batch: Any) -> Any:
+        x, y = batch
+
+        def loss(t: dict[str, Any]) -> jax.Array:
+            return jnp.mean(
+                (predict({k: v for k, v in t.items() if k != "b"}, x) + t["b"] - y) ** 2
+            )
+
+        g = jax.grad(loss)(t)
+        return jax.tree.map(lambda p, d: p - 0.1 * d, t, g), predict(t, x) + t["b"]
+
+    regime = tp.classify_step(step, theta, (jnp.ones((1, 2)), jnp.ones((1,))))
+    assert regime.exponents["f_0"] == -1 / 2
