@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from jax.extend.core import primitives
+
 from tplimit.interpreter.table import RULES
 
 PAGE = Path(__file__).with_name("operations.md")
@@ -28,8 +30,21 @@ implementation that JAX can trace, or a lowering).
 
 
 def page() -> str:
-    """The page as it should be."""
-    return HEAD + RULES.describe() + "\n"
+    """The page as it should be; of primitives that this JAX lacks, as it was written."""
+    title, rule, *current = RULES.describe().splitlines()
+    names = {name_of(line) for line in current}
+    written = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    kept = [line for line in written if not exists(name_of(line)) and name_of(line) not in names]
+    return HEAD + "\n".join([title, rule, *sorted([*current, *kept], key=name_of)]) + "\n"
+
+
+def name_of(line: str) -> str:
+    return line.split("`")[1]
+
+
+def exists(primitive: str) -> bool:
+    """Whether this JAX has a primitive of the name."""
+    return any(getattr(p, "name", None) == primitive for p in vars(primitives).values())
 
 
 if __name__ == "__main__":
