@@ -65,6 +65,13 @@ EXACT: dict[str, tuple[Callable[[Theta], Any], Any]] = {
     "integers, negative": (lambda t: (-2 + one(t) / N(t)).astype(int), -1),
     "integers near 0": (lambda t: (one(t) * jnp.array([0.3, 1 / N(t)])).astype(int), [0, 0]),
     "a third of a third": (lambda t: jnp.floor(3 * ((1 - one(t) / N(t)) / 3)), 0),
+    "what grows": (lambda t: jnp.floor(N(t) * one(t)) / N(t), 1),
+    "two terms that grow": (
+        lambda t: (jnp.floor(N(t) + 2 * root(t) * one(t)) - N(t)) / root(t), 2,
+    ),
+    "some grow": (
+        lambda t: jnp.floor(one(t) * jnp.array([2.5, N(t)])) / jnp.array([1, N(t)]), [2, 1],
+    ),
     # remainders
     "remainder from below": (lambda t: jnp.mod(2 - one(t) / N(t), 1), 1),
     "remainder from above": (lambda t: jnp.mod(2 + one(t) / N(t), 1), 0),
@@ -115,6 +122,7 @@ def test_decisions_are_those_of_a_wide_network(program: Any, theta: Theta) -> No
 
 
 UNKNOWN: dict[str, Callable[[Theta], Any]] = {
+    "what rounding adds to a large number": lambda t: jnp.floor(N(t) * one(t)) - N(t) * one(t),
     "a jump within the error": lambda t: jnp.mod(one(t), 1),
     "a quotient within the error": lambda t: one(t) // 1,
     "an integer within the error": lambda t: one(t).astype(int),

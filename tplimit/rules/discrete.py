@@ -17,7 +17,7 @@ from tplimit.program.traits import is_rounding
 from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
+from tplimit.values.tensors import Matrices, Tensor, Term, tensor, with_parity
 
 #: A value that is so many units of round-off from a jump may well be at it.
 _ULPS = 8
@@ -104,9 +104,14 @@ _STEPS: dict[Any, Steps] = {p.floor_p: "floor", p.ceil_p: "ceil", p.round_p: "ro
 
 def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
     """A function with jumps at the integers (``round``: half-way between them; ``trunc``: at all
-    but 0): told by the side of the nearest jump that the value is on."""
-    if max(a.exponents.max(), a.remainder.max()) > 0:
-        ctx.fail("Rounding a value that grows with the width.", NoLimitError)
+    but 0): told by the side of the nearest jump that the value is on.
+
+    What grows is rounded to itself, up to a part of order 1 that has no limit.
+    """
+    if a.exponents.max() > 0:
+        return _grown(ctx, a, steps, dtype)
+    if a.remainder.max() > 0:
+        ctx.fail("Rounding a value of which only the order is known.", CancellationError)
     here = a.exponents.mask(0)
     c = jnp.where(here, a.coefficient, jnp.zeros((), a.dtype))
     jump = jnp.floor(c) + 0.5 if steps == "round" else jnp.round(c)
@@ -128,6 +133,35 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
     if ctx.terms > 1:
         return expansion.mask_of(out, share, parity, difference)
     return tensor(out, ORDER_ONE, share, a.axis, a.space)
+
+
+def _grown(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
+    """Entries that grow, and the others rounded."""
+    if np.dtype(dtype).kind != "f":
+        ctx.fail("Conversion to integers of a value that grows with the width.", NoLimitError)
+    grows = a.exponents.map(lambda e: float(e > 0))
+    large = [_kept(term, term.exponents.map(lambda e: float(e > 0))) for term in a.terms]
+    rest = grows.map(lambda g, r: max(r, Fraction(0)) if g else NEVER, a.remainder)
+    whole = Tensor(tuple(large), rest, a.axis, a.space)
+    if grows.uniform:
+        return expansion.total(ctx, expansion.pieces(whole))
+    others = grows.map(lambda g: 1 - g)
+    small = Tensor(
+        tuple(_kept(term, others) for term in a.terms),
+        a.remainder.map(lambda r, g: NEVER if g else r, grows), a.axis, a.space, a.patches,
+    )  # fmt: skip
+    return expansion.plus(ctx, whole, stepped(ctx, small, steps, dtype))
+
+
+def _kept(term: Term, entries: Exponents) -> Term:
+    """A term at the entries that are marked with 1, zeros elsewhere."""
+    here = entries.mask(1)
+    return replace(
+        term,
+        coefficient=jnp.where(here, term.coefficient, jnp.zeros((), term.coefficient.dtype)),
+        exponents=term.exponents.map(lambda e, g: e if g else NEVER, entries),
+        stderr=None if term.stderr is None else jnp.where(here, term.stderr, 0),
+    )
 
 
 def _off(difference: Tensor, jump: Any, a: Tensor) -> Tensor:
