@@ -192,7 +192,8 @@ def test_other_arrays(change, tmp_path):
     path = saved(tmp_path / "run.safetensors")
     metadata, arrays = trajectory._FORMAT.read(path)
     trajectory._FORMAT.write(path, change(arrays), {"header": metadata["header"]})
-    with pytest.raises(ValueError, match="is damaged: no trajectory was saved like this"):
+    # Old versions of safetensors do not read a file without arrays.
+    with pytest.raises(ValueError, match=r"no trajectory was saved like this|no safetensors file"):
         tp.Trajectory.load(path)
 
 
