@@ -86,6 +86,9 @@ EXACT: dict[str, tuple[Callable[[Theta], Any], Any]] = {
     "equal to leading order": (lambda t: share(t["v"] == t["v"] + t["w"] / root(t)), 0),
     "unequal to leading order": (lambda t: share(t["v"] != t["v"] + t["w"] / root(t)), 1),
     "equal": (lambda t: share(t["v"] == t["v"]), 1),
+    "equal to itself": (lambda t: one(t) - one(t) / N(t) == one(t) - one(t) / N(t), True),
+    "no number is NaN": (lambda t: jnp.isnan(one(t) + 1 / N(t)), False),
+    "softplus of numbers": (lambda t: jax.nn.softplus(one(t) - 1 + one(t) / N(t)), np.log(2)),
     "equal zeros": (lambda t: share(jax.nn.relu(t["v"]) == 0), 0.5),
     # what does not decide hides nothing
     "clipped": (lambda t: N(t) * jnp.clip(one(t) / N(t), -1, 1), 1),

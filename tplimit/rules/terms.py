@@ -52,7 +52,9 @@ _any = RULES.of_kind(Kind)
 @_any.several
 def leading(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     """The rule on the leading terms; it acts on each coordinate by itself."""
-    first = [leading_term(v) if isinstance(v, Tensor) else v for v in values]
+    # One value stays one: x == x is decided.
+    found = {id(v): leading_term(v) if isinstance(v, Tensor) else v for v in values}
+    first = [found[id(v)] for v in values]
     parity = expansion.plus_parity(values)
     outputs = one_term(ctx, *first)
     return [with_parity(out, parity) if isinstance(out, Tensor) else out for out in outputs]
