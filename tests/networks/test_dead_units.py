@@ -128,15 +128,20 @@ def test_a_vanishing_term_decides_on_dead_units_only():
 
 
 def test_a_term_that_is_hidden_on_live_units_does_not_decide():
-    """Of a leading term that cancels the interpreter knows no more than the order of the rest."""
+    """Where both known terms cancel, a third is hidden by what is unknown on live units."""
 
-    def positive(theta):
+    def positive(theta, factor, power):
         s, live = jnp.mean(theta["v"] ** 2), jax.nn.relu(theta["u"])
-        h = s * live - s * live + theta["w"] / np.sqrt(theta["w"].shape[0])
+        first = factor * s * live / factor if factor > 1 else s * live
+        h = first - s * live + theta["w"] * float(theta["w"].shape[0]) ** power
         return jnp.mean((h > 0).astype(float))
 
     with pytest.raises(CancellationError, match="decided by terms that vanish"):
-        tp.limit(positive)(sampled())
+        tp.limit(lambda theta: positive(theta, 2, -1))(sampled())
+    # A second term decides, and any does beside the difference of a value from itself.
+    for factor, power in ((2, -0.5), (1, -0.5), (1, -1)):
+        share = tp.limit(lambda theta, how=(factor, power): positive(theta, *how))(sampled())
+        assert abs(share - 0.5) < 4 * 0.5 / 2**7
 
 
 def test_zeros_of_a_term_are_no_zeros_of_what_else_is_unknown():
