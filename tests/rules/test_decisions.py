@@ -18,7 +18,10 @@ import tplimit as tp
 
 Theta = dict[str, jax.Array]
 n = tp.Width("n")
-PARAMETERS = {name: tp.normal((n,)) for name in "vwu"} | {"x": tp.normal((n,), mean=0.3, std=0.8)}
+KEY = jax.random.key(1)
+PARAMETERS = {name: tp.normal((n,)) for name in "vwu"} | {
+    "x": tp.normal((n,), mean=0.3, std=0.8), "r": tp.rademacher((n,)),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,17 @@ WIDE: dict[str, Callable[[Theta], Any]] = {
     "rounded vectors": lambda t: jnp.mean(jnp.round(2 * t["v"]) * t["v"]),
     "remainders of vectors": lambda t: jnp.mean(jnp.mod(t["v"], 0.7) * t["v"]),
     "saturated": lambda t: jnp.mean(jnp.tanh(root(t) * t["v"]) * t["v"]),
+    "saturated square": lambda t: jnp.mean(jnp.exp(-N(t) * t["v"] ** 2)),
+    "signs beside ties": lambda t: jnp.mean(
+        jnp.floor(t["r"] + t["v"] / root(t)) + jnp.sign(t["r"] - 1 + t["v"] / root(t)) * t["v"]
+    ),
+    "conversion beside ties": lambda t: jnp.mean(
+        1.0 * (2 * t["r"] - t["v"] ** 2 / root(t)).astype(int)
+    ),
+    "largest of equals": lambda t: jnp.mean(
+        jnp.max(jnp.stack([t["v"], t["w"], t["v"]]), 0)
+        * jnp.argmax(jnp.stack([t["r"], -t["r"]]), 0)
+    ),
 }  # fmt: skip
 
 
@@ -135,6 +149,10 @@ UNKNOWN: dict[str, Callable[[Theta], Any]] = {
     "the same for a sigmoid": lambda t: root(t) * jnp.mean(
         t["w"] * jax.nn.sigmoid(root(t) * t["v"] + t["w"])
     ),
+    "a square that saturates": lambda t: root(t) * jnp.mean(jnp.exp(-N(t) * t["v"] ** 2)),
+    "a product that saturates": lambda t: root(t) * jnp.mean(
+        1 - jnp.tanh(root(t) * t["v"] * t["w"]) ** 2
+    ),
     "indices of what cancels": lambda t: jnp.argmax(jnp.stack([one(t), one(t) + 1 / N(t)])),
 }  # fmt: skip
 
@@ -152,6 +170,22 @@ def test_numbers_that_differ_below_what_is_known_are_not_called_equal(theta: The
         assert not bool(same(theta))
     except tp.CancellationError as error:
         assert "equal, and the next terms are not known" in str(error)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_extrema_of_three_images(terms: int) -> None:
+    """Each entry is compared once: an image is not compared with itself. Width 2048, 8 draws."""
+    parameters = {"v": tp.normal((n,)), "W": tp.normal((n, n), std=n**-0.5)}
+
+    def both(t: Theta) -> jax.Array:
+        rows = jnp.stack([t["W"] @ t["v"], t["W"].T @ t["v"], t["v"]])
+        return jnp.stack(
+            [jnp.mean(jnp.argmax(rows, 0) * t["v"]), jnp.mean(jnp.max(rows, 0) * t["v"])]
+        )
+
+    theta = tp.sample(parameters, jax.random.key(0), width=tp.inf, samples=2**12, terms=terms)
+    wide = [both(tp.sample(parameters, key, width=2048)) for key in jax.random.split(KEY, 8)]
+    np.testing.assert_allclose(tp.limit(both)(theta), np.mean(wide, axis=0), atol=0.05)
 
 
 # --- leading terms
@@ -203,6 +237,20 @@ def test_a_zero_among_the_arguments_hides_nothing() -> None:
     other = tp.leading(lambda t: output(t) + t["b"])({**theta, "b": jnp.ones(())})
     assert other.exponent == 0
     np.testing.assert_allclose(other.coefficient, 1, atol=0.05)
+
+
+def test_limits_can_be_transformed_in_numbers() -> None:
+    """Under jit, grad and vmap numbers cannot be looked at, and a limit is a function of them."""
+    theta = tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=tp.inf, samples=2**10)
+
+    def scaled(b: jax.Array) -> Any:
+        return tp.limit(lambda t, b: jnp.mean(t["v"] ** 2) * b)(theta, b)
+
+    np.testing.assert_allclose(jax.jit(scaled)(2.0), scaled(jnp.asarray(2.0)), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(scaled)(2.0), scaled(jnp.asarray(1.0)), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(scaled)(jnp.arange(3.0)), scaled(jnp.asarray(1.0)) * np.arange(3), rtol=1e-6
+    )
 
 
 def test_biases_of_zero_do_not_hide_a_regime() -> None:

@@ -22,6 +22,7 @@ from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
     EXACT_ZERO,
     HALF,
+    MAX_DENOMINATOR,
     NEGLIGIBLE,
     NEVER,
     ORDER_ONE,
@@ -40,6 +41,9 @@ SYMMETRIC_SHARE = 1e-5
 
 #: A term that only leads above this width does not lead in any network.
 WIDTH_OF_NETWORKS = 1e6
+
+#: The exponent of what vanishes nobody knows how slowly.
+SLOWLY = -Fraction(1, MAX_DENOMINATOR)
 
 #: Taylor terms tried at 0 before a function is called flat.
 _TAYLOR_ORDER = 6
@@ -121,7 +125,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
 
 
 def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:
-    """Noise of the coefficient that ``at_exponents`` gives."""
+    """Error of the coefficient that ``at_exponents`` gives."""
     if value.stderr is None or value.exponents == exponents:
         return value.stderr
     same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
@@ -377,10 +381,17 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = EXACT_ZERO if low == high == 0 else ORDER_ONE
-    # Numbers are left with next to nothing; of the coordinates of a vector a share n^-level is so
-    # near 0 that they have not gone to a limit.
-    beyond = Exponents(NEGLIGIBLE if value.finite else -level)
+    beyond = Exponents(NEGLIGIBLE if value.finite else unsaturated(value, level))
     return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
+
+
+def unsaturated(value: Tensor, level: Exponent) -> Exponent:
+    """Exponent of the share of coordinates that do not grow where a vector grows like n^level.
+
+    It is -level where the coordinates have a density at 0. There is none for a square, say, or a
+    product: then nobody knows more than that the share vanishes.
+    """
+    return -level if value.parity.fresh else SLOWLY
 
 
 def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
@@ -405,15 +416,19 @@ def signs_known(ctx: Context, value: Tensor, what: str) -> None:
         zero = value.coefficient == 0
         if value.zeros is not None:
             zero = zero & ~value.zeros
-        ctx.check(~beyond_accident(zero, value.dtype), error)
+        ctx.check(~beyond_accident(zero, value), error)
 
 
-def beyond_accident(ties: Any, dtype: Any) -> jax.Array:
-    """Whether more entries of a vector are tied than rounding makes by accident.
+def beyond_accident(ties: Any, value: Tensor) -> jax.Array:
+    """Whether more entries of a value are tied than rounding makes by accident.
 
     A continuous variable rounds to an exact 0 with a probability of a few units of round-off. One
-    entry among thousands, or a few among millions, weigh less than the sampling error.
+    entry among thousands, or a few among millions, weigh less than the sampling error; among
+    numbers every one counts.
     """
+    if value.finite:
+        return jnp.any(jnp.asarray(ties))
+    dtype = value.dtype
     size = np.size(ties) if isinstance(ties, np.ndarray) else ties.size
     eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
     allowed = 1 + 16 * eps * size if size >= 1024 else 0

@@ -262,9 +262,8 @@ def expanded(
     # vanishing share of the coordinates has not.
     beyond = base.exponents.map(lambda at: NEGLIGIBLE if at > 0 else NEVER)
     parts = [] if beyond == EXACT_ZERO else [replace(zero(value), remainder=beyond)]
-    near = (
-        [] if value.finite else [Patch(-e, Fraction(0)) for e in base.exponents.levels() if e > 0]
-    )
+    growing = [] if value.finite else [e for e in base.exponents.levels() if e > 0]
+    near = [Patch(arithmetic.unsaturated(base, e), Fraction(0)) for e in growing]
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)
@@ -412,21 +411,20 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
         tied = (signs == 0) & jnp.asarray(unknown)
         if first.zeros is not None and not difference.terms[1:]:
             tied = tied & ~first.zeros
-    elif difference.terms[1:] or difference.remainder != EXACT_ZERO:
-        # Vectors of which no coordinate is zero may have cancelled.
-        ctx.check(
-            ~arithmetic.beyond_accident(tied, first.dtype),
-            arithmetic.undecided(ctx, what or "The sign of a value", tied=True),
-        )
+    elif difference.terms[1:]:
+        # Vectors of which no coordinate is zero may have cancelled: then others decide.
+        others = [jnp.asarray(term.coefficient) != 0 for term in difference.terms[1:]]
+        left = tied & functools.reduce(operator.or_, others)
+        error = arithmetic.undecided(ctx, what or "The sign of a value", tied=True)
+        ctx.check(~arithmetic.beyond_accident(left, first), error)
     if not what:
         return signs, flips, parity
     if first.axis is None:
         ctx.check(arithmetic.decided(first), arithmetic.undecided(ctx, what))
     if not first.exact:
-        left = jnp.any(tied)
-        if first.axis is not None:
-            left = arithmetic.beyond_accident(tied | hidden, first.dtype)
-        ctx.check(~left, arithmetic.undecided(ctx, what, tied=True))
+        left = tied if first.finite else tied | hidden
+        error = arithmetic.undecided(ctx, what, tied=True)
+        ctx.check(~arithmetic.beyond_accident(left, first), error)
     return signs, flips, parity
 
 

@@ -1,6 +1,7 @@
 """Comparisons, and what takes the larger of two values: where signs decide, entry by entry."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
-from tplimit.values.tensors import Patch, Tensor, knowing, tensor, with_parity
+from tplimit.values.tensors import Tensor, knowing, tensor, with_parity
 
 _comparison = RULES.of_kind(Relation)
 
@@ -65,10 +66,8 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
         tied = jnp.asarray(x == y)
         for sure in (_both(a, b, tied.shape), difference.zeros):
             tied = tied if sure is None else tied & ~sure
-        left = jnp.any(tied)
-        if difference.axis is not None:
-            left = arithmetic.beyond_accident(tied, jnp.result_type(x))
-        ctx.check(~left, arithmetic.undecided(ctx, "A comparison", tied=True))
+        error = arithmetic.undecided(ctx, "A comparison", tied=True)
+        ctx.check(~arithmetic.beyond_accident(tied, difference), error)
 
 
 def _both(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Any:
@@ -115,10 +114,8 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
         equal = functools.reduce(jnp.logical_and, zeros)
         if difference.remainder != EXACT_ZERO:
-            left = jnp.any(equal)
-            if difference.axis is not None:
-                left = arithmetic.beyond_accident(equal, difference.dtype)
-            ctx.check(~left, arithmetic.undecided(ctx, "A comparison", tied=True))
+            error = arithmetic.undecided(ctx, "A comparison", tied=True)
+            ctx.check(~arithmetic.beyond_accident(equal, difference), error)
         holds = kind.function(equal, True)
         share, parity = EXACT_ZERO, expansion.plus_parity([difference])
     else:
@@ -246,52 +243,70 @@ def absolute_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     return zero_with(a, out)
 
 
+# --- along a finite axis
+
+
 @arg_extremum.several
 def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params: Any) -> Tensor:
-    """Index of the largest entry: of two halves, as long as there are two; the first of equals."""
+    """Index of the largest entry, the first of equal ones."""
     simple = not value.terms[1:] and value.exact and value.exponents.uniform
     if simple or value.axis in axes or value.dtype.kind != "f":
         return leading_of(ctx, value)
     (axis,), side = axes, 1 if ctx.equation.primitive is p.argmax_p else -1
-    before: tuple[slice, ...] = (slice(None),) * axis
     places = np.arange(value.shape[axis], dtype=params["index_dtype"])
-    index: Any = np.broadcast_to(
-        places.reshape([-1] + [1] * (len(value.shape) - axis - 1)), value.shape
-    )
-    parity = EVEN
-    found: list[Patch] = []
-    while (length := value.shape[axis]) > 1:
-        half = -(-length // 2)
-        halves = [(*before, part) for part in (slice(half), slice(length - half, length))]
-        a, b = (at(value, half) for half in halves)
-        first, second = (index[half] for half in halves)
+    places = places.reshape([-1] + [1] * (len(value.shape) - axis - 1))
+    where = with_parity(tensor(np.broadcast_to(places, value.shape)), EVEN)
+    where = replace(where, axis=value.axis, space=value.space)
+
+    def later(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        (a, first), (b, second) = one, other
         difference = expansion.minus(ctx, a, b)
-        signs, share, behaviour = expansion.sign_of(ctx, difference, "The index of an extremum")
-        ahead = side * signs
-        chosen = expansion.mask_of(ahead >= 0, share, behaviour, difference)
-        value = expansion.select_continuously(ctx, chosen, (a, b))
-        equal = jnp.minimum(first, second)
-        index = jnp.where(ahead > 0, first, jnp.where(ahead < 0, second, equal))
-        parity, found = parity & behaviour, [*found, *chosen.patches]
-    value = at(value, (*before, 0))
-    out = tensor(jnp.take(index, 0, axis), ORDER_ONE, EXACT_ZERO, value.axis, value.space)
-    out = with_parity(out, parity)
-    return patches.with_patches(out, *(replace(p, bound=ORDER_ONE.max()) for p in found))
+        signs, share, parity = expansion.sign_of(ctx, difference, "The index of an extremum")
+        chosen = expansion.mask_of(side * signs >= 0, share, parity, difference)
+        equal = jnp.minimum(first.coefficient, second.coefficient)
+        index = jnp.where(side * signs > 0, first.coefficient, second.coefficient)
+        index = jnp.where(signs == 0, equal, index)
+        known = with_parity(replace(chosen, patches=()), parity & first.parity & second.parity)
+        known = replace(known, terms=(replace(known.terms[0], coefficient=index),))
+        found = (*chosen.patches, *first.patches, *second.patches)
+        return (
+            expansion.select_continuously(ctx, chosen, (a, b)),
+            patches.with_patches(known, *found),
+        )
+
+    return _along((value, where), axis, later)[1]
 
 
 @reduce_other.several
 def largest_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
-    """Maximum along finite axes: of two halves, as long as there are two."""
+    """Maximum along finite axes."""
     simple = not value.terms[1:] and not value.patches and value.exponents.uniform
     ordered = ctx.equation.primitive in (p.reduce_max_p, p.reduce_min_p)
     if simple or not ordered or value.axis in axes or value.dtype.kind != "f":
         return leading_of(ctx, value)
     for axis in sorted(axes, reverse=True):
-        before: tuple[slice, ...] = (slice(None),) * axis
-        while (length := value.shape[axis]) > 1:
-            half = -(-length // 2)
-            halves = (slice(half), slice(length - half, length))
-            a, b = (at(value, (*before, part)) for part in halves)
-            value = expansion.extremum(ctx, a, b, _side(ctx))
-        value = at(value, (*before, 0))
+        (value,) = _along(
+            (value,), axis, lambda a, b: (expansion.extremum(ctx, a[0], b[0], _side(ctx)),)
+        )
     return value
+
+
+Group = tuple[Tensor, ...]
+
+
+def _along(values: Group, axis: int, join: Callable[[Any, Any], Any]) -> Any:
+    """Entries along a finite axis joined to one: two halves at a time, each entry once."""
+    before: tuple[slice, ...] = (slice(None),) * axis
+
+    def part(place: slice | int) -> Group:
+        return tuple(at(value, (*before, place)) for value in values)
+
+    left: list[Group] = []
+    while (length := values[0].shape[axis]) > 1:
+        half = length // 2
+        if length % 2:
+            left.append(part(slice(length - 1, length)))
+        values = join(part(slice(half)), part(slice(half, 2 * half)))
+    for other in reversed(left):
+        values = join(values, other)
+    return part(0)

@@ -17,7 +17,8 @@ from tplimit.program.traits import is_rounding
 from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Matrices, Tensor, Term, tensor, with_parity
+from tplimit.values.rearranging import kept_entries
+from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
 
 #: A value that is so many units of round-off from a jump may well be at it.
 _ULPS = 8
@@ -140,28 +141,17 @@ def _grown(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
     if np.dtype(dtype).kind != "f":
         ctx.fail("Conversion to integers of a value that grows with the width.", NoLimitError)
     grows = a.exponents.map(lambda e: float(e > 0))
-    large = [_kept(term, term.exponents.map(lambda e: float(e > 0))) for term in a.terms]
+    large = [kept_entries(term, term.exponents.map(lambda e: float(e > 0))) for term in a.terms]
     rest = grows.map(lambda g, r: max(r, Fraction(0)) if g else NEVER, a.remainder)
     whole = Tensor(tuple(large), rest, a.axis, a.space)
     if grows.uniform:
         return expansion.total(ctx, expansion.pieces(whole))
     others = grows.map(lambda g: 1 - g)
     small = Tensor(
-        tuple(_kept(term, others) for term in a.terms),
+        tuple(kept_entries(term, others) for term in a.terms),
         a.remainder.map(lambda r, g: NEVER if g else r, grows), a.axis, a.space, a.patches,
     )  # fmt: skip
     return expansion.plus(ctx, whole, stepped(ctx, small, steps, dtype))
-
-
-def _kept(term: Term, entries: Exponents) -> Term:
-    """A term at the entries that are marked with 1, zeros elsewhere."""
-    here = entries.mask(1)
-    return replace(
-        term,
-        coefficient=jnp.where(here, term.coefficient, jnp.zeros((), term.coefficient.dtype)),
-        exponents=term.exponents.map(lambda e, g: e if g else NEVER, entries),
-        stderr=None if term.stderr is None else jnp.where(here, term.stderr, 0),
-    )
 
 
 def _off(difference: Tensor, jump: Any, a: Tensor) -> Tensor:
@@ -221,8 +211,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
         CancellationError,
         "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
     )
-    accident = ~arithmetic.beyond_accident(zero, a.dtype) if a.axis is not None else ~jnp.any(zero)
-    ctx.check(accident, error)
+    ctx.check(~arithmetic.beyond_accident(zero, a), error)
     return tensor(ctx.rebind(known.coefficient), ORDER_ONE, known.remainder, a.axis, a.space)
 
 

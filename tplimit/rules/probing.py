@@ -14,7 +14,7 @@ does at infinity is never guessed.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -331,9 +331,7 @@ def _no_jump(
         jumps = (largest > jnp.sum(steps, axis=0) / 2) & (largest > size)
         known = jnp.isfinite(near)
         jumps = jumps | (jnp.any(known, axis=0) & ~jnp.all(known, axis=0))
-        fine = ~jnp.any(jumps)
-        if axis is not None:
-            fine = ~arithmetic.beyond_accident(jumps, value.dtype)
+        fine = ~arithmetic.beyond_accident(jumps, replace(value, axis=axis))
         error = ctx.error(
             f"{found.name} of a value at which it jumps, or beyond which it is not defined, within "
             "what is known of the value.",

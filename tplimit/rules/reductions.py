@@ -213,10 +213,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
             ctx.check(arithmetic.decided(tensor(gap, value.exponents, stderr=spread)), error)
         if not value.exact:
-            tied = jnp.any(gap == 0)
-            if not value.finite:
-                tied = arithmetic.beyond_accident(gap == 0, value.dtype)
-            ctx.check(~tied, error)
+            ctx.check(~arithmetic.beyond_accident(gap == 0, value), error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)

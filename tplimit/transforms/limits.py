@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import arguments
+from tplimit._jax import is_traced
 from tplimit.algebra.arithmetic import ZERO_SIGMAS, significant
 from tplimit.errors import (
     CANCELLATION_ADVICE,
@@ -170,7 +171,12 @@ def to_leading(leaf: LimitValue) -> Any:
 
 
 def _leading_entries(value: Tensor) -> Tensor:
-    """Entry by entry the first term that is not 0; nothing where there is none."""
+    """Entry by entry the first term that is not 0; nothing where there is none.
+
+    Numbers that JAX is tracing cannot be looked at: there it is the first term.
+    """
+    if any(map(is_traced, jax.tree.leaves(value))):
+        return value
     shape = value.shape
     exponents = np.full(shape, NEVER, dtype=object)
     coefficient, stderr = np.zeros(shape, value.dtype), np.zeros(shape, value.dtype)

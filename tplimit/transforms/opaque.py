@@ -400,7 +400,8 @@ def _plain(leaf: Any) -> Tensor:
         return leaf._value
     array = _as_array(leaf)
     # A zero is known before the run: a bias of 0 is of no order, and hides nothing below it.
-    zero = jnp.issubdtype(array.dtype, jnp.floating) and not np.any(np.asarray(array))
+    known = not is_traced(array) and array.is_fully_addressable
+    zero = known and jnp.issubdtype(array.dtype, jnp.floating) and not np.any(np.asarray(array))
     return tensor(array, EXACT_ZERO if zero else ORDER_ONE)
 
 

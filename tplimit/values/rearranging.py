@@ -150,13 +150,17 @@ def restricted(term: Term, level: Exponent) -> Term:
     """The entries of a term that have this exponent, zeros elsewhere."""
     if term.exponents.uniform:
         return term
-    mask, stderr = term.exponents.mask(level), term.stderr
-    dtype = jnp.result_type(term.coefficient)
+    return kept_entries(term, term.exponents.map(lambda e: float(e == level)))
+
+
+def kept_entries(term: Term, marks: Exponents) -> Term:
+    """The entries of a term that are marked with 1, zeros elsewhere."""
+    mask, dtype = marks.mask(1), jnp.result_type(term.coefficient)
     return replace(
         term,
         coefficient=jnp.where(mask, term.coefficient, jnp.zeros((), dtype)),
-        exponents=Exponents(np.where(mask, np.array(level, dtype=object), NEVER)),
-        stderr=None if stderr is None else jnp.where(mask, stderr, 0),
+        exponents=term.exponents.map(lambda e, mark: e if mark else NEVER, marks),
+        stderr=None if term.stderr is None else jnp.where(mask, term.stderr, 0),
     )
 
 
