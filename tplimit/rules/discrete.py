@@ -90,7 +90,8 @@ def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 
 @RULES(p.floor_p, p.ceil_p, p.round_p)
 def rounding(ctx: Context, a: Tensor, **_: Any) -> Tensor:
-    """Rounding of a value that does not grow; where it is at a jump, its next term decides."""
+    """Rounding; where a value is at a jump its next term decides, and what grows stays as it is, up
+    to a part of order 1 that has no limit."""
     return stepped(ctx, a, _STEPS[ctx.equation.primitive], a.dtype)
 
 
