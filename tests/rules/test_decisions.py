@@ -188,6 +188,16 @@ def test_extrema_of_three_images(terms: int) -> None:
     np.testing.assert_allclose(tp.limit(both)(theta), np.mean(wide, axis=0), atol=0.05)
 
 
+@pytest.mark.parametrize("program", [
+    lambda t: jnp.mod(N(t) * one(t), 0.7), lambda t: jnp.mean(jnp.fmod(root(t) * t["v"], 0.7)),
+    lambda t: jnp.mod(jnp.array([2.5, N(t)]), 0.7),
+])  # fmt: skip
+def test_remainders_of_what_grows_have_no_limit(program: Any, theta: Theta) -> None:
+    """``a - b trunc(a / b)`` is a difference of large numbers: round-off must not lead."""
+    error = error_of(tp.NoLimitError, tp.leading(program), theta)
+    assert "quotient grows" in str(error)
+
+
 # --- leading terms
 
 

@@ -117,7 +117,10 @@ def _left(ctx: Context, a: Tensor, b: Tensor, quotient: Callable[..., Tensor]) -
     if plain and set(a.exponents.levels()) | set(b.exponents.levels()) == {0}:
         axis, space = arithmetic.common_axis(ctx, a, b)
         return tensor(ctx.rebind(a.coefficient, b.coefficient), axis=axis, space=space)
-    whole = stepped(ctx, quotient(ctx, a, b), "trunc", a.dtype)
+    ratio = quotient(ctx, a, b)
+    if ratio.exponents.max() > 0:
+        ctx.fail("The remainder of a division whose quotient grows with the width.", NoLimitError)
+    whole = stepped(ctx, ratio, "trunc", a.dtype)
     return expansion.minus(ctx, a, expansion.times(ctx, b, whole))
 
 
