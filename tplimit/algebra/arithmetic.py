@@ -17,6 +17,7 @@ from tplimit.errors import (
     LimitWarning,
     NoLimitError,
 )
+from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
@@ -99,6 +100,35 @@ def zero_mask(value: Tensor, shape: Any) -> Any:
     return jnp.ones(shape, bool) if value.vanishes else None
 
 
+def cancelled(ctx: Context, summands: Sequence[Any], axis: int | None) -> Exponents | None:
+    """1 for entries of a sum of coefficients that cancel, 0 for others; None if none is known to.
+
+    The summands are those of one order, with zeros where they have another.
+    """
+    varying = [x for x in summands if not isinstance(x, np.ndarray) or np.any(x)]
+    if len(varying) < 2 or not jnp.issubdtype(jnp.result_type(*varying), jnp.floating):
+        return None
+    mask = ctx.cancelling(lambda: of_summands(varying), axis)
+    return None if mask is None else Exponents(mask.astype(object))
+
+
+def without_cancelled(
+    ctx: Context, total: Any, size: Callable[[], Any], exponents: Exponents, axis: int | None
+) -> tuple[Any, Exponents]:
+    """A sum over finite axes, and its exponents, with exact zeros where it cancels.
+
+    ``size()`` is the sum of the absolute values.
+    """
+    if not jnp.issubdtype(jnp.result_type(total), jnp.floating) or exponents == EXACT_ZERO:
+        return total, exponents
+    mask = ctx.cancelling(lambda: (total, size()), axis)
+    if mask is None:
+        return total, exponents
+    return jnp.where(mask, 0, total), exponents.map(
+        lambda e, m: NEVER if m else e, Exponents(mask.astype(object))
+    )
+
+
 def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     """``a + sign b``. Equal exponents add; of unequal ones the smaller joins the remainder."""
     axis, space = common_axis(ctx, a, b)
@@ -114,6 +144,10 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     x, y = at_exponents(a, exponents), at_exponents(b, exponents)
     coefficient = x + y if sign > 0 else x - y
     remainder = a.remainder.maximum(b.remainder, lost)
+    gone = cancelled(ctx, [x, y if sign > 0 else -y], axis)
+    if gone is not None:
+        exponents = exponents.map(lambda e, m: NEVER if m else e, gone)
+        coefficient = jnp.where(exponents.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
     masks = zero_mask(a, jnp.shape(coefficient)), zero_mask(b, jnp.shape(coefficient))
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:

@@ -81,11 +81,17 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
     while (top := left[0].maximum(*left[1:])) != EXACT_ZERO:
+        met = [place for place, e in enumerate(left) if _meet(e, top)]
+        those = [parts[place] for place in met]
+        gone = arithmetic.cancelled(ctx, [arithmetic.at_exponents(p, top) for p in those], axis)
+        if gone is not None:
+            left = [e.map(lambda x, t, m: NEVER if m and x == t else x, top, gone) for e in left]
+            continue
         if len(kept) == ctx.terms:
             dropped = [p for p, e in zip(parts, left, strict=True) if e != EXACT_ZERO]
             remainder, found = _lost(dropped, top, remainder)
             break
-        kept.append((top, [p for p, e in zip(parts, left, strict=True) if _meet(e, top)]))
+        kept.append((top, those))
         left = [e.map(lambda x, t: NEVER if x == t else x, top) for e in left]
     terms = []
     shape = np.broadcast_shapes(*(part.shape for part in parts))

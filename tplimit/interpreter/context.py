@@ -18,6 +18,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
 )
 from tplimit.gaussian.bank import Bank
+from tplimit.interpreter.cancellation import Balance, Sums
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
 from tplimit.program.tracing import Equation, Operand, Program, Slot
@@ -59,6 +60,8 @@ class Context:
         spaces: which width axes are one.
         checks: conditions to be verified when the run is over.
         decide: gives values of finite variables that are known before the run.
+        sums: which sums cancel, or None where that is not known: at finite width, in the bodies
+            of compiled loops.
         nested: whether the program at hand is the body of a loop or a branch.
     """
 
@@ -69,10 +72,12 @@ class Context:
         spaces: Spaces | None = None,
         decide: Decide = lambda slot: None,
         dry: bool = False,
+        sums: Sums | None = None,
     ) -> None:
         self.spaces = Spaces(() if bank is None else bank.classes) if spaces is None else spaces
         self.ledger = Ledger(bank, self.spaces, dry)
         self.decide = decide
+        self.sums = sums
         self.checks: list[Check] = []
         self.nested = False
         self.at: Place | None = None
@@ -158,6 +163,13 @@ class Context:
             parts = [self.resolve(part) for part in params]
             return type(params)(*parts) if hasattr(params, "_fields") else type(params)(parts)
         return params
+
+    def cancelling(self, balance: Balance, axis: int | None) -> np.ndarray | None:
+        """Mask of the entries of a sum that are exactly zero though its summands are not (see
+        ``cancellation.py``), with length 1 along the width; None if none are known to be."""
+        if self.sums is None:
+            return None
+        return self.sums.cancelling(None if self.at is None else self.at.equation, balance, axis)
 
     # Failures -------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.gaussian import deferred
+from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.spaces import Spaces
 from tplimit.values.tensors import Tensor
@@ -22,13 +22,19 @@ class Asked:
     rows: dict[tuple[int, bool], int]
 
 
+def generic(shape: tuple[int, ...], dtype: Any, *names: int) -> np.ndarray:
+    """Numbers that satisfy no equation, the same ones for the same names."""
+    drawn = np.random.default_rng(names).standard_normal(shape)
+    return drawn.astype(dtype)
+
+
 class Ledger:
     """The bank of deferred matrices as it is revealed, and the answers given so far.
 
     Attributes:
         bank: with all that has been revealed, or None where nothing is deferred.
         asked: how many rows, of which matrix.
-        dry: whether answers are only counted.
+        dry: whether this is a rehearsal: rows are counted, and dense matrices answer.
     """
 
     def __init__(self, bank: Bank | None, spaces: Spaces, dry: bool = False) -> None:
@@ -69,9 +75,7 @@ class Ledger:
         count = int(rows.shape[0])
         self.count(Asked({(index, transposed): count}))
         if self.dry or not count:
-            coordinates = jnp.zeros((count, view.capacity), rows.dtype)
-            images = [jnp.zeros((count, view.Y.shape[1]), rows.dtype)] * (1 + len(cores))
-            changes = images if self.bank.terms > 1 else []
+            images, changes, coordinates = self._stand_in(index, transposed, rows, cores)
         else:
             earlier = []
             if not self.bank.law.exact:
@@ -87,6 +91,28 @@ class Ledger:
             coordinates = answer.coordinates
         self.remember(index, transposed, rows, coordinates)
         return images, changes
+
+    def _stand_in(
+        self, index: int, transposed: bool, rows: Any, cores: Sequence[Any]
+    ) -> tuple[list[Any], list[Any], Any]:
+        """What a query gives, by a dense matrix: linear in the rows as the true answer is, and of
+        no relation to anything else."""
+        assert self.bank is not None
+        view, dtype = self.bank.view(index, transposed), rows.dtype
+        shape = self.bank.stores[index].Y.shape[1], self.bank.stores[index].X.shape[1]
+        dense = generic(shape, dtype, index)
+        dense = dense.T if transposed else dense
+        scale = float(view.X.shape[1]) ** -0.5
+        coordinates = noise.inner(rows, view.X) * view.forward
+        updates = [(coordinates @ core.T) @ view.Y for core in cores]
+        images = [rows @ (dense.T * scale), *updates]
+        if self.bank.terms == 1:
+            return images, [], coordinates
+        change = generic(dense.T.shape, dtype, index, 1 + transposed)
+        out, into = self.bank.store_spaces[index]
+        weights = self.multipliers(out if transposed else into, rows.shape[1])
+        met = noise.inner(rows * weights, view.X) * view.forward * self.bank.n**0.5
+        return images, [rows @ change, *((met @ core.T) @ view.Y for core in cores)], coordinates
 
     def count(self, asked: Asked, times: int = 1) -> None:
         """Add to the number of rows that have been asked."""
@@ -112,6 +138,8 @@ class Ledger:
         assert self.bank is not None
         if not self.bank.fluctuating:
             return jnp.zeros(size)
+        if self.dry:
+            return generic((size,), np.float32, self.spaces.find(space), 3)
         return self.bank.multipliers(self.spaces.find(space), size)
 
     def closed(self) -> Bank | None:

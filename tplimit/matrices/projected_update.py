@@ -10,9 +10,10 @@ import numpy as np
 from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
+from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.matrices.parts import Image, Part, Rows
-from tplimit.values.exponents import Exponent
+from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
@@ -61,6 +62,11 @@ class ProjectedUpdate(Part):
         return self.store, self.transposed, self.exponent
 
     def plus(self, ctx: Context, other: "ProjectedUpdate") -> "ProjectedUpdate":
+        if self.level == NEVER:
+            return other
+        gone = ctx.cancelling(lambda: of_summands((self.core, other.core)), None)
+        if gone is not None and gone.all():
+            return replace(self, exponent=NEVER)
         return replace(
             self,
             core=self.core + other.core,

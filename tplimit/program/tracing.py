@@ -134,6 +134,21 @@ class Program:
         return kept[::-1]
 
     @property
+    def sizes(self) -> set[Size]:
+        """The widths that its arrays have, those of inner programs among them."""
+        found = {
+            size
+            for equation in self.equations
+            for aval in (*equation.in_avals, *equation.out_avals)
+            for size in aval.shape
+            if isinstance(size, Size)
+        }
+        for equation in self.equations:
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                found |= inner.sizes if isinstance(inner, Program) else set()
+        return found | {d for a in self.in_avals for d in a.shape if isinstance(d, Size)}
+
+    @property
     def locations(self) -> list[Location | None]:
         """The place of every equation, those of inner programs among them."""
         places = []

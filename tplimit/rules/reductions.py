@@ -27,13 +27,13 @@ from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_one_exp
 def reduce_sum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Sum; over a width the law of large numbers (Master Theorem, Yang, TP III)."""
     if value.axis not in axes:
-        return finite_sum(value, axes)
+        return finite_sum(ctx, value, axes)
     assert value.axis is not None
     size = ctx.equation.in_avals[0].shape[value.axis]
     assert isinstance(size, Size)
     averaged = arithmetic.width_sum(ctx, value, size)
     left = tuple(axis - (axis > value.axis) for axis in axes if axis != value.axis)
-    return finite_sum(averaged, left) if left else averaged
+    return finite_sum(ctx, averaged, left) if left else averaged
 
 
 @reduce_sum.several
@@ -59,8 +59,9 @@ def summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
     return expansion.total(ctx, [*parts, unknown])
 
 
-def finite_sum(value: Tensor, axes: tuple[int, ...]) -> Tensor:
+def finite_sum(ctx: Context, value: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Sum over finite axes: the largest exponent leads."""
+    leading: Any = True
     if value.exponents.uniform:
         c = jnp.sum(jnp.asarray(value.coefficient), axes, dtype=value.dtype)
         exponents = value.exponents
@@ -83,6 +84,11 @@ def finite_sum(value: Tensor, axes: tuple[int, ...]) -> Tensor:
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)
+
+    def size() -> Any:
+        return jnp.sum(jnp.where(leading, jnp.abs(value.coefficient), 0), axes)
+
+    c, exponents = arithmetic.without_cancelled(ctx, c, size, exponents, axis)
     zeros = None if value.zeros is None else jnp.all(value.zeros, axes)
     return tensor(c, exponents, remainder, axis, value.space, stderr, zeros)
 

@@ -21,17 +21,17 @@ from tplimit.caching.store import Store, kept
 from tplimit.errors import LimitError, Location, warn
 from tplimit.gaussian import noise
 from tplimit.gaussian.bank import Bank
+from tplimit.interpreter.cancellation import Held, Name, Sums
 from tplimit.interpreter.context import Check, Context
-from tplimit.interpreter.ledger import Asked
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
 from tplimit.interpreter.table import RULES
 from tplimit.interpreter.width_free import is_plain
-from tplimit.matrices import matrices
 from tplimit.program.lint import lint
 from tplimit.program.tracing import WIDTHS, Aval, Program, Slot, failed_at_width, trace
 from tplimit.transforms import sharding
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
+from tplimit.transforms.rehearsal import interpreted, rehearsed
 from tplimit.values.exponents import Dim, Size
 from tplimit.values.fields import COMMON, map_arrays
 from tplimit.values.tensors import Matrices, Tensor, Value
@@ -45,12 +45,14 @@ class _Plan:
     """A compiled way to run a program on inputs of one form.
 
     ``run`` and ``consume`` are the same; the second may reuse the memory of the stores.
-    ``compiled`` tells for which (consume, capacity) there has been a call.
+    ``cancelled`` tells whether some of its sums are taken to cancel, ``compiled`` for which
+    (consume, capacity) there has been a call.
     """
 
     run: Callable[..., Any]
     consume: Callable[..., Any]
     revealed: dict[int, int]
+    cancelled: bool
     compiled: set[tuple[bool, int]] = field(default_factory=set)
 
 
@@ -62,11 +64,13 @@ _PLANS = 16
 class _Planning:
     """A program with its plans, for all evaluators that traced an equal one.
 
-    ``deciding`` are the finite variables whose values have to be known before a run.
+    ``deciding`` are the finite variables whose values have to be known before a run; ``refuted``
+    are sums that a rehearsal took to cancel, and a run did not.
     """
 
     program: Program
     deciding: list[Slot] = field(default_factory=list)
+    refuted: set[Name] = field(default_factory=set)
     plans: Store[_Plan] = field(default_factory=lambda: Store(_PLANS))
 
 
@@ -174,7 +178,22 @@ class Evaluator:
         self, program: Program, values: list[Value], revealed: Revealed | None, call: "_Call"
     ) -> tuple[list[Value], Revealed | None]:
         planning = self.planning(program)
-        plan = _plan(planning, values, revealed, call.axes)
+        while True:
+            plan = _plan(planning, values, revealed, call.axes)
+            out, refuted = self._run(plan, program, values, revealed, call)
+            if not refuted:
+                return out
+            planning.refuted.update(refuted)
+
+    def _run(
+        self,
+        plan: _Plan,
+        program: Program,
+        values: list[Value],
+        revealed: Revealed | None,
+        call: "_Call",
+    ) -> tuple[tuple[list[Value], Revealed | None], list[Name]]:
+        """Outputs by a plan, and the sums that it wrongly takes to cancel."""
         bank = None
         if revealed is not None:
             revealed = _with_room(revealed, plan.revealed, call.calls)
@@ -183,22 +202,27 @@ class Evaluator:
         stores = () if bank is None else bank.stores
         rest = None if bank is None else replace(bank, stores=())
         capacity = 0 if bank is None else bank.capacity
-        if (call.last, capacity) not in plan.compiled:
-            plan.compiled.add((call.last, capacity))
+        consume = call.last and not plan.cancelled  # else it may have to run once more
+        if (consume, capacity) not in plan.compiled:
+            plan.compiled.add((consume, capacity))
             if call.on_compile is not None:
                 call.on_compile()
         with nullcontext() if self.jit else jax.disable_jit():
-            out, new_bank, checks = (plan.consume if call.last else plan.run)(stores, rest, values)
+            results = (plan.consume if consume else plan.run)(stores, rest, values)
+        out, new_bank, checks, held = results
+        refuted = _refuted(held)
+        if refuted:
+            return (out, None), refuted
         if checks:
-            _verify(checks, planning.program, program)
+            _verify(checks, self.planning(program).program, program)
         if revealed is None or new_bank is None:
-            return out, None
+            return (out, None), []
         if bank is not None:
             new_bank = replace(new_bank, noise=bank.noise)
         used = dict(revealed.used)
         for index, count in plan.revealed.items():
             used[index] = used.get(index, 0) + count
-        return out, Revealed(new_bank, Lineage(revealed.lineage), used)
+        return (out, Revealed(new_bank, Lineage(revealed.lineage), used)), []
 
     def planning(self, program: Program) -> _Planning:
         if id(program) not in self.plannings:
@@ -215,11 +239,13 @@ def _plan(
 ) -> _Plan:
     program = planning.program
     bank = None if revealed is None else revealed.bank
-    form = (_form(values), _form(bank), axes)
+    form = (_form(values), _repeated(values), _form(bank), axes, len(planning.refuted))
     decisions = _Decisions(program, values, axes)
     for slot in planning.deciding:
         decisions(slot)
-    make = functools.partial(_planned, program, values, bank, decisions, axes)
+    make = functools.partial(
+        _planned, program, values, bank, decisions, axes, frozenset(planning.refuted)
+    )
     plan = planning.plans.get((form, decisions.key), make)
     new = [slot for slot in decisions.made if slot not in planning.deciding]
     if new:  # asked for the first time
@@ -362,25 +388,22 @@ def _form(tree: Any) -> Any:
     return structure, tuple((jnp.ndim(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
 
 
+def _repeated(values: list[Value]) -> tuple[int, ...]:
+    """For each array of the values the first place where it stands: what is equal may cancel."""
+    places: dict[int, int] = {}
+    return tuple(places.setdefault(id(leaf), i) for i, leaf in enumerate(jax.tree.leaves(values)))
+
+
 def _planned(
     program: Program,
     values: list[Value],
     bank: Bank | None,
     decisions: _Decisions,
     axes: tuple[int | None, ...] | None,
+    refuted: frozenset[Name],
 ) -> _Plan:
-    """Interpret once without numbers, to learn spaces and rows; then prepare compilation."""
-
-    def dry(stores: Any, rest: Bank | None, values: list[Value]) -> tuple[list[Value], _Learnt]:
-        bank = None if rest is None else replace(rest, stores=stores)
-        ctx = Context(bank, decide=decisions, dry=True)
-        out = _evaluated(ctx, program, values)
-        return out, _Learnt(ctx.spaces, ctx.ledger.asked)
-
-    stores = () if bank is None else bank.stores
-    others = None if bank is None else replace(bank, stores=())
-    _, learnt = jax.eval_shape(_mapped(dry, bank, axes), stores, others, values)
-
+    """Rehearse a program, and prepare its compilation."""
+    learnt = rehearsed(program, values, bank, decisions, axes, refuted)
     made = dict(decisions.made)  # the values that they were made of are not kept
 
     # What finite results have revealed is forgotten, and the stores need not be written.
@@ -388,35 +411,33 @@ def _planned(
 
     def run(
         stores: Any, rest: Bank | None, values: list[Value]
-    ) -> tuple[list[Value], Bank | None, list[Check]]:
+    ) -> tuple[list[Value], Bank | None, list[Check], list[Held]]:
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
-        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=made.get)
+        sums = None if learnt.cancelled is None else Sums(learnt.cancelled)
+        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=made.get, sums=sums)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
-            out = _evaluated(ctx, program, values)
-        results = out, ctx.ledger.closed() if written else None, ctx.checks
+            out = interpreted(ctx, program, values)
+        held = [] if sums is None else sums.held
+        results = out, ctx.ledger.closed() if written else None, ctx.checks, held
         return sharding.constrained(mesh, results)
 
     revealed: dict[int, int] = {}
     for (index, _), count in learnt.asked.rows.items():
         revealed[index] = revealed.get(index, 0) + count
     all_runs = _mapped(run, bank, axes)
-    return _Plan(jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed)
+    return _Plan(
+        jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed, bool(learnt.cancelled)
+    )
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
-class _Learnt:
-    """What a run without numbers tells: which spaces are one, and how many rows are asked."""
-
-    spaces: Spaces
-    asked: Asked
-
-
-def _evaluated(ctx: Context, program: Program, values: list[Value]) -> list[Value]:
-    out = evaluate(ctx, program, values)
-    return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
+def _refuted(held: Sequence[Held]) -> list[Name]:
+    """The sums that were taken to cancel and do not; none can be told while JAX is tracing."""
+    if any(_jax.is_traced(one.ok) for one in held):
+        return []
+    found = jax.device_get([one.ok for one in held])
+    return [one.name for one, ok in zip(held, found, strict=True) if not np.all(ok)]
 
 
 def _verify(checks: Sequence[Check], planned: Program, program: Program) -> None:

@@ -1,0 +1,94 @@
+"""Which sums cancel: leave exactly nothing of a term, by the mathematics and not by chance.
+
+``h(theta_1) - h(theta_0)`` loses its leading term where the two agree in the limit. That is no
+matter of sampling: it holds for whatever particles. So it is found before the run, in a rehearsal
+on a few particles in double precision, where what remains of such a sum is round-off of its
+summands and nothing else is (``transforms/rehearsal.py``). Exponents, and with them everything
+that follows, are then those of the terms that are left.
+
+Sums are asked about in the order of interpretation, the same in a rehearsal and in the run.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+#: Name of a sum: its equation, and how many were asked about there before it.
+Name = tuple[int, int]
+
+#: Round-off of a run leaves less than this many units of the summands of a sum that cancels.
+_UNITS = 4096
+
+
+class Question(NamedTuple):
+    """A sum, the sum of the absolute values of its summands, and the axis of its width or None."""
+
+    name: Name
+    total: Any
+    size: Any
+    axis: int | None
+
+
+#: Gives a sum of coefficients of one order, and the sum of the absolute values of its summands.
+Balance = Callable[[], tuple[Any, Any]]
+
+
+def of_summands(summands: Sequence[Any]) -> tuple[Any, Any]:
+    """The balance of an explicit sum."""
+    arrays = [jnp.asarray(array) for array in summands]
+    sizes = [lax.abs(array) for array in arrays]
+    return functools.reduce(operator.add, arrays), functools.reduce(operator.add, sizes)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """Whether a sum that was said to cancel does so in a run."""
+
+    ok: Any
+    name: Name = field(metadata={"static": True})
+
+
+class Sums:
+    """The sums of one interpretation.
+
+    Attributes:
+        cancelled: masks of the entries of sums that cancel, with length 1 along the width.
+        questions: all that have been asked about, where a rehearsal wants them; else None.
+        held: what the run has to confirm.
+    """
+
+    def __init__(self, cancelled: Mapping[Name, np.ndarray], rehearsing: bool = False) -> None:
+        self.cancelled = cancelled
+        self.questions: list[Question] | None = [] if rehearsing else None
+        self.held: list[Held] = []
+        self._asked: dict[int, int] = {}
+
+    def cancelling(self, equation: object, balance: Balance, axis: int | None) -> np.ndarray | None:
+        """Mask of the entries of a sum that are exactly zero though its summands are not; None if
+        there are none."""
+        number = self._asked.get(id(equation), 0)
+        self._asked[id(equation)] = number + 1
+        name = (id(equation), number)
+        mask = self.cancelled.get(name)
+        if self.questions is not None:
+            self.questions.append(Question(name, *balance(), axis))
+        elif mask is not None:
+            self.held.append(Held(_confirmed(mask, *balance(), axis), name))
+        return mask
+
+
+def _confirmed(mask: np.ndarray, total: Any, size: Any, axis: int | None) -> jax.Array:
+    """Whether of the marked entries of a sum nothing is left but round-off."""
+    total = jnp.abs(total)
+    if axis is not None:
+        total, size = jnp.mean(total, axis, keepdims=True), jnp.mean(size, axis, keepdims=True)
+    eps = float(jnp.finfo(total.dtype).eps)
+    return ~jnp.any(mask & (total > _UNITS * eps * size))

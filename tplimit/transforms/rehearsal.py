@@ -1,0 +1,226 @@
+"""A run before the run, on a few particles: what compilation has to know of a program.
+
+The rules are run on arrays without numbers, which tells what spaces are one, how many rows are
+asked of each matrix, and which sums the interpretation makes. Then the summands of these are
+evaluated in double precision: for particles as they are, a few of them; for images of deferred
+matrices a dense matrix stands in. A sum of which nothing is left but round-off cancels, whatever
+the particles. Then terms of lower order lead, and other sums are made: so all is done again, until
+nothing new is found.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import _jax
+from tplimit.errors import LimitError
+from tplimit.gaussian.bank import Bank
+from tplimit.gaussian.deferred import Store
+from tplimit.interpreter.cancellation import Name, Sums
+from tplimit.interpreter.context import Context, Decide
+from tplimit.interpreter.ledger import Asked, generic
+from tplimit.interpreter.loop import evaluate
+from tplimit.interpreter.spaces import Spaces
+from tplimit.matrices import matrices
+from tplimit.program import numerics
+from tplimit.program.tracing import Program
+from tplimit.values.fields import COMMON, map_arrays
+from tplimit.values.tensors import Matrices, Value
+
+#: Particles of a rehearsal: so many that nothing holds for all of them by chance.
+_PARTICLES = 64
+
+#: What is left of a sum that cancels, relative to its summands, in double precision.
+_ROUND_OFF = 1e-12
+
+#: Rehearsals with other particles that a cancellation has to hold in.
+_DRAWS = 2
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What a rehearsal tells.
+
+    Attributes:
+        spaces: which width axes are one.
+        asked: how many rows are asked of each matrix.
+        cancelled: which sums cancel; None where there is no expansion in the width.
+    """
+
+    spaces: Spaces
+    asked: Asked
+    cancelled: Mapping[Name, np.ndarray] | None
+
+
+def interpreted(ctx: Context, program: Program, values: Sequence[Value]) -> list[Value]:
+    """Outputs of a program, in the form in which they leave a call."""
+    out = evaluate(ctx, program, values)
+    return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
+
+
+def rehearsed(
+    program: Program,
+    values: Sequence[Value],
+    bank: Bank | None,
+    decide: Decide,
+    axes: Sequence[int | None] | None,
+    refuted: Collection[Name],
+) -> Learnt:
+    """What a run of a program on such values has to know.
+
+    Args:
+        axes: for each value 0 where it has an axis of replicates, else None; None without any.
+        refuted: sums that are known not to cancel.
+
+    Raises:
+        LimitError: the program has no limit, or none that is known.
+    """
+    places = [None] * len(values) if axes is None else axes
+    first = [_first(value) if at == 0 else value for value, at in zip(values, places, strict=True)]
+    bank = bank if bank is None or axes is None else _first(bank)
+    if bank is None or bank.law.exact:
+        return _Traced.of(program, decide, None, bank, first).learnt()
+    draws = [_few(program, bank, first, number) for number in range(_DRAWS)]
+    cancelled: dict[Name, np.ndarray] = {}
+    while True:
+        traced = _Traced.of(program, decide, cancelled, *draws[0])
+        found = traced.cancelling(draws, refuted)
+        if found.keys() == cancelled.keys() and all(
+            np.array_equal(found[name], cancelled[name]) for name in found
+        ):
+            return traced.learnt()
+        # Up to the first sum that was not known before, all that was found stands. What comes
+        # after it may be another sum now; it is looked at again.
+        cancelled = found
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """How an interpretation went: what it learnt, the error it ended in, what it asked."""
+
+    learnt: Learnt
+    error: LimitError | None
+    names: Sequence[tuple[Name, int | None]]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size."""
+
+    jaxpr: Any
+    course: _Course
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        decide: Decide,
+        cancelled: Mapping[Name, np.ndarray] | None,
+        bank: Bank | None,
+        values: Sequence[Value],
+    ) -> "_Traced":
+        def interpretation(
+            bank: Bank | None, values: Sequence[Value]
+        ) -> tuple[list[tuple[Any, Any]], _Course]:
+            sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
+            ctx = Context(bank, decide=decide, dry=True, sums=sums)
+            error = None
+            try:
+                interpreted(ctx, program, values)
+            except LimitError as failure:
+                error = failure
+            asked = [] if sums is None or sums.questions is None else sums.questions
+            learnt = Learnt(ctx.spaces, ctx.ledger.asked, cancelled)
+            names = [(question.name, question.axis) for question in asked]
+            balances = [(question.total, question.size) for question in asked]
+            return balances, _Course(learnt, error, names)
+
+        jaxpr, (_, course) = jax.make_jaxpr(interpretation, return_shape=True)(bank, values)
+        return cls(jaxpr, course)
+
+    def learnt(self) -> Learnt:
+        if self.course.error is not None:
+            raise self.course.error
+        return self.course.learnt
+
+    def cancelling(
+        self, draws: Sequence[tuple[Bank, Sequence[Value]]], refuted: Collection[Name]
+    ) -> dict[Name, np.ndarray]:
+        """Masks of the sums of which some entries are round-off for all these particles."""
+        found: dict[Name, np.ndarray] = {}
+        for number, draw in enumerate(draws):
+            arrays = iter(numerics.evaluated(self.jaxpr, jax.tree.leaves(draw)))
+            masks = {}
+            for name, axis in self.course.names:
+                mask = _round_off(next(arrays), next(arrays), axis)
+                if name not in refuted:
+                    masks[name] = mask if number == 0 else mask & found.get(name, False)
+            found = {name: mask for name, mask in masks.items() if np.any(mask)}
+            if not found:
+                break
+        return found
+
+
+def _round_off(total: np.ndarray, size: np.ndarray, axis: int | None) -> np.ndarray:
+    """Entries of a sum that are nothing but round-off for all coordinates along a width."""
+    gone = np.abs(total) <= _ROUND_OFF * size
+    if axis is not None:
+        gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
+    return gone & (size > 0)
+
+
+def _first(tree: Any) -> Any:
+    """A value, or a bank, of the first of several replicates."""
+
+    def one(array: Any, _: int | None, role: str) -> Any:
+        if role == COMMON["role"]:
+            return array
+        if _jax.is_traced(array):
+            return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+        return array[0]
+
+    return map_arrays(one, tree)
+
+
+def _few(
+    program: Program, bank: Bank, values: Sequence[Value], number: int
+) -> tuple[Bank, Sequence[Value]]:
+    """A few of the particles, others for every number; finite numbers a little changed, so that
+    nothing holds by the choice of the data alone; and stores without any structure."""
+    parts = math.lcm(1, *(size.ratio.denominator for size in program.sizes))
+    size = min(bank.n, parts * -(-_PARTICLES // parts))
+
+    def some(array: Any, axis: int | None, role: str) -> Any:
+        if not _jax.is_traced(array) and not isinstance(array, jax.ShapeDtypeStruct):
+            if isinstance(array, jax.Array) and _jax.is_key(array):
+                return array
+            array = np.asarray(array)
+        else:
+            array = generic(array.shape, array.dtype, 4)
+        if axis is not None:
+            length = array.shape[axis] * size // bank.n
+            start = number * (array.shape[axis] - length) // max(_DRAWS - 1, 1)
+            return np.take(array, range(start, start + length), axis)
+        if role == COMMON["role"] or array.dtype.kind != "f":
+            return array
+        return (array * (1 + 0.1 * np.sin(12.9898 * array + number))).astype(array.dtype)
+
+    def without_structure(label: int, store: Store) -> Store:
+        shapes = [(store.capacity, rows.shape[1] * size // bank.n) for rows in (store.X, store.Y)]
+        X, Y = (jnp.asarray(generic(s, store.X.dtype, label, i)) for i, s in enumerate(shapes, 4))
+        every = jnp.ones(store.capacity, bool)
+        return replace(store, X=X, Y=Y, forward=every, transposed=every)
+
+    stores = tuple(without_structure(*item) for item in enumerate(bank.stores))
+    rest = map_arrays(
+        lambda a, axis, role: a if role == COMMON["role"] else some(a, axis, role),
+        replace(bank, stores=()),
+    )
+    return replace(rest, stores=stores, n=size, mesh=None), map_arrays(some, values)
