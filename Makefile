@@ -6,12 +6,13 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := .venv/.stamp-$(VERSION)
 DOCS_STAMP := .venv/.stamp-docs
 OUT ?= tplimit-demo
+SECONDS ?= 600
 # What a new Python or JAX breaks first: imports, primitives, how programs are traced and read, exact
 # limits. `make wheel` runs the README's code there.
 CORE := $(patsubst %,tests/%.py,test_packaging test_layers rules/test_probing \
     program/test_tracing_traps transforms/test_refusals transforms/test_linear_exact)
 
-.PHONY: help venv test test-slow matrix newest wheel lint format types demo demo-small reproduce bench docs clean
+.PHONY: help venv test test-slow fuzz matrix newest wheel lint format types demo demo-small reproduce bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -52,6 +53,9 @@ format: $(STAMP)  ## let ruff repair what it can
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
+
+fuzz: $(STAMP)  ## random programs beside themselves at finite width, for SECONDS=600
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS)
 
 demo: $(STAMP)  ## the main job: handwritten digits at finite and infinite width
 	$(BIN)/tplimit demo --out $(OUT)

@@ -1,0 +1,1 @@
+"""Random programs, each compared with itself at finite width: `make fuzz SECONDS=600`."""

@@ -1,0 +1,48 @@
+"""Programs of the kinds that once had a wrong number, made small."""
+
+from fuzz import arrays, vectors
+from fuzz.programs import Program, Step
+
+_MIXED = Step("t0", "jnp.stack([x[0], y[1] * n**-0.5, 0.9 * n])")
+
+
+def _of_arrays(*templates: str, first: Step = _MIXED) -> Program:
+    steps = [first]
+    for template in templates:
+        steps.append(Step(f"t{len(steps)}", f"({template}).astype(float)", (steps[-1].name,)))
+    return Program(arrays.HEAD, (*steps, Step("", "{0}", (steps[-1].name,))))
+
+
+def _of_vectors(first: str, template: str, result: str) -> Program:
+    return Program(
+        vectors.HEAD,
+        (Step("t0", first), Step("t1", template, ("t0",)), Step("", result, ("t1", "t0"))),
+    )
+
+
+ARRAYS: dict[str, Program] = {
+    "a coefficient that is 0": _of_arrays("(1 + {0} / n) - 1"),
+    "below a hyperbolic cosine": _of_arrays("jnp.cosh({0} / n**2) - 1"),
+    "the remainder of what grows": _of_arrays("jnp.mod({0} * n, 0.7)"),
+    "what grows less its floor": _of_arrays("{0} * 1e3 - jnp.floor({0} * 1e3)"),
+    "a number at a jump": _of_arrays("jnp.floor(1 - {0} / n)", first=Step("t0", "x")),
+    "an index between orders": _of_arrays("jnp.argmax({0} - 0.9 * n) * jnp.ones(3)"),
+    "entries of a softmax": _of_arrays("jax.nn.softmax({0} / n) - 1 / 3"),
+}
+VECTORS: dict[str, Program] = {
+    "a tie that the next term decides": _of_vectors(
+        "v", "jnp.maximum({0}, {0} + w * n**-0.5)", "n**0.5 * jnp.mean(w * ({0} - {1}))"
+    ),
+    "a sum of thirds": _of_vectors(
+        "v + w", "jnp.sign({0} / 3 - v / 3 - w / 3 + v * n**-0.5)", "jnp.mean({0} * v)"
+    ),
+    "what a step moves": _of_vectors(
+        "v", "jnp.tanh({0} - w * n**-0.5) - jnp.tanh({0})", "n * jnp.mean({0}**2)"
+    ),
+    "an index of a tie": _of_vectors(
+        "v", "jnp.argmax(jnp.stack([{0}, {0} + w * n**-0.5]), 0)", "jnp.mean({0})"
+    ),
+    "a small difference and its square": _of_vectors(
+        "v", "{0} + w * n**-0.5 - {0}", "jnp.mean(jnp.abs({0}))"
+    ),
+}

@@ -1,0 +1,83 @@
+"""Some random programs of each kind, the same ones at every run, and those that once failed.
+
+Comparisons with samples allow for five standard errors and more: of a thousand such runs about one
+fails by chance. The numbers of what is tried here are fixed, and pass.
+"""
+
+import random
+from types import ModuleType
+
+import pytest
+from fuzz import arrays, found, networks, vectors
+from fuzz.programs import Program, Step, smallest
+from fuzz.trial import trial
+from fuzz.verdicts import Outcome, Verdict
+from oracles.helpers import fast_compilation
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast():
+    with fast_compilation():
+        yield
+
+
+def slowly(*numbers: int) -> list[object]:
+    return [pytest.param(number, marks=pytest.mark.slow) for number in numbers]
+
+
+def agree(kind: ModuleType, number: int) -> None:
+    verdict, program = trial(kind, number)
+    assert not verdict.fault, f"{verdict.outcome}: {verdict.text}\n{program.source}"
+
+
+@pytest.mark.parametrize("number", [*range(12), *slowly(*range(12, 200))])
+def test_finite_arrays(number: int):
+    agree(arrays, number)
+
+
+@pytest.mark.parametrize("number", [*range(5), *slowly(*range(5, 60))])
+def test_vectors(number: int):
+    agree(vectors, number)
+
+
+@pytest.mark.parametrize("number", [2, *slowly(*range(2), *range(3, 15))])
+def test_networks(number: int):
+    agree(networks, number)
+
+
+@pytest.mark.parametrize("name", found.ARRAYS)
+def test_arrays_that_once_failed(name: str):
+    for number in (0, 1):  # in double and in single precision
+        verdict = arrays.judge(found.ARRAYS[name], number)
+        assert not verdict.fault, verdict.text
+
+
+@pytest.mark.parametrize("name", found.VECTORS)
+def test_vectors_that_once_failed(name: str):
+    verdict = vectors.judge(found.VECTORS[name], number=1)
+    assert verdict.outcome is Outcome.RIGHT, verdict.text
+
+
+# --- the fuzzer itself
+
+
+def test_a_wrong_number_is_found():
+    """A function that is another one in the limit, since it looks at the length it is given."""
+    wrong = Program(arrays.HEAD, (Step("", "x + (n == 10**8) * 1.0"),))
+    assert arrays.judge(wrong, 0).outcome in (Outcome.WRONG, Outcome.SKIPPED, Outcome.REFUSED)
+
+
+def test_a_program_that_fails_is_made_small():
+    """Of all steps those are left that the failure is said to depend on."""
+    program = arrays.generate(random.Random(3))
+    last = program.steps[-2].name
+    bad = Step("bad", "jnp.tanh({0})", ("t0",))
+    steps = (*program.steps[:-1], bad, Step("", "{0} + {1}", ("bad", last)))
+    small = smallest(Program(program.head, steps), lambda p: "jnp.tanh(t0)" in p.source)
+    assert [step.name for step in small.steps] == ["t0", "bad", ""]
+
+
+def test_the_same_number_makes_the_same_program():
+    first, second = (trial(arrays, 5, reduce=False) for _ in range(2))
+    assert first == second
+    assert isinstance(first[0], Verdict)
