@@ -8,11 +8,12 @@ import random
 from types import ModuleType
 
 import pytest
+from oracles.helpers import fast_compilation
+
 from fuzz import arrays, found, networks, vectors
 from fuzz.programs import Program, Step, smallest
 from fuzz.trial import trial
 from fuzz.verdicts import Outcome, Verdict
-from oracles.helpers import fast_compilation
 
 
 @pytest.fixture(autouse=True)
