@@ -75,16 +75,25 @@ class LowRank(Part):
         factor, gain = arithmetic.width_factor(ctx, rows.size)
         several = ctx.terms > 1
         met = factor * noise.inner(rows.block, self.columns)
+        error = self._error(factor, rows.block, met)
         symmetric = [(self.column_parity * parity).vanishes for parity in rows.parities]
         if several and any(symmetric):
             met = jnp.where(rows.each(symmetric)[:, None], 0, met)
+            error = jnp.where(rows.each(symmetric)[:, None], 0, error)
         image, change = met @ self.rows, None
+        stderr = None if ctx.exact else error @ jnp.abs(self.rows)
         if several and rows.space is not None:
             weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
             met = noise.inner(rows.block * weights, self.columns) * ctx.root_n
             change = factor * (met @ self.rows)
         parity = [self.row_parity] * len(rows.parities)
-        return Image(image, change, self.scale, gain, parity, self.row_mask)
+        return Image(image, change, self.scale, gain, parity, self.row_mask, stderr)
+
+    def _error(self, factor: float, block: Any, met: Any) -> Any:
+        """Standard errors of averages over the particles."""
+        squares = noise.inner(block * block, self.columns * self.columns)
+        spread = squares - (met / factor) ** 2
+        return abs(factor) * jnp.sqrt(jnp.maximum(spread, 0) / block.shape[1])
 
     def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
         """Written in the bases of a store, whose rank does not grow with every update."""

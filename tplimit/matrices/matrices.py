@@ -4,9 +4,10 @@ It is arithmetic of sums of parts (``parts.py``); which kinds there are does not
 """
 
 import functools
+import operator
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -333,13 +334,23 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
     if level == NEVER:
         return replace(zero(rows, columns), remainder=rest.max())
     dtype = jnp.result_type(a.coefficient, b.coefficient)
-    one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()))
+    one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()), stderr=_share(a, b))
     left, right = ctx.ledger.rows(a), ctx.ledger.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
     masks = (None, None) if ctx.terms == 1 else (patches.reach(a), patches.reach(b))
     part = LowRank(left, right, one, a.parity, b.parity, *masks)
     return Matrix(rows, columns, a.space, b.space, (part,))
+
+
+def _share(*factors: Tensor) -> Any:
+    """Sampling error of an outer product, relative to its size; None if there is none."""
+    shares = [
+        arithmetic.share(factor, tuple(range(len(factor.shape))))
+        for factor in factors
+        if factor.stderr is not None
+    ]
+    return functools.reduce(operator.add, shares) if shares else None
 
 
 __all__ = [

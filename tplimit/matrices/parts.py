@@ -54,6 +54,7 @@ class Image(NamedTuple):
         lift: exponent added to that of the rows.
         parity: of the mean, per piece of the vector.
         mask: coordinates that may differ from 0, or None for all.
+        stderr: sampling error of the mean, or None.
     """
 
     mean: Any
@@ -62,11 +63,13 @@ class Image(NamedTuple):
     lift: Exponent
     parity: Sequence[Parity]
     mask: Any = None
+    stderr: Any = None
 
     def at(self, number: int, place: slice) -> "Image":
         """Images of one piece of the vector, the rows at this place."""
-        change = None if self.change is None else self.change[place]
-        return self._replace(mean=self.mean[place], change=change, parity=[self.parity[number]])
+        change, stderr = (a if a is None else a[place] for a in (self.change, self.stderr))
+        parity = [self.parity[number]]
+        return self._replace(mean=self.mean[place], change=change, parity=parity, stderr=stderr)
 
 
 class Part(ABC):

@@ -43,7 +43,7 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = arithmetic.add(ctx, total, part)
-    error = _image_stderr(ctx, x, total.coefficient)
+    error = arithmetic.combined_stderr(_image_stderr(ctx, x, total.coefficient), total.stderr)
     return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
 
 
@@ -57,7 +57,7 @@ def _image(
     several = ctx.terms > 1
     for image in images:
         level, lost = exponents + image.lift, remainder + image.lift
-        mean = tensor(image.mean, level, lost, 1, matrix.row_space)
+        mean = tensor(image.mean, level, lost, 1, matrix.row_space, image.stderr)
         if not several:
             rest = _clt(ctx, level, lost)
             mean = replace(mean, remainder=rest)
