@@ -162,10 +162,9 @@ def _named(name: str) -> Primitive | None:
     return getattr(p, name, None)
 
 
-_NO_ORDER = "coordinates along a width are exchangeable and have no order"
 _ALGEBRA = "linear algebra with a width axis would need the whole spectrum of a random matrix"
 _WINDOWS = "windows along a width depend on the order of coordinates"
-_FOURIER = "a Fourier transform along a width depends on the order of coordinates"
+_FOURIER = "complex numbers that depend on a width are not supported"
 _DRAWS = (
     "random numbers drawn inside the program along a width are not supported yet; make them "
     "parameters with tp.normal"
@@ -226,8 +225,6 @@ _KNOWN: list[tuple[Kind, tuple[Primitive | None, ...]]] = [
     (Relation(jnp.equal, True), (p.eq_p,)),
     (Relation(jnp.not_equal, False), (p.ne_p,)),
     (Control(), (p.cond_p, p.while_p, p.scan_p)),
-    (Refused(_NO_ORDER, continuous=True), (p.sort_p,)),
-    (Refused(_NO_ORDER), (p.top_k_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.cumlogsumexp_p)),
     (
         Refused(_ALGEBRA, continuous=True),
         (p.cholesky_p, p.eigh_p, p.svd_p, p.lu_p, p.triangular_solve_p,

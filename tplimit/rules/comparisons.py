@@ -1,7 +1,6 @@
 """Comparisons, and what takes the larger of two values: where signs decide, entry by entry."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,13 @@ from tplimit.algebra import arithmetic, expansion
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
+from tplimit.rules.along import joined
 from tplimit.rules.discrete import flips
-from tplimit.rules.reductions import arg_extremum, reduce_other
+from tplimit.rules.reductions import arg_extremum, reduce_extremum
 from tplimit.rules.terms import leading_of, root_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
-from tplimit.values.rearranging import at
 from tplimit.values.tensors import Tensor, knowing, tensor, with_parity
 
 _comparison = RULES.of_kind(Relation)
@@ -127,6 +126,12 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
 # --- maximum, minimum, absolute value
 
 
+def larger(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Maximum (side 1) or minimum (-1) of values of as many terms as are kept."""
+    extremum = _extremum if ctx.terms == 1 else _extremum_of_series
+    return extremum(ctx, a, b, side)
+
+
 @RULES(p.max_p, p.min_p)
 def extremum(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Maximum and minimum: positively homogeneous, so they act on the leading coefficients."""
@@ -207,7 +212,9 @@ def _extremum_of_series(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor
     rectified = with_zero and whole and side == 1
     if rectified and other.facts.positive_part_of is not None:
         return other
-    if (simple and a.exact and b.exact) or arithmetic.infinite(a) or arithmetic.infinite(b):
+    # The smaller of two orders may win: then the leading term is 0.
+    simple = simple and a.exact and b.exact and (with_zero or a.exponents == b.exponents)
+    if simple or arithmetic.infinite(a) or arithmetic.infinite(b):
         out = with_parity(_extremum(ctx, a, b, side), expansion.plus_parity((a, b)))
     else:
         out = expansion.extremum(ctx, a, b, side)
@@ -274,39 +281,17 @@ def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params
             patches.with_patches(known, *found),
         )
 
-    return _along((value, where), axis, later)[1]
+    return joined((value, where), axis, later)[1]
 
 
-@reduce_other.several
+@reduce_extremum.several
 def largest_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Maximum along finite axes."""
     simple = not value.terms[1:] and not value.patches and value.exponents.uniform
-    ordered = ctx.equation.primitive in (p.reduce_max_p, p.reduce_min_p)
-    if simple or not ordered or value.axis in axes or value.dtype.kind != "f":
+    if simple or value.axis in axes or value.dtype.kind != "f":
         return leading_of(ctx, value)
     for axis in sorted(axes, reverse=True):
-        (value,) = _along(
+        (value,) = joined(
             (value,), axis, lambda a, b: (expansion.extremum(ctx, a[0], b[0], _side(ctx)),)
         )
     return value
-
-
-Group = tuple[Tensor, ...]
-
-
-def _along(values: Group, axis: int, join: Callable[[Any, Any], Any]) -> Any:
-    """Entries along a finite axis joined to one: two halves at a time, each entry once."""
-    before: tuple[slice, ...] = (slice(None),) * axis
-
-    def part(place: slice | int) -> Group:
-        return tuple(at(value, (*before, place)) for value in values)
-
-    left: list[Group] = []
-    while (length := values[0].shape[axis]) > 1:
-        half = length // 2
-        if length % 2:
-            left.append(part(slice(length - 1, length)))
-        values = join(part(slice(half)), part(slice(half, 2 * half)))
-    for other in reversed(left):
-        values = join(values, other)
-    return part(0)

@@ -159,9 +159,9 @@ def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarra
     return out
 
 
-@RULES(p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p, p.reduce_or_p)
-def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
-    """Extremum or product over finite axes."""
+@RULES(p.reduce_max_p, p.reduce_min_p, p.reduce_and_p, p.reduce_or_p)
+def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
+    """Extremum over finite axes."""
     name = ctx.equation.primitive.name
     if value.axis in axes:
         ctx.fail(
@@ -169,8 +169,6 @@ def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             NoLimitError,
             "Use an average over the width instead.",
         )
-    if ctx.equation.primitive is p.reduce_prod_p and value.exponents.levels() != [0]:
-        ctx.fail("A product of values that scale with the width.", NoLimitError)
     value = with_one_exponent(value)
     axis = value.axis
     if axis is not None:
@@ -182,21 +180,6 @@ def reduce_other(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     return tensor(
         ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, stderr
     )
-
-
-@RULES(p.cumsum_p)
-def cumulative_sum(ctx: Context, value: Tensor, axis: int, reverse: bool) -> Tensor:
-    """Cumulative sum along a finite axis."""
-    if value.axis == axis:
-        ctx.fail("A cumulative sum along a width: its coordinates have no order.", NoLimitError)
-    value = with_one_exponent(value)
-    stderr = None
-    if value.stderr is not None:
-        stderr = ctx.rebind(jnp.broadcast_to(value.stderr, value.shape))
-    return tensor(
-        ctx.rebind(value.coefficient), value.exponents, Exponents(value.remainder.max()),
-        value.axis, value.space, stderr,
-    )  # fmt: skip
 
 
 @RULES(p.argmax_p, p.argmin_p)
