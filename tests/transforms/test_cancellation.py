@@ -181,6 +181,16 @@ def test_what_cancels_for_these_data_only_is_no_rule():
         assert value == pytest.approx(a - b, abs=1e-5)
 
 
+def test_limits_are_transformed_while_the_numbers_are_not_known():
+    theta = tp.sample(VECTORS, jax.random.key(0), width=tp.inf, samples=2**11, terms=2)
+    program = left(lambda t: t["v"] + t["scale"] * small(t) - t["v"])
+    run = lambda scale: tp.limit(program)({**theta, "scale": scale})
+    two = jnp.asarray(2.0)
+    assert jax.jit(run)(two) == pytest.approx(2, abs=1e-5)
+    assert jax.grad(run)(two) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(jax.vmap(run)(jnp.asarray([1.0, 3.0])), [1, 3], atol=1e-5)
+
+
 def test_a_sum_that_is_exactly_zero_is_zero():
     theta = tp.sample(VECTORS, jax.random.key(0), width=tp.inf, samples=2**11)
     zero = lambda t: relu(t["v"]) - relu(-t["v"]) - t["v"]

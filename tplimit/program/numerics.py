@@ -20,6 +20,9 @@ Operation = Callable[..., Any]
 
 Environment = dict[_jax.Var, Any]
 
+#: Iterations of a loop that are evaluated one by one.
+_LONGEST = 1000
+
 
 def evaluated(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
     """Outputs of a jaxpr: floating-point numbers as float64, whatever else as it is."""
@@ -67,8 +70,12 @@ def _applied(equation: Any, arrays: list[Any]) -> list[Any]:
         body, consts = _jax.open_jaxpr(inner)
         return _run(body, consts, arrays)
     primitive = equation.primitive
-    if primitive in _PROGRAMS:
-        return _PROGRAMS[primitive](equation.params, arrays)
+    if primitive is p.scan_p and equation.params["length"] <= _LONGEST:
+        return _scan(equation.params, arrays)
+    if primitive is p.cond_p:
+        return _cond(equation.params, arrays)
+    if primitive is p.while_p:
+        return _while(equation.params, arrays) or _unknown(equation)
     operation = OPERATIONS.get(primitive)
     if operation is not None and not any(isinstance(array, jax.Array) for array in arrays):
         return [np.asarray(operation(*arrays, **equation.params))]
@@ -80,8 +87,22 @@ def _by_jax(equation: Any, arrays: list[Any]) -> list[Any]:
         array if isinstance(array, jax.Array) else jnp.asarray(array, atom.aval.dtype)
         for array, atom in zip(arrays, equation.invars, strict=True)
     ]
-    out = equation.primitive.bind(*given, **equation.params)
+    try:
+        out = equation.primitive.bind(*given, **equation.params)
+    except Exception:  # an operation may have nothing that evaluates it here
+        return _unknown(equation)
     return list(map(double, out if equation.primitive.multiple_results else [out]))
+
+
+def _unknown(equation: Any) -> list[Any]:
+    """Outputs of which nothing is known: no number."""
+    avals = [var.aval for var in equation.outvars]
+    return [
+        np.full(a.shape, np.nan)
+        if jnp.issubdtype(a.dtype, jnp.floating)
+        else np.zeros(a.shape, a.dtype)
+        for a in avals
+    ]
 
 
 # --- programs inside
@@ -101,13 +122,17 @@ def _scan(params: dict[str, Any], arrays: list[Any]) -> list[Any]:
     return [*carry, *(stacks if len(order) else empty)]
 
 
-def _while(params: dict[str, Any], arrays: list[Any]) -> list[Any]:
+def _while(params: dict[str, Any], arrays: list[Any]) -> list[Any] | None:
+    """The final state, or None of a loop that does not come to its end soon: with other numbers
+    than it was made for it may never do so."""
     test, body = (_jax.open_jaxpr(params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     first, second = params["cond_nconsts"], params["body_nconsts"]
     tested, given, state = arrays[:first], arrays[first : first + second], arrays[first + second :]
-    while _run(*test, [*tested, *state])[0]:
+    for _ in range(_LONGEST):
+        if not _run(*test, [*tested, *state])[0]:
+            return state
         state = _run(*body, [*given, *state])
-    return state
+    return None
 
 
 def _cond(params: dict[str, Any], arrays: list[Any]) -> list[Any]:
@@ -116,12 +141,6 @@ def _cond(params: dict[str, Any], arrays: list[Any]) -> list[Any]:
     chosen = branches[int(np.clip(index, 0, len(branches) - 1))]
     return _run(*_jax.open_jaxpr(chosen), operands)
 
-
-_PROGRAMS: dict[Any, Callable[[dict[str, Any], list[Any]], list[Any]]] = {
-    p.scan_p: _scan,
-    p.while_p: _while,
-    p.cond_p: _cond,
-}
 
 # --- operations
 

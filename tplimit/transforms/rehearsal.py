@@ -182,11 +182,16 @@ def _first(tree: Any) -> Any:
     def one(array: Any, _: int | None, role: str) -> Any:
         if role == COMMON["role"]:
             return array
-        if _jax.is_traced(array):
-            return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
-        return array[0]
+        return array[0] if _at_hand(array) else jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
 
     return map_arrays(one, tree)
+
+
+def _at_hand(array: Any) -> bool:
+    """Whether the numbers of an array can be looked at."""
+    if isinstance(array, jax.ShapeDtypeStruct) or _jax.is_traced(array):
+        return False
+    return bool(getattr(array, "is_fully_addressable", True))
 
 
 def _few(
@@ -197,13 +202,16 @@ def _few(
     parts = math.lcm(1, *(size.ratio.denominator for size in program.sizes))
     size = min(bank.n, parts * -(-_PARTICLES // parts))
 
+    unseen: dict[int, int] = {}  # arrays without numbers: one that stands twice is one
+
     def some(array: Any, axis: int | None, role: str) -> Any:
-        if not _jax.is_traced(array) and not isinstance(array, jax.ShapeDtypeStruct):
-            if isinstance(array, jax.Array) and _jax.is_key(array):
-                return array
+        if isinstance(array, jax.Array) and _jax.is_key(array):
+            return array
+        if _at_hand(array):
             array = np.asarray(array)
         else:
-            array = generic(array.shape, array.dtype, 4)
+            name = unseen.setdefault(id(array), len(unseen))
+            array = generic(array.shape, array.dtype, name, 6)
         if axis is not None:
             length = array.shape[axis] * size // bank.n
             start = number * (array.shape[axis] - length) // max(_DRAWS - 1, 1)
