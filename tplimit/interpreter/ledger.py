@@ -95,20 +95,18 @@ class Ledger:
     def _stand_in(
         self, index: int, transposed: bool, rows: Any, cores: Sequence[Any]
     ) -> tuple[list[Any], list[Any], Any]:
-        """What a query gives, by a dense matrix: linear in the rows as the true answer is, and of
-        no relation to anything else."""
+        """What a query gives, by a matrix of the rows of the store: linear in what is asked as the
+        true answer is, the same for equal rows, and of no relation to anything else."""
         assert self.bank is not None
         view, dtype = self.bank.view(index, transposed), rows.dtype
-        shape = self.bank.stores[index].Y.shape[1], self.bank.stores[index].X.shape[1]
-        dense = generic(shape, dtype, index)
-        dense = dense.T if transposed else dense
-        scale = float(view.X.shape[1]) ** -0.5
+        between = generic((view.capacity, view.capacity), dtype, index)
         coordinates = noise.inner(rows, view.X) * view.forward
         updates = [(coordinates @ core.T) @ view.Y for core in cores]
-        images = [rows @ (dense.T * scale), *updates]
+        images = [(coordinates @ (between.T if transposed else between)) @ view.Y, *updates]
         if self.bank.terms == 1:
             return images, [], coordinates
-        change = generic(dense.T.shape, dtype, index, 1 + transposed)
+        shape = rows.shape[1], view.Y.shape[1]
+        change = generic(shape, dtype, index, 1 + transposed)
         out, into = self.bank.store_spaces[index]
         weights = self.multipliers(out if transposed else into, rows.shape[1])
         met = noise.inner(rows * weights, view.X) * view.forward * self.bank.n**0.5

@@ -38,8 +38,9 @@ _PARTICLES = 64
 #: What is left of a sum that cancels, relative to its summands, in double precision.
 _ROUND_OFF = 1e-12
 
-#: Rehearsals with other particles that a cancellation has to hold in.
-_DRAWS = 2
+#: Draws of numbers that a cancellation has to hold for. In every one but the first all numbers are
+#: others, so that nothing holds by the choice of the data: that one of two outputs is the larger.
+_DRAWS = 12
 
 
 @jax.tree_util.register_static
@@ -159,7 +160,7 @@ class _Traced:
             arrays = iter(numerics.evaluated(self.jaxpr, jax.tree.leaves(draw)))
             masks = {}
             for name, axis in self.course.names:
-                mask = _round_off(next(arrays), next(arrays), axis)
+                mask = _round_off(next(arrays), next(arrays), axis, number > 0)
                 if name not in refuted:
                     masks[name] = mask if number == 0 else mask & found.get(name, False)
             found = {name: mask for name, mask in masks.items() if np.any(mask)}
@@ -168,12 +169,17 @@ class _Traced:
         return found
 
 
-def _round_off(total: np.ndarray, size: np.ndarray, axis: int | None) -> np.ndarray:
-    """Entries of a sum that are nothing but round-off for all coordinates along a width."""
+def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.ndarray:
+    """Entries of a sum that are nothing but round-off for all coordinates along a width.
+
+    What is 0 with its summands, or no number, is none if the numbers are those of the data; for
+    other numbers it says nothing.
+    """
     gone = np.abs(total) <= _ROUND_OFF * size
     if axis is not None:
         gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
-    return gone & (size > 0)
+    silent = ~(size > 0) | ~np.isfinite(size)
+    return gone | silent if otherwise else gone & ~silent
 
 
 def _first(tree: Any) -> Any:
@@ -197,15 +203,13 @@ def _at_hand(array: Any) -> bool:
 def _few(
     program: Program, bank: Bank, values: Sequence[Value], number: int
 ) -> tuple[Bank, Sequence[Value]]:
-    """A few of the particles, others for every number; finite numbers a little changed, so that
-    nothing holds by the choice of the data alone; and stores without any structure."""
+    """A few of the particles, and stores without any structure."""
     parts = math.lcm(1, *(size.ratio.denominator for size in program.sizes))
     size = min(bank.n, parts * -(-_PARTICLES // parts))
-
     unseen: dict[int, int] = {}  # arrays without numbers: one that stands twice is one
 
     def some(array: Any, axis: int | None, role: str) -> Any:
-        if isinstance(array, jax.Array) and _jax.is_key(array):
+        if role == COMMON["role"] or (isinstance(array, jax.Array) and _jax.is_key(array)):
             return array
         if _at_hand(array):
             array = np.asarray(array)
@@ -214,21 +218,32 @@ def _few(
             array = generic(array.shape, array.dtype, name, 6)
         if axis is not None:
             length = array.shape[axis] * size // bank.n
-            start = number * (array.shape[axis] - length) // max(_DRAWS - 1, 1)
-            return np.take(array, range(start, start + length), axis)
-        if role == COMMON["role"] or array.dtype.kind != "f":
-            return array
-        return (array * (1 + 0.1 * np.sin(12.9898 * array + number))).astype(array.dtype)
+            start = number * (array.shape[axis] - length) // (_DRAWS - 1)
+            array = np.take(array, range(start, start + length), axis)
+        return array if number == 0 else _changed(array, number)
 
     def without_structure(label: int, store: Store) -> Store:
-        shapes = [(store.capacity, rows.shape[1] * size // bank.n) for rows in (store.X, store.Y)]
-        X, Y = (jnp.asarray(generic(s, store.X.dtype, label, i)) for i, s in enumerate(shapes, 4))
-        every = jnp.ones(store.capacity, bool)
-        return replace(store, X=X, Y=Y, forward=every, transposed=every)
+        count = store.capacity or _PARTICLES
+        shapes = [(count, rows.shape[1] * size // bank.n) for rows in (store.X, store.Y)]
+        X, Y = (
+            jnp.asarray(generic(shape, store.X.dtype, label, i, number))
+            for i, shape in enumerate(shapes, 4)
+        )
+        every = jnp.ones(count, bool)
+        square = jnp.zeros((count, count), store.X.dtype)
+        gamma = None if store.gamma is None else square
+        return replace(
+            store, X=X, Y=Y, forward=every, transposed=every, overlap=square, gamma=gamma
+        )
 
     stores = tuple(without_structure(*item) for item in enumerate(bank.stores))
-    rest = map_arrays(
-        lambda a, axis, role: a if role == COMMON["role"] else some(a, axis, role),
-        replace(bank, stores=()),
-    )
+    rest = map_arrays(some, replace(bank, stores=()))
     return replace(rest, stores=stores, n=size, mesh=None), map_arrays(some, values)
+
+
+def _changed(array: np.ndarray, number: int) -> np.ndarray:
+    """Other numbers, where there were equal ones equal ones again, of the same sign if all are."""
+    if array.dtype.kind != "f":
+        return array
+    factor = 1.5 * np.sin(12.9898 * array.astype(float) + 2.1 * number)
+    return (array * (1.6 + factor if np.all(array >= 0) else factor)).astype(array.dtype)
