@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.algebra import knowledge
 from tplimit.errors import (
-    NEXT_TERM_ADVICE,
     RESCALE_ADVICE,
     CancellationError,
-    LimitError,
     LimitWarning,
     NoLimitError,
 )
@@ -32,13 +31,6 @@ from tplimit.values.exponents import (
     Size,
 )
 from tplimit.values.tensors import Tensor, leading_term, tensor, with_one_exponent
-
-#: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
-#: carried to first order and combined pessimistically; where a value is merely divided by or
-#: compared, and does not grow with the width, less is asked.
-ZERO_SIGMAS = 5.0
-ORDINARY_SIGMAS = 2.0
-SYMMETRIC_SHARE = 1e-5
 
 #: A term that only leads above this width does not lead in any network.
 WIDTH_OF_NETWORKS = 1e6
@@ -214,17 +206,6 @@ def pointwise_stderr(fn: Callable[[Any], Any], value: Tensor) -> Any:
     return jnp.abs(jax.jvp(fn, (jnp.asarray(value.coefficient),), (tangent,))[1])
 
 
-def known(ctx: Context, value: Tensor, what: str) -> None:
-    """Require the leading term to be known: the remainder is smaller everywhere."""
-    hidden = value.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
-    if np.any(np.asarray(hidden.array, dtype=bool)):
-        ctx.fail(
-            f"{what} needs the leading term of a value of which only the order is known.",
-            CancellationError,
-            "Leading terms have cancelled; the next term decides, and this version keeps one.",
-        )
-
-
 def not_finite(value: Tensor) -> bool:
     """Whether it is a constant of NaN or infinite entries only."""
     constant = value.constant
@@ -246,53 +227,13 @@ def order_one(value: Tensor) -> bool:
     return all(level in (0, NEVER) for level in value.exponents.levels())
 
 
-def not_zero(ctx: Context, value: Tensor, what: str) -> None:
-    """Check, when the run is over, that leading coefficients do not vanish, save exact zeros."""
-    if value.exact and value.stderr is None:
-        return
-    reason, advice = "whose leading coefficient is zero within the sampling error", NEXT_TERM_ADVICE
-    if NEVER < value.remainder.max() < NEGLIGIBLE / 2:
-        reason = "that vanishes faster than any power of the width"
-        advice = "Let one function compute both: jax.nn.log_softmax, jax.nn.log_sigmoid."
-    error = ctx.error(f"{what} a value {reason}.", CancellationError, advice)
-    zero = jnp.asarray(value.coefficient == 0)
-    if value.zeros is not None:
-        zero = zero & ~value.zeros
-    ctx.check(significant(value, decisive(value)) & ~jnp.any(zero), error)
-
-
-def decided(value: Tensor) -> jax.Array:
-    """Whether the sign of a finite array decides something: some entry differs from 0 for sure,
-    and none is so near that it vanishes by symmetry (moment matching leaves round-off)."""
-    if value.stderr is None:
-        return jnp.asarray(True)
-    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.stderr
-    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
-
-
-def undecided(ctx: Context, what: str, tied: bool = False) -> LimitError:
-    """The error of a choice that hangs on a coefficient that vanishes: within its error, or (where
-    coefficients are ``tied``) exactly."""
-    how = "equal, and the next terms are not known" if tied else "equal within the sampling error"
-    return ctx.error(
-        f"{what} is decided by terms that vanish: the leading coefficients are {how}.",
-        CancellationError,
-        NEXT_TERM_ADVICE,
-    )
-
-
-def decisive(value: Tensor) -> float:
-    """Standard errors above which a value may decide something: many for one that grows."""
-    return ZERO_SIGMAS if value.exponents.max() > 0 else ORDINARY_SIGMAS
-
-
 def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) -> Tensor:
     """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
     value = _one_term(value)
     exponents = value.exponents.times(p)
     if p < 0:
-        known(ctx, value, "Dividing by")
-        not_zero(ctx, value, "Division by")
+        knowledge.known(ctx, value, "Dividing by")
+        knowledge.not_zero(ctx, value, "Division by")
         # An exact zero gives infinity, as everywhere.
         exponents = value.exponents.map(lambda e: Fraction(0) if e == NEVER else e * p)
 
@@ -401,15 +342,17 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
         f"{name} of a value that grows like n^{level} has no limit.", NoLimitError, RESCALE_ADVICE
     )
     if smooth.limits is None:
-        return ctx.refuse_later(value, error, significant(value))
-    known(ctx, value, name)
-    signs_known(ctx, value, f"{name} saturates, and the sign of its argument is not known")
+        return ctx.refuse_later(value, error, knowledge.significant(value))
+    knowledge.known(ctx, value, name)
+    knowledge.signs_known(
+        ctx, value, f"{name} saturates, and the sign of its argument is not known"
+    )
     low, high = smooth.limits
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
     if value.finite and not value.exact:
-        ctx.check(~jnp.any((c == 0) & mask), undecided(ctx, name, tied=True))
+        ctx.check(~jnp.any((c == 0) & mask), knowledge.undecided(ctx, name, tied=True))
     ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
     # A coordinate that is exactly zero does not grow.
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
@@ -426,47 +369,6 @@ def unsaturated(value: Tensor, level: Exponent) -> Exponent:
     product: then nobody knows more than that the share vanishes.
     """
     return -level if value.parity.fresh else SLOWLY
-
-
-def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
-    """Whether some entry differs from 0 by more than ``sigmas`` standard errors, or is NaN."""
-    if value.stderr is None:
-        return jnp.asarray(True)
-    nonzero = jnp.abs(value.coefficient) > sigmas * value.stderr
-    return jnp.any(nonzero | jnp.isnan(value.coefficient))
-
-
-def signs_known(ctx: Context, value: Tensor, what: str) -> None:
-    """Check, when the run is over, that the signs of the leading coefficient are known."""
-    error = ctx.error(
-        f"{what}: its leading coefficient is zero within the sampling error.",
-        CancellationError,
-        NEXT_TERM_ADVICE,
-    )
-    if value.stderr is not None and value.finite:
-        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.stderr), error)
-    ctx.check(significant(value), error)
-    if value.axis is not None and not value.exact:
-        zero = value.coefficient == 0
-        if value.zeros is not None:
-            zero = zero & ~value.zeros
-        ctx.check(~beyond_accident(zero, value), error)
-
-
-def beyond_accident(ties: Any, value: Tensor) -> jax.Array:
-    """Whether more entries of a value are tied than rounding makes by accident.
-
-    A continuous variable rounds to an exact 0 with a probability of a few units of round-off. One
-    entry among thousands, or a few among millions, weigh less than the sampling error; among
-    numbers every one counts.
-    """
-    if value.finite:
-        return jnp.any(jnp.asarray(ties))
-    dtype = value.dtype
-    size = np.size(ties) if isinstance(ties, np.ndarray) else ties.size
-    eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
-    allowed = 1 + 16 * eps * size if size >= 1024 else 0
-    return jnp.sum(jnp.asarray(ties)) > allowed
 
 
 def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.algebra import arithmetic
+from tplimit.algebra import arithmetic, knowledge
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -360,7 +360,7 @@ def power(
     base = Tensor((first,), EXACT_ZERO, value.axis, value.space)
     inexact = replace(leading_term(value), terms=(first,))
     if p.denominator > 1 or p < 0:
-        arithmetic.not_zero(ctx, inexact, "A power of")
+        knowledge.not_zero(ctx, inexact, "A power of")
     lead = arithmetic.power(ctx, inexact, p, functools.partial(fn, q=p))
     lead = with_parity(replace(lead, remainder=EXACT_ZERO), first.parity.under(parity))
     change = Tensor(rest, value.remainder, value.axis, value.space)
@@ -421,16 +421,16 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
         # Vectors of which no coordinate is zero may have cancelled: then others decide.
         others = [jnp.asarray(term.coefficient) != 0 for term in difference.terms[1:]]
         left = tied & functools.reduce(operator.or_, others)
-        error = arithmetic.undecided(ctx, what or "The sign of a value", tied=True)
-        ctx.check(~arithmetic.beyond_accident(left, first), error)
+        error = knowledge.undecided(ctx, what or "The sign of a value", tied=True)
+        ctx.check(~knowledge.beyond_accident(left, first), error)
     if not what:
         return signs, flips, parity
     if first.axis is None:
-        ctx.check(arithmetic.decided(first), arithmetic.undecided(ctx, what))
+        ctx.check(knowledge.decided(first), knowledge.undecided(ctx, what))
     if not first.exact:
         left = tied if first.finite else tied | hidden
-        error = arithmetic.undecided(ctx, what, tied=True)
-        ctx.check(~arithmetic.beyond_accident(left, first), error)
+        error = knowledge.undecided(ctx, what, tied=True)
+        ctx.check(~knowledge.beyond_accident(left, first), error)
     return signs, flips, parity
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
@@ -59,14 +59,14 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
     if difference is None:
         return
     if difference.finite and not _is_equality(ctx):
-        ctx.check(arithmetic.decided(difference), arithmetic.undecided(ctx, "A comparison"))
+        ctx.check(knowledge.decided(difference), knowledge.undecided(ctx, "A comparison"))
     if not difference.exact:
         # Equal leading coefficients decide where both values are exactly zero only.
         tied = jnp.asarray(x == y)
         for sure in (_both(a, b, tied.shape), difference.zeros):
             tied = tied if sure is None else tied & ~sure
-        error = arithmetic.undecided(ctx, "A comparison", tied=True)
-        ctx.check(~arithmetic.beyond_accident(tied, difference), error)
+        error = knowledge.undecided(ctx, "A comparison", tied=True)
+        ctx.check(~knowledge.beyond_accident(tied, difference), error)
 
 
 def _both(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Any:
@@ -113,8 +113,8 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
         equal = functools.reduce(jnp.logical_and, zeros)
         if difference.remainder != EXACT_ZERO:
-            error = arithmetic.undecided(ctx, "A comparison", tied=True)
-            ctx.check(~arithmetic.beyond_accident(equal, difference), error)
+            error = knowledge.undecided(ctx, "A comparison", tied=True)
+            ctx.check(~knowledge.beyond_accident(equal, difference), error)
         holds = kind.function(equal, True)
         share, parity = EXACT_ZERO, expansion.plus_parity([difference])
     else:
@@ -177,7 +177,7 @@ def _error_of_extremum(
     if errors[0] is None and errors[1] is None:
         return None
     first, second = (0.0 if error is None else error for error in errors)
-    sure = jnp.abs(x - y) > arithmetic.ZERO_SIGMAS * jnp.hypot(first, second)
+    sure = jnp.abs(x - y) > knowledge.ZERO_SIGMAS * jnp.hypot(first, second)
     larger = jnp.where(side * (x - y) > 0, first, second)
     return jnp.where(sure, larger, jnp.maximum(first, second))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -68,8 +68,8 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Sign of the leading term; near zero it flips on a vanishing share of coordinates."""
     if a.vanishes:
         return a
-    arithmetic.known(ctx, a, "sign")
-    arithmetic.signs_known(ctx, a, "sign")
+    knowledge.known(ctx, a, "sign")
+    knowledge.signs_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     return tensor(jnp.sign(a.coefficient), exponents, flips(a), a.axis, a.space, None, a.zeros)
 
@@ -125,7 +125,7 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
     jumps = with_parity(tensor(jump, exponents, EXACT_ZERO, a.axis, a.space), EVEN)
     difference = _off(expansion.minus(ctx, a, jumps), jump, a)
     if difference.finite and difference.stderr is not None:
-        far = jnp.abs(difference.coefficient) > arithmetic.ZERO_SIGMAS * difference.stderr
+        far = jnp.abs(difference.coefficient) > knowledge.ZERO_SIGMAS * difference.stderr
         error = ctx.error(
             "A value is rounded that is at a jump within its sampling error.", CancellationError
         )
@@ -212,7 +212,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
         CancellationError,
         "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
     )
-    ctx.check(~arithmetic.beyond_accident(zero, a), error)
+    ctx.check(~knowledge.beyond_accident(zero, a), error)
     return tensor(ctx.rebind(known.coefficient), ORDER_ONE, known.remainder, a.axis, a.space)
 
 
@@ -227,6 +227,6 @@ def discrete(ctx: Context, *operands: Tensor, **_: Any) -> Tensor:
         if set(value.exponents.levels()) - {Fraction(0), NEVER}:
             ctx.fail("A discrete operation on a value that scales with the width.", NoLimitError)
         if not value.exact and value.dtype.kind == "f":
-            arithmetic.known(ctx, value, "A discrete operation")
+            knowledge.known(ctx, value, "A discrete operation")
     remainder = operands[0].remainder.maximum(*(value.remainder for value in operands[1:]))
     return tensor(ctx.rebind(*(v.coefficient for v in operands)), ORDER_ONE, remainder, axis, space)

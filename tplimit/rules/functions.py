@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -55,7 +55,7 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     largest = c == 0
     sure = jnp.sum(largest, axis) == 1
     if a.stderr is not None:
-        below = jnp.where(largest, -jnp.inf, c + arithmetic.ZERO_SIGMAS * a.stderr)
+        below = jnp.where(largest, -jnp.inf, c + knowledge.ZERO_SIGMAS * a.stderr)
         sure = sure & (jnp.max(below, axis) < 0)
     tie = ctx.error(
         "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
@@ -80,8 +80,8 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
             f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
             NoLimitError,
         )
-    arithmetic.known(ctx, a, "The logarithm")
-    arithmetic.not_zero(ctx, a, "The logarithm of")
+    knowledge.known(ctx, a, "The logarithm")
+    knowledge.not_zero(ctx, a, "The logarithm of")
     stderr = arithmetic.pointwise_stderr(kind.function, a)
     return tensor(kind.function(a.coefficient), ORDER_ONE, a.remainder, a.axis, a.space, stderr)
 
@@ -95,7 +95,7 @@ def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     if simple or a.exponents.levels() != [0]:
         return leading_of(ctx, a)
     lead = replace(leading_term(a), terms=(replace(a.terms[0], zeros=None),))
-    arithmetic.not_zero(ctx, lead, "The logarithm of")
+    knowledge.not_zero(ctx, lead, "The logarithm of")
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
     a = patches.remainder_everywhere(a)
     return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import Primitive, entry_function
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.caching.store import kept
 from tplimit.errors import NEXT_TERM_ADVICE, RULE_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
@@ -38,7 +38,7 @@ _ENTRIES = 48
 #: A function is smooth if its Taylor polynomials say so at all points of this range.
 _RANGE, _STEP = 64.0, 1 / 32
 #: What a value is moved by to see a jump at it: in units of round-off, or of its standard error.
-_ULPS, _SIGMAS = 32.0, arithmetic.ZERO_SIGMAS
+_ULPS, _SIGMAS = 32.0, knowledge.ZERO_SIGMAS
 _MOVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
@@ -331,7 +331,7 @@ def _no_jump(
         jumps = (largest > jnp.sum(steps, axis=0) / 2) & (largest > size)
         known = jnp.isfinite(near)
         jumps = jumps | (jnp.any(known, axis=0) & ~jnp.all(known, axis=0))
-        fine = ~arithmetic.beyond_accident(jumps, replace(value, axis=axis))
+        fine = ~knowledge.beyond_accident(jumps, replace(value, axis=axis))
         error = ctx.error(
             f"{found.name} of a value at which it jumps, or beyond which it is not defined, within "
             "what is known of the value.",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -200,9 +200,9 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
         )
         if value.finite and value.stderr is not None:
             spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
-            ctx.check(arithmetic.decided(tensor(gap, value.exponents, stderr=spread)), error)
+            ctx.check(knowledge.decided(tensor(gap, value.exponents, stderr=spread)), error)
         if not value.exact:
-            ctx.check(~arithmetic.beyond_accident(gap == 0, value), error)
+            ctx.check(~knowledge.beyond_accident(gap == 0, value), error)
     axis = value.axis
     if axis is not None:
         axis -= sum(1 for other in axes if other < axis)

@@ -18,7 +18,8 @@ from tplimit.training.history import History
 from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
 from tplimit.training.options import Options
 from tplimit.training.trajectory import Records, Trajectory, width_label
-from tplimit.transforms.compilation import Evaluator, ReplicatesDiffer
+from tplimit.transforms.compilation import Evaluator
+from tplimit.transforms.decisions import ReplicatesDiffer
 from tplimit.transforms.limits import MORE_TERMS, consuming, exponent_of, raw, to_limit, to_series
 from tplimit.transforms.opaque import replicate, revealed_directions, with_other_draws
 

@@ -23,13 +23,12 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.cancellation import Held, Name, Sums
 from tplimit.interpreter.context import Check, Context
-from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
 from tplimit.interpreter.table import RULES
-from tplimit.interpreter.width_free import is_plain
 from tplimit.program.lint import lint
 from tplimit.program.tracing import WIDTHS, Aval, Program, Slot, failed_at_width, trace
 from tplimit.transforms import sharding
+from tplimit.transforms.decisions import Decisions
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
 from tplimit.transforms.rehearsal import interpreted, rehearsed
 from tplimit.values.exponents import Dim, Size
@@ -240,7 +239,7 @@ def _plan(
     program = planning.program
     bank = None if revealed is None else revealed.bank
     form = (_form(values), _repeated(values), _form(bank), axes, len(planning.refuted))
-    decisions = _Decisions(program, values, axes)
+    decisions = Decisions(program, values, axes)
     for slot in planning.deciding:
         decisions(slot)
     make = functools.partial(
@@ -254,66 +253,6 @@ def _plan(
     return plan
 
 
-class _Decisions:
-    """Finite variables computed from the finite inputs before a run.
-
-    Attributes:
-        made: what was asked for so far; None for what cannot be known.
-    """
-
-    def __init__(
-        self, program: Program, values: list[Value], axes: tuple[int | None, ...] | None
-    ) -> None:
-        self.program = program
-        self.values = dict(zip(program.inputs, values, strict=True))
-        self.axes = axes
-        self.made: dict[Slot, np.ndarray | None] = {}
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What compilation depends on."""
-        return tuple(
-            (slot, None if made is None else (made.shape, made.tobytes()))
-            for slot, made in self.made.items()
-        )
-
-    def __call__(self, slot: Slot) -> np.ndarray | None:
-        """The value of a finite variable, or None.
-
-        Raises:
-            ReplicatesDiffer: it has not the same value in all replicates.
-        """
-        if slot not in self.made:
-            self.made[slot] = self._computed(slot)
-        return self.made[slot]
-
-    def _computed(self, slot: Slot) -> np.ndarray | None:
-        equations = self.program.slice([slot])
-        inputs = {s for e in equations for s in e.inputs if isinstance(s, Slot)} | {slot}
-        inputs &= set(self.program.inputs)
-        if not all(is_plain(self.values[used]) for used in inputs):
-            return None
-        if any(aval.width_axes for e in equations for aval in (*e.in_avals, *e.out_avals)):
-            return None
-        ordered = tuple(sorted(inputs, key=lambda s: s.index))
-        part = Program(ordered, (slot,), tuple(equations), (), ())
-        arguments = [self._argument(s) for s in ordered]
-        try:
-            with jax.ensure_compile_time_eval():  # a plan may be in the making
-                (out,) = evaluate(Context(None, decide=self), part, arguments)
-        except LimitError:
-            return None
-        assert isinstance(out, Tensor)
-        return np.asarray(out.coefficient)
-
-    def _argument(self, slot: Slot) -> Value:
-        value = self.values[slot]
-        if self.axes is None:
-            return value
-        place = dict(zip(self.program.inputs, self.axes, strict=True))
-        return value if place[slot] is None else _common(value)
-
-
 @dataclass(frozen=True)
 class _Call:
     """How a program is called (see ``Evaluator.__call__``).
@@ -325,10 +264,6 @@ class _Call:
     calls: int = 0
     on_compile: Callable[[], None] | None = None
     axes: tuple[int | None, ...] | None = None
-
-
-class ReplicatesDiffer(Exception):
-    """Replicates decide differently what has to be known before a run."""
 
 
 def _axis(leaf: Any) -> int | None:
@@ -398,7 +333,7 @@ def _planned(
     program: Program,
     values: list[Value],
     bank: Bank | None,
-    decisions: _Decisions,
+    decisions: Decisions,
     axes: tuple[int | None, ...] | None,
     refuted: frozenset[Name],
 ) -> _Plan:
@@ -456,18 +391,6 @@ def _verify(checks: Sequence[Check], planned: Program, program: Program) -> None
         if isinstance(error, LimitError):
             raise error
         warn(error)
-
-
-def _common(value: Value) -> Value:
-    """A plain value without its axis of replicates, along which it must be constant."""
-
-    def first(array: Any) -> Any:
-        array = np.asarray(array)
-        if np.any(array != array[:1]):
-            raise ReplicatesDiffer
-        return jnp.asarray(array[0])
-
-    return jax.tree.map(first, value)
 
 
 def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit._jax import is_traced
-from tplimit.algebra.arithmetic import ZERO_SIGMAS, significant
+from tplimit.algebra.knowledge import ZERO_SIGMAS, significant
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     DIVERGENCE_ADVICE,
