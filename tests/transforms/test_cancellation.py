@@ -128,7 +128,11 @@ EXACT: dict[str, tuple[Callable[[Theta], Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("terms", [None, 2, 3])
+def slowly(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("terms", [None, slowly(2), slowly(3)])
 @pytest.mark.parametrize("name", EXACT)
 def test_the_next_term_leads(name: str, terms: int | None):
     program, exact = EXACT[name]
@@ -157,7 +161,7 @@ QUERIES: dict[str, Callable[[Theta], jax.Array]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("name", [next(iter(QUERIES)), *map(slowly, [*QUERIES][1:])])
 def test_equal_queries_have_equal_answers(name: str):
     theta = tp.sample(MATRIX, jax.random.key(0), width=tp.inf, samples=2**11, terms=2)
     assert tp.limit(QUERIES[name])(theta) == pytest.approx(1, abs=1e-4)
@@ -243,7 +247,7 @@ def movements(hidden: Any, before: Theta, after: Theta) -> jax.Array:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("activation", [jnp.tanh, pytest.param(relu, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("activation", [jnp.tanh, slowly(relu)])
 def test_features_of_kernel_regimes_move_as_those_of_networks(
     activation: Callable[[jax.Array], jax.Array],
 ):
@@ -262,6 +266,7 @@ def test_features_of_kernel_regimes_move_as_those_of_networks(
     assert np.all(np.asarray(wide)[:, 0] > 0)
 
 
+@pytest.mark.slow
 def test_what_has_moved_is_known_across_calls():
     """One call of two steps; two calls with the first parameters in the state; with those kept."""
     theta, hidden, _, step = network(jnp.tanh)
