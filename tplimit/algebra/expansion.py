@@ -425,8 +425,7 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
         ctx.check(~knowledge.beyond_accident(left, first), error)
     if not what:
         return signs, flips, parity
-    if first.axis is None:
-        ctx.check(knowledge.decided(first), knowledge.undecided(ctx, what))
+    ctx.check(knowledge.decided(first), knowledge.undecided(ctx, what))
     if not first.exact:
         left = tied if first.finite else tied | hidden
         error = knowledge.undecided(ctx, what, tied=True)

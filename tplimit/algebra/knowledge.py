@@ -50,10 +50,18 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
 
 
 def decided(value: Tensor) -> jax.Array:
-    """Whether the sign of a finite array decides something: some entry differs from 0 for sure,
-    and none is so near that it vanishes by symmetry (moment matching leaves round-off)."""
+    """Whether the sign of a value decides something.
+
+    Of a finite array some entry differs from 0 for sure, and none is so near that it vanishes by
+    symmetry (moment matching leaves round-off). Of a vector most coordinates do.
+    """
     if value.stderr is None:
         return jnp.asarray(True)
+    if value.axis is not None:
+        sure = jnp.abs(value.coefficient) > decisive(value) * value.stderr
+        # Coordinates that are 0 without an error, on dead units, say nothing.
+        silent = (value.coefficient == 0) & (value.stderr == 0)
+        return jnp.sum(sure) >= jnp.sum(~sure & ~silent)
     symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.stderr
     return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
 

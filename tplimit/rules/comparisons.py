@@ -58,7 +58,7 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
     """A comparison must be decided by known terms: never by a coefficient that vanishes."""
     if difference is None:
         return
-    if difference.finite and not _is_equality(ctx):
+    if not _is_equality(ctx):
         ctx.check(knowledge.decided(difference), knowledge.undecided(ctx, "A comparison"))
     if not difference.exact:
         # Equal leading coefficients decide where both values are exactly zero only.
