@@ -53,7 +53,11 @@ VECTORS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@pytest.mark.parametrize("name", VECTORS)
+QUICK = ("median", "cumprod")
+NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VECTORS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_vectors(name: str, theta: Theta, wide: Theta):
     """Second moments of every entry, and with another vector."""
     run = lambda t: jnp.stack(
