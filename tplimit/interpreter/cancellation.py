@@ -86,9 +86,8 @@ class Sums:
 
 
 def _confirmed(mask: np.ndarray, total: Any, size: Any, axis: int | None) -> jax.Array:
-    """Whether of the marked entries of a sum nothing is left but round-off."""
-    total = jnp.abs(total)
+    """Whether of the marked entries of a sum nothing is left but round-off, on no coordinate."""
     if axis is not None:
-        total, size = jnp.mean(total, axis, keepdims=True), jnp.mean(size, axis, keepdims=True)
+        size = size + jnp.mean(size, axis, keepdims=True)
     eps = float(jnp.finfo(total.dtype).eps)
-    return ~jnp.any(mask & (total > _UNITS * eps * size))
+    return ~jnp.any(mask & (jnp.abs(total) > _UNITS * eps * size))
