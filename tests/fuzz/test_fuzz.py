@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from oracles.helpers import fast_compilation
 
+import tplimit as tp
 from fuzz import arrays, found, networks, vectors
 from fuzz.programs import Program, Step, smallest
 from fuzz.trial import trial
@@ -63,9 +64,18 @@ def test_vectors_that_once_failed(name: str):
 
 
 def test_a_wrong_number_is_found():
-    """A function that is another one in the limit, since it looks at the length it is given."""
-    wrong = Program(arrays.HEAD, (Step("", "x + (n == 10**8) * 1.0"),))
-    assert arrays.judge(wrong, 0).outcome in (Outcome.WRONG, Outcome.SKIPPED, Outcome.REFUSED)
+    """A function that is another one at finite width, which only the fuzzer's stand-in shows."""
+    wrong = Program(arrays.HEAD, (Step("", "x + 1.0 * (type(v).__name__ == '_Width')"),))
+    assert arrays.judge(wrong, 0).outcome is Outcome.WRONG
+
+
+def test_a_foreign_exception_is_found(monkeypatch: pytest.MonkeyPatch):
+    def broken(function: object) -> object:
+        raise KeyError("missing")
+
+    monkeypatch.setattr(tp, "leading", broken)
+    verdict = arrays.judge(Program(arrays.HEAD, (Step("", "x + y"),)), 0)
+    assert (verdict.outcome, verdict.text) == (Outcome.FOREIGN, "KeyError: 'missing'")
 
 
 def test_a_program_that_fails_is_made_small():

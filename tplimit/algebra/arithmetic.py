@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +17,7 @@ from tplimit.errors import (
     LimitWarning,
     NoLimitError,
 )
-from tplimit.interpreter.cancellation import of_summands
+from tplimit.interpreter.cancellation import Balance, of_summands
 from tplimit.interpreter.context import Context
 from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
@@ -62,6 +63,11 @@ def combined_stderr(*stderrs: Any) -> Any:
     return functools.reduce(jnp.hypot, known) if known else None
 
 
+def relative(stderr: Any, size: Any) -> Any:
+    """An error relative to a size; 0 for what is 0."""
+    return None if stderr is None else stderr / jnp.where(size > 0, size, 1)
+
+
 def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
     """A constant that leads only at absurd widths, such as Adam's ``eps`` against a gradient."""
     constant = leading.constant
@@ -92,33 +98,26 @@ def zero_mask(value: Tensor, shape: Any) -> Any:
     return jnp.ones(shape, bool) if value.vanishes else None
 
 
-def cancelled(ctx: Context, summands: Sequence[Any], axis: int | None) -> Exponents | None:
-    """1 for entries of a sum of coefficients that cancel, 0 for others; None if none is known to.
-
-    The summands are those of one order, with zeros where they have another.
-    """
-    varying = [x for x in summands if not isinstance(x, np.ndarray) or np.any(x)]
-    if len(varying) < 2 or not jnp.issubdtype(jnp.result_type(*varying), jnp.floating):
-        return None
-    mask = ctx.cancelling(lambda: of_summands(varying), axis)
+def cancelled(ctx: Context, balance: Balance, axis: int | None) -> Exponents | None:
+    """1 for entries of a sum of coefficients that cancel, 0 for others; None if none does."""
+    mask = ctx.cancelling(balance, axis)
     return None if mask is None else Exponents(mask.astype(object))
 
 
-def without_cancelled(
-    ctx: Context, total: Any, size: Callable[[], Any], exponents: Exponents, axis: int | None
-) -> tuple[Any, Exponents]:
-    """A sum over finite axes, and its exponents, with exact zeros where it cancels.
-
-    ``size()`` is the sum of the absolute values.
-    """
-    if not jnp.issubdtype(jnp.result_type(total), jnp.floating) or exponents == EXACT_ZERO:
-        return total, exponents
-    mask = ctx.cancelling(lambda: (total, size()), axis)
-    if mask is None:
-        return total, exponents
-    return jnp.where(mask, 0, total), exponents.map(
-        lambda e, m: NEVER if m else e, Exponents(mask.astype(object))
-    )
+def less_cancelled(ctx: Context, value: Tensor, balance: Balance) -> Tensor:
+    """A sum of one term, with exact zeros where it cancels."""
+    if not jnp.issubdtype(value.dtype, jnp.floating) or value.exponents == EXACT_ZERO:
+        return value
+    gone = cancelled(ctx, balance, value.axis)
+    if gone is None:
+        return value
+    mask = gone.mask(1)
+    (term,) = value.terms
+    stderr = None if term.stderr is None else jnp.where(mask, 0, term.stderr)
+    exponents = term.exponents.map(lambda e, m: NEVER if m else e, gone)
+    coefficient = jnp.where(mask, jnp.zeros((), value.dtype), term.coefficient)
+    term = replace(term, coefficient=coefficient, exponents=exponents, stderr=stderr)
+    return replace(value, terms=(term,))
 
 
 def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
@@ -136,10 +135,6 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     x, y = at_exponents(a, exponents), at_exponents(b, exponents)
     coefficient = x + y if sign > 0 else x - y
     remainder = a.remainder.maximum(b.remainder, lost)
-    gone = cancelled(ctx, [x, y if sign > 0 else -y], axis)
-    if gone is not None:
-        exponents = exponents.map(lambda e, m: NEVER if m else e, gone)
-        coefficient = jnp.where(exponents.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
     masks = zero_mask(a, jnp.shape(coefficient)), zero_mask(b, jnp.shape(coefficient))
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
@@ -147,7 +142,8 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     stderr = combined_stderr(stderr_at_exponents(a, exponents), stderr_at_exponents(b, exponents))
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
-    return tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
+    total = tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
+    return less_cancelled(ctx, total, lambda: of_summands([x, y if sign > 0 else -y]))
 
 
 def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
+from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -81,9 +82,8 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
     while (top := left[0].maximum(*left[1:])) != EXACT_ZERO:
-        met = [place for place, e in enumerate(left) if _meet(e, top)]
-        those = [parts[place] for place in met]
-        gone = arithmetic.cancelled(ctx, [arithmetic.at_exponents(p, top) for p in those], axis)
+        those = [part for part, e in zip(parts, left, strict=True) if _meet(e, top)]
+        gone = _cancelled(ctx, those, top, axis)
         if gone is not None:
             left = [e.map(lambda x, t, m: NEVER if m and x == t else x, top, gone) for e in left]
             continue
@@ -106,6 +106,16 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
         # Zeros of a single term stand for zeros of the value, and there may be something else.
         terms = [replace(terms[0], zeros=None)]
     return patches.with_patches(Tensor(tuple(terms), remainder, axis, space), *found)
+
+
+def _cancelled(
+    ctx: Context, parts: list[Tensor], top: Exponents, axis: int | None
+) -> Exponents | None:
+    """Where the sum of the parts that have these exponents cancels (``arithmetic.cancelled``)."""
+    if len(parts) == 1 or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in parts):
+        return None
+    summands = [arithmetic.at_exponents(part, top) for part in parts]
+    return arithmetic.cancelled(ctx, lambda: of_summands(summands), axis)
 
 
 def _lost(

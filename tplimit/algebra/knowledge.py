@@ -53,7 +53,8 @@ def decided(value: Tensor) -> jax.Array:
     """Whether the sign of a value decides something.
 
     Of a finite array some entry differs from 0 for sure, and none is so near that it vanishes by
-    symmetry (moment matching leaves round-off). Of a vector most coordinates do.
+    symmetry (moment matching leaves round-off). Of a vector most coordinates do, for every index
+    of its finite axes.
     """
     if value.stderr is None:
         return jnp.asarray(True)
@@ -61,7 +62,7 @@ def decided(value: Tensor) -> jax.Array:
         sure = jnp.abs(value.coefficient) > decisive(value) * value.stderr
         # Coordinates that are 0 without an error, on dead units, say nothing.
         silent = (value.coefficient == 0) & (value.stderr == 0)
-        return jnp.sum(sure) >= jnp.sum(~sure & ~silent)
+        return jnp.all(jnp.sum(sure, value.axis) >= jnp.sum(~sure & ~silent, value.axis))
     symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.stderr
     return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
 
@@ -91,7 +92,7 @@ def signs_known(ctx: Context, value: Tensor, what: str) -> None:
     )
     if value.stderr is not None and value.finite:
         ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.stderr), error)
-    ctx.check(significant(value), error)
+    ctx.check(significant(value) & decided(value), error)
     if value.axis is not None and not value.exact:
         zero = value.coefficient == 0
         if value.zeros is not None:

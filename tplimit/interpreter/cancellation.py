@@ -23,8 +23,9 @@ from jax import lax
 #: Name of a sum: its equation, and how many were asked about there before it.
 Name = tuple[int, int]
 
-#: Round-off of a run leaves less than this many units of the summands of a sum that cancels.
-_UNITS = 4096
+#: Round-off of a run leaves less of the summands of a sum that cancels than this many units, and
+#: in half precision than this share.
+_UNITS, _SHARE = 4096, 0.1
 
 
 class Question(NamedTuple):
@@ -89,5 +90,5 @@ def _confirmed(mask: np.ndarray, total: Any, size: Any, axis: int | None) -> jax
     """Whether of the marked entries of a sum nothing is left but round-off, on no coordinate."""
     if axis is not None:
         size = size + jnp.mean(size, axis, keepdims=True)
-    eps = float(jnp.finfo(total.dtype).eps)
-    return ~jnp.any(mask & (jnp.abs(total) > _UNITS * eps * size))
+    left = min(_UNITS * float(jnp.finfo(total.dtype).eps), _SHARE)
+    return ~jnp.any(mask & (jnp.abs(total) > left * size))

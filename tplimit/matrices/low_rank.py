@@ -75,13 +75,14 @@ class LowRank(Part):
         factor, gain = arithmetic.width_factor(ctx, rows.size)
         several = ctx.terms > 1
         met = factor * noise.inner(rows.block, self.columns)
-        error = self._error(factor, rows.block, met)
+        error = None if ctx.exact else self._error(factor, rows.block, met)
         symmetric = [(self.column_parity * parity).vanishes for parity in rows.parities]
         if several and any(symmetric):
-            met = jnp.where(rows.each(symmetric)[:, None], 0, met)
-            error = jnp.where(rows.each(symmetric)[:, None], 0, error)
+            never = rows.each(symmetric)[:, None]
+            met = jnp.where(never, 0, met)
+            error = None if error is None else jnp.where(never, 0, error)
         image, change = met @ self.rows, None
-        stderr = None if ctx.exact else error @ jnp.abs(self.rows)
+        stderr = None if error is None else error @ jnp.abs(self.rows)
         if several and rows.space is not None:
             weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
             met = noise.inner(rows.block * weights, self.columns) * ctx.root_n
@@ -106,7 +107,8 @@ class LowRank(Part):
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
-        return ProjectedUpdate(core, self.level, store, transposed, *masks)
+        share = arithmetic.relative(self.scale.stderr, jnp.abs(self.scale.coefficient))
+        return ProjectedUpdate(core, self.level, store, transposed, *masks, share)
 
     def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
         """The store of the matrix itself, else one that has been asked for these vectors."""

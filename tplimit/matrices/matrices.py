@@ -334,7 +334,9 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
     if level == NEVER:
         return replace(zero(rows, columns), remainder=rest.max())
     dtype = jnp.result_type(a.coefficient, b.coefficient)
-    one = tensor(np.ones((), dtype), Exponents(level), Exponents(rest.max()), stderr=_share(a, b))
+    one = tensor(
+        np.ones((), dtype), Exponents(level), Exponents(rest.max()), stderr=relative_error(a, b)
+    )
     left, right = ctx.ledger.rows(a), ctx.ledger.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
@@ -343,8 +345,8 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
     return Matrix(rows, columns, a.space, b.space, (part,))
 
 
-def _share(*factors: Tensor) -> Any:
-    """Sampling error of an outer product, relative to its size; None if there is none."""
+def relative_error(*factors: Tensor) -> Any:
+    """Sampling error of a product of vectors, relative to its size; None if there is none."""
     shares = [
         arithmetic.share(factor, tuple(range(len(factor.shape))))
         for factor in factors
@@ -362,6 +364,7 @@ __all__ = [
     "negative",
     "order_of",
     "outer",
+    "relative_error",
     "remainder_everywhere",
     "repeated",
     "scale",

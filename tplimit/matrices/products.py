@@ -10,7 +10,7 @@ import numpy as np
 from tplimit.algebra import arithmetic, expansion
 from tplimit.interpreter.context import Context
 from tplimit.matrices.low_rank import LowRank
-from tplimit.matrices.matrices import order_of, remainder_everywhere
+from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere
 from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
@@ -57,7 +57,10 @@ def _image(
     several = ctx.terms > 1
     for image in images:
         level, lost = exponents + image.lift, remainder + image.lift
-        mean = tensor(image.mean, level, lost, 1, matrix.row_space, image.stderr)
+        error = image.stderr
+        if several:  # else that of the vector is added to the whole image, see apply
+            error = arithmetic.combined_stderr(_image_stderr(ctx, x, image.mean), error)
+        mean = tensor(image.mean, level, lost, 1, matrix.row_space, error)
         if not several:
             rest = _clt(ctx, level, lost)
             mean = replace(mean, remainder=rest)
@@ -164,6 +167,9 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     for rows, columns, scale in (factor for factor in factors if factor is not None):
         x = tensor(rows, scale.exponents, scale.remainder, 1, b.row_space)
         image = with_one_exponent(apply(ctx, a, x, inner_size))
-        one = tensor(scale.coefficient, image.exponents, image.remainder)
+        share = relative_error(image)
+        errors = [scale.stderr, None if share is None else share * jnp.abs(scale.coefficient)]
+        error = arithmetic.combined_stderr(*errors)
+        one = tensor(scale.coefficient, image.exponents, image.remainder, stderr=error)
         parts.append(LowRank(image.coefficient, columns, one))
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)

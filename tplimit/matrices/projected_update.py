@@ -24,7 +24,8 @@ from tplimit.values.tensors import Tensor, tensor
 class ProjectedUpdate(Part):
     """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core.
 
-    ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all).
+    ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all),
+    ``share`` is the sampling error relative to the size, or None.
     """
 
     core: Any = field(metadata=FINITE)
@@ -33,6 +34,7 @@ class ProjectedUpdate(Part):
     transposed: bool = field(default=False, metadata=STATIC)
     row_mask: Any = field(default=None, metadata=ALONG)
     column_mask: Any = field(default=None, metadata=ALONG)
+    share: Any = field(default=None, metadata=FINITE)
 
     place = 1
 
@@ -67,16 +69,23 @@ class ProjectedUpdate(Part):
         gone = ctx.cancelling(lambda: of_summands((self.core, other.core)), None)
         if gone is not None and gone.all():
             return replace(self, exponent=NEVER)
+        core = self.core + other.core
+        errors = [None if p.share is None else p.share * _size(p.core) for p in (self, other)]
         return replace(
             self,
-            core=self.core + other.core,
+            core=core,
+            share=arithmetic.relative(arithmetic.combined_stderr(*errors), _size(core)),
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["ProjectedUpdate", Exponent]:
         core, level = self.core * factor.coefficient, self.exponent + factor.exponents.value
-        return replace(self, core=core, exponent=level), self.exponent + factor.remainder.max()
+        share = arithmetic.combined_stderr(
+            self.share, arithmetic.relative(factor.stderr, jnp.abs(factor.coefficient))
+        )
+        out = replace(self, core=core, exponent=level, share=share)
+        return out, self.exponent + factor.remainder.max()
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)
@@ -84,7 +93,8 @@ class ProjectedUpdate(Part):
         mean, change = (self._chosen(factor, array) for array in met)
         one = tensor(np.ones((), rows.block.dtype))
         unknown = [UNKNOWN] * len(rows.parities)
-        return Image(mean, change, one, self.exponent + gain, unknown, self.row_mask)
+        stderr = None if self.share is None else self.share * jnp.abs(mean)
+        return Image(mean, change, one, self.exponent + gain, unknown, self.row_mask, stderr)
 
     def _chosen(self, factor: float, array: Any) -> Any:
         """Images with exact zeros where there is nothing but round-off."""
@@ -113,6 +123,10 @@ class ProjectedUpdate(Part):
             return self
         room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
         return replace(self, core=jnp.pad(self.core, room))
+
+
+def _size(core: Any) -> Any:
+    return jnp.sqrt(jnp.sum(core * core, axis=(-2, -1)))
 
 
 def _either(a: Any, b: Any) -> Any:

@@ -149,10 +149,9 @@ def _uniform_product(
         stderr = arithmetic.product_stderr(
             a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims)
         )
-        if dims[0][0]:
-            sizes = lambda: ctx.rebind(abs(a.coefficient), abs(b.coefficient))
-            product, exponents = arithmetic.without_cancelled(ctx, product, sizes, exponents, axis)
-        return tensor(product, exponents, remainder, axis, space, stderr)
+        out = tensor(product, exponents, remainder, axis, space, stderr)
+        sizes = lambda: ctx.rebind(abs(a.coefficient), abs(b.coefficient))
+        return arithmetic.less_cancelled(ctx, out, lambda: (product, sizes()))
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
     factor, gain = arithmetic.width_factor(ctx, size)

@@ -81,16 +81,17 @@ def finite_sum(ctx: Context, value: Tensor, axes: tuple[int, ...]) -> Tensor:
     stderr = None
     if value.stderr is not None:
         stderr = jnp.sum(jnp.broadcast_to(value.stderr, value.shape), axes)
-    axis = value.axis
-    if axis is not None:
-        axis -= sum(1 for other in axes if other < axis)
+    axis = _left(value.axis, axes)
 
-    def size() -> Any:
-        return jnp.sum(jnp.where(leading, jnp.abs(value.coefficient), 0), axes)
-
-    c, exponents = arithmetic.without_cancelled(ctx, c, size, exponents, axis)
     zeros = None if value.zeros is None else jnp.all(value.zeros, axes)
-    return tensor(c, exponents, remainder, axis, value.space, stderr, zeros)
+    total = tensor(c, exponents, remainder, axis, value.space, stderr, zeros)
+    sizes = lambda: jnp.sum(jnp.where(leading, jnp.abs(value.coefficient), 0), axes)
+    return arithmetic.less_cancelled(ctx, total, lambda: (c, sizes()))
+
+
+def _left(axis: int | None, axes: tuple[int, ...]) -> int | None:
+    """Where an axis is when others are gone."""
+    return None if axis is None else axis - sum(1 for other in axes if other < axis)
 
 
 def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
@@ -170,9 +171,7 @@ def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any
             "Use an average over the width instead.",
         )
     value = with_one_exponent(value)
-    axis = value.axis
-    if axis is not None:
-        axis -= sum(1 for other in axes if other < axis)
+    axis = _left(value.axis, axes)
     remainder = Exponents(value.remainder.max())
     stderr = None
     if value.stderr is not None:
@@ -198,14 +197,13 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
             CancellationError,
             NEXT_TERM_ADVICE,
         )
-        if value.finite and value.stderr is not None:
+        if value.stderr is not None:
             spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
-            ctx.check(knowledge.decided(tensor(gap, value.exponents, stderr=spread)), error)
+            apart = tensor(gap, value.exponents, axis=_left(value.axis, axes), stderr=spread)
+            ctx.check(knowledge.decided(apart), error)
         if not value.exact:
             ctx.check(~knowledge.beyond_accident(gap == 0, value), error)
-    axis = value.axis
-    if axis is not None:
-        axis -= sum(1 for other in axes if other < axis)
+    axis = _left(value.axis, axes)
     return tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
     )

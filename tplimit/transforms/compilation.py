@@ -44,13 +44,14 @@ class _Plan:
     """A compiled way to run a program on inputs of one form.
 
     ``run`` and ``consume`` are the same; the second may reuse the memory of the stores.
-    ``cancelled`` tells whether some of its sums are taken to cancel, ``compiled`` for which
-    (consume, capacity) there has been a call.
+    ``form`` is that of the inputs, ``cancelled`` tells whether some of its sums are taken to
+    cancel, ``compiled`` for which (consume, capacity) there has been a call.
     """
 
     run: Callable[..., Any]
     consume: Callable[..., Any]
     revealed: dict[int, int]
+    form: Any
     cancelled: bool
     compiled: set[tuple[bool, int]] = field(default_factory=set)
 
@@ -64,12 +65,12 @@ class _Planning:
     """A program with its plans, for all evaluators that traced an equal one.
 
     ``deciding`` are the finite variables whose values have to be known before a run; ``refuted``
-    are sums that a rehearsal took to cancel, and a run did not.
+    are sums that a rehearsal took to cancel and a run did not, by the form of the values.
     """
 
     program: Program
     deciding: list[Slot] = field(default_factory=list)
-    refuted: set[Name] = field(default_factory=set)
+    refuted: dict[Any, set[Name]] = field(default_factory=dict)
     plans: Store[_Plan] = field(default_factory=lambda: Store(_PLANS))
 
 
@@ -182,7 +183,7 @@ class Evaluator:
             out, refuted = self._run(plan, program, values, revealed, call)
             if not refuted:
                 return out
-            planning.refuted.update(refuted)
+            planning.refuted.setdefault(plan.form, set()).update(refuted)
 
     def _run(
         self,
@@ -238,18 +239,17 @@ def _plan(
 ) -> _Plan:
     program = planning.program
     bank = None if revealed is None else revealed.bank
-    form = (_form(values), _repeated(values), _form(bank), axes, len(planning.refuted))
+    form = (_form(values), _repeated(values), _form(bank), axes)
+    refuted = frozenset(planning.refuted.get(form, ()))
     decisions = Decisions(program, values, axes)
     for slot in planning.deciding:
         decisions(slot)
-    make = functools.partial(
-        _planned, program, values, bank, decisions, axes, frozenset(planning.refuted)
-    )
-    plan = planning.plans.get((form, decisions.key), make)
+    make = functools.partial(_planned, program, values, bank, decisions, axes, form, refuted)
+    plan = planning.plans.get((form, refuted, decisions.key), make)
     new = [slot for slot in decisions.made if slot not in planning.deciding]
     if new:  # asked for the first time
         planning.deciding += new
-        return planning.plans.get((form, decisions.key), lambda: plan)
+        return planning.plans.get((form, refuted, decisions.key), lambda: plan)
     return plan
 
 
@@ -335,6 +335,7 @@ def _planned(
     bank: Bank | None,
     decisions: Decisions,
     axes: tuple[int | None, ...] | None,
+    form: Any,
     refuted: frozenset[Name],
 ) -> _Plan:
     """Rehearse a program, and prepare its compilation."""
@@ -362,9 +363,8 @@ def _planned(
     for (index, _), count in learnt.asked.rows.items():
         revealed[index] = revealed.get(index, 0) + count
     all_runs = _mapped(run, bank, axes)
-    return _Plan(
-        jax.jit(all_runs), jax.jit(all_runs, donate_argnums=0), revealed, bool(learnt.cancelled)
-    )
+    consuming = jax.jit(all_runs, donate_argnums=0)
+    return _Plan(jax.jit(all_runs), consuming, revealed, form, bool(learnt.cancelled))
 
 
 def _refuted(held: Sequence[Held]) -> list[Name]:

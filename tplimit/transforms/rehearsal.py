@@ -216,7 +216,7 @@ def _few(
         else:
             name = unseen.setdefault(id(array), len(unseen))
             array = generic(array.shape, array.dtype, name, 6)
-        if axis is not None:
+        if axis is not None and axis < array.ndim and array.shape[axis] > 1:
             length = array.shape[axis] * size // bank.n
             start = number * (array.shape[axis] - length) // (_DRAWS - 1)
             array = np.take(array, range(start, start + length), axis)
