@@ -63,11 +63,6 @@ def combined_stderr(*stderrs: Any) -> Any:
     return functools.reduce(jnp.hypot, known) if known else None
 
 
-def relative(stderr: Any, size: Any) -> Any:
-    """An error relative to a size; 0 for what is 0."""
-    return None if stderr is None else stderr / jnp.where(size > 0, size, 1)
-
-
 def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
     """A constant that leads only at absurd widths, such as Adam's ``eps`` against a gradient."""
     constant = leading.constant

@@ -13,13 +13,13 @@ import numpy as np
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, LimitError
 from tplimit.interpreter.context import Context
 from tplimit.values.exponents import NEGLIGIBLE, NEVER
+from tplimit.values.sampling_errors import ORDINARY_SIGMAS
 from tplimit.values.tensors import Tensor
 
 #: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
 #: carried to first order and combined pessimistically; where a value is merely divided by or
 #: compared, and does not grow with the width, less is asked.
 ZERO_SIGMAS = 5.0
-ORDINARY_SIGMAS = 2.0
 SYMMETRIC_SHARE = 1e-5
 
 

@@ -22,6 +22,7 @@ from tplimit.program.tracing import (
 from tplimit.program.traits import Kind, Refused, kind_of
 from tplimit.values.exponents import EXACT_ZERO, NEVER
 from tplimit.values.parity import EVEN
+from tplimit.values.sampling_errors import with_bounded_errors
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_parity
 
 
@@ -84,7 +85,8 @@ def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         if error.location is None:
             ctx.fail(error.reason, WidthError, error.advice or "")
         raise
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    many = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [with_bounded_errors(out) if isinstance(out, Tensor) else out for out in many]
 
 
 def _form(ctx: Context, equation: Equation, with_matrices: bool) -> Form:

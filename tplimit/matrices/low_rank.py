@@ -10,7 +10,7 @@ from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
 from tplimit.interpreter.context import Context
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
-from tplimit.matrices.projected_update import ProjectedUpdate
+from tplimit.matrices.projected_update import ProjectedUpdate, bounded_share
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Parity
@@ -107,7 +107,7 @@ class LowRank(Part):
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
-        share = arithmetic.relative(self.scale.stderr, jnp.abs(self.scale.coefficient))
+        share = bounded_share(self.scale.stderr, jnp.abs(self.scale.coefficient))
         return ProjectedUpdate(core, self.level, store, transposed, *masks, share)
 
     def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:

@@ -16,6 +16,7 @@ from tplimit.matrices.parts import Image, Part, Rows
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
+from tplimit.values.sampling_errors import bounded
 from tplimit.values.tensors import Tensor, tensor
 
 
@@ -25,7 +26,7 @@ class ProjectedUpdate(Part):
     """``n^exponent P^T K Q`` in the revealed bases of a store; ``K`` ``(C, C)`` is the core.
 
     ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all),
-    ``share`` is the sampling error relative to the size, or None.
+    ``share`` is the sampling error relative to the size, or None (see ``values.sampling_errors``).
     """
 
     core: Any = field(metadata=FINITE)
@@ -74,16 +75,15 @@ class ProjectedUpdate(Part):
         return replace(
             self,
             core=core,
-            share=arithmetic.relative(arithmetic.combined_stderr(*errors), _size(core)),
+            share=bounded_share(arithmetic.combined_stderr(*errors), _size(core)),
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["ProjectedUpdate", Exponent]:
         core, level = self.core * factor.coefficient, self.exponent + factor.exponents.value
-        share = arithmetic.combined_stderr(
-            self.share, arithmetic.relative(factor.stderr, jnp.abs(factor.coefficient))
-        )
+        own = bounded_share(factor.stderr, jnp.abs(factor.coefficient))
+        share = arithmetic.combined_stderr(self.share, own)
         out = replace(self, core=core, exponent=level, share=share)
         return out, self.exponent + factor.remainder.max()
 
@@ -123,6 +123,13 @@ class ProjectedUpdate(Part):
             return self
         room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
         return replace(self, core=jnp.pad(self.core, room))
+
+
+def bounded_share(error: Any, size: Any) -> Any:
+    """A bounded error relative to the size; None if there is none."""
+    if error is None:
+        return None
+    return bounded(error, size) / jnp.where(size > 0, size, 1)
 
 
 def _size(core: Any) -> Any:
