@@ -105,6 +105,51 @@ def test_updates_keep_their_error_from_call_to_call():
     error_of(tp.CancellationError, moved, update(theta))
 
 
+def test_vectors_keep_their_error_from_call_to_call():
+    """A small part of the vector is an accident, which is all that a difference leaves."""
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, terms=1)
+    update = tp.limit(lambda t: (t, {**t, "u": t["u"] - small(t) * t["w"]}))
+    moved = tp.leading(lambda s: jnp.mean((s[1]["u"] - s[0]["u"]) ** 2))
+    error_of(tp.CancellationError, moved, update(theta))
+
+
+def test_two_means_that_are_equal_in_truth():
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, terms=1)
+    kept = tp.limit(lambda t: (t, jnp.mean(t["v"] ** 2) * t["u"] - jnp.mean(t["w"] ** 2) * t["u"]))
+    error_of(tp.CancellationError, tp.limit(lambda s: jnp.mean(s[1] > 0)), kept(theta))
+
+
+@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_errors_do_not_grow_with_training(terms: int):
+    """ReLU networks in muP at a rate near the edge of stability: every step is decided.
+
+    Their bars are wider than the spread over keys, by a bounded factor.
+    """
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    y = jnp.sign(x[:, 0])
+    declared = {"U": tp.normal((3, n)), "v": tp.normal((n,))}
+    declared |= {name: tp.normal((n, n), std=n**-0.5) for name in ("W1", "W2")}
+    rates = {"U": 1.0, "W1": 0.0, "W2": 0.0, "v": 1.0}
+
+    def loss(t: Theta) -> jax.Array:
+        h = jax.nn.relu(x @ t["U"] / jnp.sqrt(3))
+        h = jax.nn.relu(jax.nn.relu(h @ t["W1"]) @ t["W2"])
+        return jnp.mean((h @ t["v"] / N(t) - y) ** 2) / 2
+
+    def step(t: Theta) -> tuple[Theta, jax.Array]:
+        scales = {name: jnp.power(1.0 * N(t), power) for name, power in rates.items()}
+        move = lambda p, scale, g: p - scale * g
+        return jax.tree.map(move, t, scales, jax.grad(loss)(t)), loss(t)
+
+    state: Any = tp.sample(declared, jax.random.key(0), width=tp.inf, samples=256, terms=terms)
+    train = tp.limit(step)
+    for _ in range(20):
+        state, value = train(state)
+    last = tp.leading(lambda t: 1 + loss(t))(state)
+    assert value < 0.5
+    assert last.stderr < 0.5 * last.coefficient
+
+
 def test_what_has_no_error_has_none():
     theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024)
     found = tp.leading(lambda t: jnp.mean((t["W"] @ t["v"]) ** 2))(theta)

@@ -26,7 +26,8 @@ def bounded(stderr: Any, size: Any) -> Any:
     it has added, and errors that hide nothing stay small.
     """
     hidden = ORDINARY_SIGMAS * stderr > size
-    return jnp.minimum(stderr, jnp.where(hidden, size, ORDINARY_SHARE * size))
+    most = jnp.where(hidden, size, ORDINARY_SHARE * size)
+    return jnp.where(size == 0, stderr, jnp.minimum(stderr, most))
 
 
 def with_bounded_errors(value: Tensor) -> Tensor:
