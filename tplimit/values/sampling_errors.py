@@ -23,11 +23,11 @@ def bounded(stderr: Any, size: Any) -> Any:
 
     Errors are added up as if nothing damped them. Those of a training run would grow exponentially
     and hide all, whereas the motion of its particles does not: an accident is no larger than what
-    it has added, and errors that hide nothing stay small.
+    it has added, and errors that hide nothing stay small. What is 0 on the dead units of a gate
+    has none.
     """
     hidden = ORDINARY_SIGMAS * stderr > size
-    most = jnp.where(hidden, size, ORDINARY_SHARE * size)
-    return jnp.where(size == 0, stderr, jnp.minimum(stderr, most))
+    return jnp.minimum(stderr, jnp.where(hidden, size, ORDINARY_SHARE * size))
 
 
 def with_bounded_errors(value: Tensor) -> Tensor:
