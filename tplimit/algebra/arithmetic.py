@@ -190,11 +190,17 @@ def product_stderr(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) ->
     return combined_stderr(first, second)
 
 
-def pointwise_stderr(fn: Callable[[Any], Any], value: Tensor) -> Any:
-    if value.stderr is None:
-        return None
-    tangent = jnp.broadcast_to(value.stderr, jnp.shape(value.coefficient))
-    return jnp.abs(jax.jvp(fn, (jnp.asarray(value.coefficient),), (tangent,))[1])
+def pointwise_stderr(fn: Callable[..., Any], *values: Tensor) -> Any:
+    """First-order standard error of a function that acts entry by entry."""
+    arrays = [jnp.asarray(value.coefficient) for value in values]
+
+    def share(place: int, stderr: Any) -> Any:
+        alone = lambda x: fn(*arrays[:place], x, *arrays[place + 1 :])
+        tangent = jnp.broadcast_to(stderr, arrays[place].shape)
+        return jnp.abs(jax.jvp(alone, (arrays[place],), (tangent,))[1])
+
+    noisy = [(place, value.stderr) for place, value in enumerate(values)]
+    return combined_stderr(*(share(*one) for one in noisy if one[1] is not None))
 
 
 def not_finite(value: Tensor) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from tplimit.program.tracing import Equation
 from tplimit.program.traits import Refused, kind_of
 from tplimit.values.exponents import NEVER, Exponents
+from tplimit.values.sampling_errors import summed_errors
 from tplimit.values.tensors import Tensor, Value, exactly, leading_term, tensor
 
 Bind = Callable[..., Any]
@@ -45,20 +46,22 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
         return None
     remainder = Exponents(max(v.remainder.max() for v in tensors))
     arrays = [jnp.asarray(v.coefficient) for v in tensors]
-    errors = [_tangent(array, value.stderr) for array, value in zip(arrays, tensors, strict=True)]
 
-    def function(*inputs: Any) -> Any:
-        return bind(primitive, *inputs, **equation.params)
+    def function(*inputs: Any) -> list[Any]:
+        out = bind(primitive, *inputs, **equation.params)
+        return list(out) if primitive.multiple_results else [out]
 
-    out, tangents = jax.jvp(function, tuple(arrays), tuple(errors))
-    pairs = zip(out, tangents, strict=True) if primitive.multiple_results else [(out, tangents)]
+    def pushed(*changes: Any) -> list[Any]:
+        tangents = [
+            change if array.dtype.kind == "f" else np.zeros(array.shape, jax.dtypes.float0)
+            for array, change in zip(arrays, changes, strict=True)
+        ]
+        changed = jax.jvp(function, tuple(arrays), tuple(tangents))[1]
+        return [jnp.zeros(t.shape) if t.dtype == jax.dtypes.float0 else t for t in changed]
+
+    out = function(*arrays)
+    errors = summed_errors(pushed, arrays, [value.stderr for value in tensors])
     return [
-        tensor(o, remainder=remainder, stderr=jnp.abs(t) if o.dtype.kind == "f" else None)
-        for o, t in pairs
+        tensor(o, remainder=remainder, stderr=e if o.dtype.kind == "f" else None)
+        for o, e in zip(out, errors or [None] * len(out), strict=True)
     ]
-
-
-def _tangent(array: jax.Array, stderr: Any) -> Any:
-    if array.dtype.kind != "f":
-        return np.zeros(array.shape, jax.dtypes.float0)
-    return jnp.zeros_like(array) if stderr is None else jnp.broadcast_to(stderr, array.shape)

@@ -235,4 +235,6 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
             NoLimitError,
         )
     remainder = a.remainder.maximum(b.remainder)
-    return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, remainder, axis, space)
+    stderr = arithmetic.pointwise_stderr(ctx.rebind, a, b)
+    out = ctx.rebind(a.coefficient, b.coefficient)
+    return tensor(out, ORDER_ONE, remainder, axis, space, stderr)

@@ -23,6 +23,7 @@ from tplimit.program.tracing import Aval, Equation
 from tplimit.program.traits import Linear, linear_places
 from tplimit.values.exponents import Exponents, Size
 from tplimit.values.rearranging import with_common_exponents
+from tplimit.values.sampling_errors import summed_errors
 from tplimit.values.tensors import Tensor, Value, tensor
 
 #: Length of a common width in the arrays on which an operation is tried out.
@@ -55,13 +56,26 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     apply = _function(equation, ctx.resolve(equation.params), arrays)
     top, lost = linear[0].exponents, Exponents(max(v.remainder.max() for v in linear))
     space = ctx.spaces.unify(*(value.space for value in linear))
-    stderrs = [value.stderr for value in linear]
-    errors = _errors(apply, places, arrays, stderrs)
     out: list[Value] = []
-    for array, aval, error in zip(apply(*arrays), equation.out_avals, errors, strict=True):
+    results = apply(*arrays)
+    found = _errors(apply, places, arrays, [value.stderr for value in linear])
+    errors = found or [None] * len(results)
+    for array, aval, error in zip(results, equation.out_avals, errors, strict=True):
         axis = aval.width_axes[0] if aval.width_axes else None
         out.append(tensor(array, top, lost, axis, space if axis is not None else None, error))
     return out
+
+
+def _errors(
+    apply: Callable[..., list[Any]], places: Sequence[int], arrays: Sequence[Any], stderrs: Any
+) -> list[Any]:
+    def pushed(*changes: Any) -> list[Any]:
+        operands = [*arrays]
+        for place, change in zip(places, changes, strict=True):
+            operands[place] = change
+        return apply(*operands)
+
+    return summed_errors(pushed, [arrays[place] for place in places], stderrs)
 
 
 def _function(equation: Equation, params: Any, arrays: Sequence[Any]) -> Callable[..., list[Any]]:
@@ -75,28 +89,6 @@ def _function(equation: Equation, params: Any, arrays: Sequence[Any]) -> Callabl
         return list(out) if equation.primitive.multiple_results else [out]
 
     return apply
-
-
-def _errors(
-    apply: Callable[..., list[Any]], places: Sequence[int], arrays: list[Any], stderrs: list[Any]
-) -> list[Any]:
-    """Standard errors of the results: pessimistic sums over those of the operands."""
-    totals: list[Any] = [None] * len(apply(*arrays))
-    for place, stderr in zip(places, stderrs, strict=True):
-        if stderr is None:
-            continue
-        array = arrays[place]
-        stderr = jnp.broadcast_to(stderr, array.shape).reshape(-1)
-
-        def share(number: Any, place: int = place, array: Any = array, stderr: Any = stderr) -> Any:
-            unit = jnp.zeros(array.size, array.dtype).at[number].set(stderr[number])
-            others = [jnp.zeros_like(a) if k in places else a for k, a in enumerate(arrays)]
-            others[place] = unit.reshape(array.shape)
-            return [jnp.abs(out) for out in apply(*others)]
-
-        found = [jnp.sum(part, axis=0) for part in jax.lax.map(share, jnp.arange(array.size))]
-        totals = [new if old is None else old + new for old, new in zip(totals, found, strict=True)]
-    return totals
 
 
 # --- trying out

@@ -1,13 +1,17 @@
-"""Sampling errors of vectors and updates: whether they hide a value, not how wide they are.
+"""Sampling errors: how they pass through functions, and what becomes of those of vectors.
 
-The error of a vector is that of its finite factors, the same for all coordinates. It is carried
-along so that a vector decides nothing whose leading coefficient is an accident of the particles:
-`e * u` where `e` is a mean that is 0 in truth, or `a * u - b * u` where `a` equals `b` in truth.
+The error of a number tells how far it is from the truth. That of a vector tells whether it is
+hidden, not how wide it is: it is that of its finite factors, the same for all coordinates. It is
+carried along so that a vector decides nothing whose leading coefficient is an accident of the
+particles: `e * u` where `e` is a mean that is 0 in truth, or `a * u - b * u` where `a` equals `b`
+in truth.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from tplimit.values.tensors import Tensor, Term
@@ -41,3 +45,31 @@ def _bounded_term(term: Term) -> Term:
     if term.stderr is None:
         return term
     return replace(term, stderr=bounded(term.stderr, jnp.abs(term.coefficient)))
+
+
+def summed_errors(
+    pushed: Callable[..., Sequence[Any]], arrays: Sequence[Any], stderrs: Sequence[Any]
+) -> list[Any]:
+    """First-order errors of a function of arrays: ``sum_j |J_ij| e_j`` over all their entries.
+
+    ``pushed(*changes)`` are the changes of its results, ``J`` times the changes of its operands.
+    Whatever the errors have in common, the sum is no less than the error. None for all results if
+    no operand has an error.
+    """
+    none = [jnp.zeros_like(array) for array in arrays]
+    totals: list[Any] = []
+    for place, stderr in enumerate(stderrs):
+        if stderr is None:
+            continue
+        array = arrays[place]
+        errors = jnp.broadcast_to(stderr, array.shape).reshape(-1)
+
+        def share(number: Any, place: int = place, errors: Any = errors) -> list[Any]:
+            unit = jnp.zeros_like(errors).at[number].set(errors[number])
+            changes = [*none]
+            changes[place] = unit.reshape(arrays[place].shape)
+            return [jnp.abs(out) for out in pushed(*changes)]
+
+        found = [jnp.sum(part, axis=0) for part in jax.lax.map(share, jnp.arange(array.size))]
+        totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+    return totals
