@@ -14,12 +14,25 @@ from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
 from tplimit.rules.along import joined
 from tplimit.rules.discrete import flips
-from tplimit.rules.reductions import arg_extremum, reduce_extremum
+from tplimit.rules.reductions import (
+    arg_extremum,
+    extremum_along,
+    largest_are_known,
+    reduce_extremum,
+)
 from tplimit.rules.terms import leading_of, root_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Tensor, knowing, tensor, with_parity
+from tplimit.values.tensors import (
+    Extremum,
+    Tensor,
+    knowing,
+    leading_term,
+    tensor,
+    with_one_exponent,
+    with_parity,
+)
 
 _comparison = RULES.of_kind(Relation)
 
@@ -36,6 +49,9 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     if a.dtype.kind != "f":
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
+    chosen = _chosen(ctx, a, b)
+    if chosen is not None:
+        return chosen
     exponents = a.exponents.maximum(b.exponents)
     x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     infinite = arithmetic.infinite(a) or arithmetic.infinite(b)
@@ -52,6 +68,75 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
 
 def _is_equality(ctx: Context) -> bool:
     return ctx.equation.primitive in (p.eq_p, p.ne_p)
+
+
+def _chosen(ctx: Context, a: Tensor, b: Tensor) -> Tensor | None:
+    """Whether a value is the extremum of several (derivatives of extrema ask), if it is about that.
+
+    It is where it is not less than the others. Of those only the difference is known: a value and
+    the extremum have the same unknown part where they are the same.
+    """
+    if not _is_equality(ctx):
+        return None
+    for value, extremum in ((a, b), (b, a)):
+        known = extremum.facts.extremum_of
+        if known is None:
+            continue
+        # A zero is made anew wherever it is written.
+        same = [one is value or (one.vanishes and value.vanishes) for one in known.candidates]
+        if not any(same):
+            continue
+        if known.axes:
+            return _largest_along(ctx, value, extremum, known)
+        if not all(same):
+            return _not_less(ctx, value, known.candidates[same.index(False)], known.side)
+    return None
+
+
+def _not_less(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Mask of ``a >= b`` (side 1) or ``a <= b`` (-1) for an equality with the extremum."""
+    kind, what = ctx.kind, "A comparison"
+    assert isinstance(kind, Relation)
+    if ctx.terms > 1:
+        difference = expansion.minus(ctx, a, b)
+        signs, share, parity = expansion.sign_of(ctx, difference, what)
+        return expansion.mask_of(kind.function(side * signs >= 0, True), share, parity, difference)
+    difference = arithmetic.add(ctx, a, b, sign=-1)
+    ctx.check(knowledge.decided(difference), knowledge.undecided(ctx, what))
+    if not difference.exact:
+        tied = difference.coefficient == 0
+        tied = tied if difference.zeros is None else tied & ~difference.zeros
+        error = knowledge.undecided(ctx, what, tied=True)
+        ctx.check(~knowledge.beyond_accident(tied, difference), error)
+    holds = kind.function(side * difference.coefficient >= 0, True)
+    return tensor(holds, ORDER_ONE, flips(difference), difference.axis, difference.space)
+
+
+def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremum) -> Tensor | None:
+    """Mask of the entries along axes that are the extremum, by all known terms."""
+    kept = tuple(1 if i in known.axes else size for i, size in enumerate(value.shape))
+    if extremum.shape != kept or value.axis in known.axes:
+        return None
+    kind, what = ctx.kind, "Which of several values is the extremum"
+    assert isinstance(kind, Relation)
+    first = with_one_exponent(leading_term(value))
+    if ctx.terms == 1:
+        largest_are_known(ctx, first, known.axes, known.side, what)
+        equal = first.coefficient == with_one_exponent(extremum).coefficient
+        holds = kind.function(equal, True)
+        return tensor(holds, ORDER_ONE, flips(first), value.axis, value.space)
+    # Where leading terms are equal the others decide.
+    largest_are_known(ctx, replace(first, remainder=EXACT_ZERO), known.axes, known.side, what)
+    difference = expansion.minus(ctx, value, extremum)
+    zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
+    equal = functools.reduce(jnp.logical_and, zeros)
+    if not value.exact:
+        tied = jnp.sum(equal, known.axes) > 1
+        ctx.check(~knowledge.beyond_accident(tied, value), knowledge.undecided(ctx, what, True))
+    below = max([value.remainder.max(), *(term.exponents.max() for term in value.terms[1:])])
+    share = NEVER if below == NEVER else below - first.exponents.max()
+    parity = expansion.plus_parity([value])
+    return expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
 
 
 def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any) -> None:
@@ -82,7 +167,8 @@ def comparison_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor
     positive = (primitive is p.gt_p and b.vanishes) or (primitive is p.lt_p and a.vanishes)
     if positive:
         a, b = part_of(a), part_of(b)
-    mask = _mask(ctx, a, b)
+    chosen = _chosen(ctx, a, b)
+    mask = _mask(ctx, a, b) if chosen is None else chosen
     if positive and mask.axis is not None:
         mask = knowing(mask, positive_part_of=b if primitive is p.lt_p else a)
     if a.vanishes or b.vanishes:
@@ -135,7 +221,12 @@ def larger(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
 @RULES(p.max_p, p.min_p)
 def extremum(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     """Maximum and minimum: positively homogeneous, so they act on the leading coefficients."""
-    return _extremum(ctx, a, b, _side(ctx))
+    return _with_candidates(a, b, _side(ctx), _extremum(ctx, a, b, _side(ctx)))
+
+
+def _with_candidates(a: Tensor, b: Tensor, side: int, out: Tensor) -> Tensor:
+    """The extremum of two values, of which is known that it is one."""
+    return out if out is a or out is b else knowing(out, extremum_of=Extremum((a, b), (), side))
 
 
 def _side(ctx: Context) -> int:
@@ -198,7 +289,7 @@ def _extremum_zeros(a: Tensor, b: Tensor, x: Any, y: Any, side: int) -> Any:
 
 @extremum.several
 def extremum_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
-    return _extremum_of_series(ctx, a, b, _side(ctx))
+    return _with_candidates(a, b, _side(ctx), _extremum_of_series(ctx, a, b, _side(ctx)))
 
 
 def _extremum_of_series(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
@@ -287,11 +378,12 @@ def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params
 @reduce_extremum.several
 def largest_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
     """Maximum along finite axes."""
+    array = value
     simple = not value.terms[1:] and not value.patches and value.exponents.uniform
     if simple or value.axis in axes or value.dtype.kind != "f":
-        return leading_of(ctx, value)
+        return extremum_along(ctx, array, axes, leading_of(ctx, value))
     for axis in sorted(axes, reverse=True):
         (value,) = joined(
             (value,), axis, lambda a, b: (expansion.extremum(ctx, a[0], b[0], _side(ctx)),)
         )
-    return value
+    return extremum_along(ctx, array, axes, value)

@@ -15,7 +15,7 @@ from tplimit.rules.contraction import permuted_matrices
 from tplimit.values.exponents import EXACT_ZERO, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import have_common_exponents, rearranged, with_common_exponents
-from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_parity
+from tplimit.values.tensors import Matrices, Tensor, Value, knowing, tensor, with_parity
 
 NO_ORDER = "The coordinates along a width are exchangeable: they have no order and no first one."
 
@@ -79,7 +79,14 @@ def broadcast(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Val
         return _broadcast_to_matrix(ctx, value)
     if value.vanishes:
         return _zeros(ctx, value)
-    return moved(ctx, value)
+    return _with_axes_of_length_one(value, moved(ctx, value))
+
+
+def _with_axes_of_length_one(value: Tensor, out: Tensor) -> Tensor:
+    """A result with the same entries: it may be the extremum of an array along such axes."""
+    if value.facts.extremum_of is None or np.prod(value.shape) != np.prod(out.shape):
+        return out
+    return knowing(out, extremum_of=value.facts.extremum_of)
 
 
 def _zeros(ctx: Context, value: Tensor) -> Tensor:
@@ -137,7 +144,7 @@ def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value
     if value.axis is not None and value.axis > 0 and len(new) < len(value.shape):
         # Exponents may differ along finite axes only, also after a merge with a width.
         (value,) = with_common_exponents([value], ctx.terms)
-    return moved(ctx, value)
+    return _with_axes_of_length_one(value, moved(ctx, value))
 
 
 def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> None:

@@ -20,7 +20,16 @@ from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents, Size
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
-from tplimit.values.tensors import Matrices, Tensor, Value, tensor, with_one_exponent, with_parity
+from tplimit.values.tensors import (
+    Extremum,
+    Matrices,
+    Tensor,
+    Value,
+    knowing,
+    tensor,
+    with_one_exponent,
+    with_parity,
+)
 
 
 @RULES(p.reduce_sum_p)
@@ -170,15 +179,51 @@ def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any
             NoLimitError,
             "Use an average over the width instead.",
         )
-    value = with_one_exponent(value)
+    array, value = value, with_one_exponent(value)
     axis = _left(value.axis, axes)
     remainder = Exponents(value.remainder.max())
     stderr = None
     if value.stderr is not None:
         stderr = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes)
-    return tensor(
+    out = tensor(
         ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, stderr
     )
+    return extremum_along(ctx, array, axes, out)
+
+
+def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tensor) -> Tensor:
+    """The extremum of a value along axes, of which is known that it is one."""
+    side = -1 if ctx.equation.primitive is p.reduce_min_p else 1
+    return knowing(out, extremum_of=Extremum((value,), axes, side))
+
+
+def largest_are_known(
+    ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str
+) -> None:
+    """Check, when the run is over, which entry along finite axes is the largest (smallest)."""
+    value = with_one_exponent(value)
+    if np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes:
+        return
+    axis = _left(value.axis, axes)
+
+    def along(array: Any) -> Any:
+        front = jnp.moveaxis(jnp.broadcast_to(array, value.shape), axes, range(len(axes)))
+        return front.reshape(-1, *front.shape[len(axes) :])
+
+    ordered = jnp.sort(side * along(value.coefficient), axis=0)
+    gap = ordered[-1] - ordered[-2]
+    error = ctx.error(
+        f"{what} is not known: the largest entries are equal within their "
+        "sampling error, or to leading order.",
+        CancellationError,
+        NEXT_TERM_ADVICE,
+    )
+    if value.stderr is not None:
+        spread = jnp.max(along(value.stderr), axis=0)
+        apart = tensor(gap, value.exponents, axis=axis, stderr=spread)
+        ctx.check(knowledge.decided(apart), error)
+    if not value.exact:
+        ctx.check(~knowledge.beyond_accident(gap == 0, value), error)
 
 
 @RULES(p.argmax_p, p.argmin_p)
@@ -187,22 +232,8 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     if value.axis in axes:
         _no_order(ctx)
     value = with_one_exponent(value)
-    if value.shape[axes[0]] > 1 and not value.vanishes:
-        sign = 1 if ctx.equation.primitive is p.argmax_p else -1
-        ordered = jnp.sort(sign * jnp.asarray(value.coefficient), axis=axes[0])
-        gap = jnp.take(ordered, -1, axes[0]) - jnp.take(ordered, -2, axes[0])
-        error = ctx.error(
-            "The index of an extremum is not known: the largest entries are equal within their "
-            "sampling error, or to leading order.",
-            CancellationError,
-            NEXT_TERM_ADVICE,
-        )
-        if value.stderr is not None:
-            spread = jnp.max(jnp.broadcast_to(value.stderr, value.shape), axes[0])
-            apart = tensor(gap, value.exponents, axis=_left(value.axis, axes), stderr=spread)
-            ctx.check(knowledge.decided(apart), error)
-        if not value.exact:
-            ctx.check(~knowledge.beyond_accident(gap == 0, value), error)
+    side = 1 if ctx.equation.primitive is p.argmax_p else -1
+    largest_are_known(ctx, value, axes, side, "The index of an extremum")
     axis = _left(value.axis, axes)
     return tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tplimit.values.tensors import Tensor, Term
+from tplimit.values.tensors import Tensor, Term, knowing
 
 #: From this many standard errors on, a value that does not grow with the width differs from 0.
 ORDINARY_SIGMAS = 2.0
@@ -38,7 +38,8 @@ def with_bounded_errors(value: Tensor) -> Tensor:
     """A vector with the errors of its coordinates bounded; numbers keep theirs."""
     if value.axis is None or all(term.stderr is None for term in value.terms):
         return value
-    return replace(value, terms=tuple(map(_bounded_term, value.terms)))
+    out = replace(value, terms=tuple(map(_bounded_term, value.terms)))
+    return knowing(out, **value.facts._asdict())
 
 
 def _bounded_term(term: Term) -> Term:

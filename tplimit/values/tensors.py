@@ -105,6 +105,14 @@ class MatrixRemainder:
         return self.bound + self.row_share + self.column_share
 
 
+class Extremum(NamedTuple):
+    """Of which values a value is the largest (side 1) or smallest (-1), see ``Facts``."""
+
+    candidates: "tuple[Tensor, ...]"
+    axes: tuple[int, ...]
+    side: int
+
+
 class Facts(NamedTuple):
     """What a program tells of a value beyond its terms.
 
@@ -112,11 +120,14 @@ class Facts(NamedTuple):
         zero_with: a vector where it is 0 this value is 0, too (a mask: changes).
         positive_part_of: the vector whose positive part it is (a mask: whose sign it tells).
         stacked: the values that it is a stack of, along its first axis.
+        extremum_of: the values of which it is the larger (1) or the smaller (-1) one, entry by
+            entry, or along finite axes that it has with length one.
     """
 
     zero_with: "Tensor | None" = None
     positive_part_of: "Tensor | None" = None
     stacked: "tuple[Value, ...] | None" = None
+    extremum_of: "Extremum | None" = None
 
 
 NO_FACTS = Facts()
