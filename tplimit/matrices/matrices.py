@@ -7,6 +7,7 @@ import functools
 import operator
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from tplimit.values.rearranging import at
 from tplimit.values.tensors import (
     Matrices,
     MatrixRemainder,
+    Patch,
     Tensor,
     Value,
     map_items,
@@ -316,14 +318,18 @@ def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: i
 
 def _unknown_rows(a: Tensor, b: Tensor) -> list[MatrixRemainder]:
     """What is unknown of an outer product for what is unknown of its first factor."""
-    size, mask = patches.bound_of(b), patches.reach(b)
-    known = mask if b.remainder == EXACT_ZERO else None
-    found = [
-        MatrixRemainder(p.bound + size, p.share, rows=p.mask, columns=known) for p in a.patches
-    ]
+    known = expansion.pieces(replace(b, remainder=EXACT_ZERO, patches=()))
+    sizes = [Patch(Fraction(0), patches.bound_of(one), patches.reach(one)) for one in known]
+    if b.remainder != EXACT_ZERO:
+        sizes.append(Patch(Fraction(0), b.remainder.max()))
+    unknown = list(a.patches)
     if a.remainder != EXACT_ZERO:
-        found.append(MatrixRemainder(a.remainder.max() + size, columns=mask))
-    return found
+        unknown.append(Patch(Fraction(0), a.remainder.max()))
+    return [
+        MatrixRemainder(p.bound + q.bound, p.share, q.share, p.mask, q.mask)
+        for p in unknown
+        for q in (*sizes, *b.patches)
+    ]
 
 
 def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: int) -> Matrix:

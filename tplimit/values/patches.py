@@ -6,7 +6,7 @@ average over the width changes by the share of the coordinates times the size of
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -35,34 +35,52 @@ def reach(value: Tensor) -> Any:
 
 
 def joined(patches: Iterable[Patch]) -> tuple[Patch, ...]:
-    """Patches as one on a vanishing share of the coordinates, and one with a mask."""
-    found: dict[bool, Patch] = {}
-    for patch in patches:
-        kind = patch.mask is None
-        other = found.get(kind)
-        if other is not None:
-            mask = None if kind else patch.mask | other.mask
-            patch = Patch(max(patch.share, other.share), max(patch.bound, other.bound), mask)
-        found[kind] = patch
-    return tuple(found[kind] for kind in sorted(found))
+    """Patches as one on a vanishing share of the coordinates, and two with a mask."""
+
+    def merged(a: Patch, b: Patch) -> Patch:
+        mask = None if a.mask is None else a.mask | b.mask
+        return Patch(max(a.share, b.share), max(a.bound, b.bound), mask)
+
+    return _by_bound(patches, lambda patch: (patch.mask is None,), merged)
 
 
 def joined_blocks(blocks: Iterable[MatrixRemainder]) -> tuple[MatrixRemainder, ...]:
-    """Those of one kind as one."""
-    found: dict[tuple[bool, ...], MatrixRemainder] = {}
-    for block in blocks:
-        kind = (
-            block.rows is None, block.columns is None, block.row_share < 0, block.column_share < 0
-        )  # fmt: skip
-        other = found.get(kind, block)
-        found[kind] = MatrixRemainder(
-            max(block.bound, other.bound),
-            max(block.row_share, other.row_share),
-            max(block.column_share, other.column_share),
-            None if block.rows is None else block.rows | other.rows,
-            None if block.columns is None else block.columns | other.columns,
+    """Those of one kind as one, or as two with masks."""
+
+    def kind(block: MatrixRemainder) -> tuple[bool, ...]:
+        unmasked = block.rows is None and block.columns is None
+        masks = block.rows is None, block.columns is None
+        return unmasked, *masks, block.row_share < 0, block.column_share < 0
+
+    def merged(a: MatrixRemainder, b: MatrixRemainder) -> MatrixRemainder:
+        return MatrixRemainder(
+            max(a.bound, b.bound),
+            max(a.row_share, b.row_share),
+            max(a.column_share, b.column_share),
+            None if a.rows is None else a.rows | b.rows,
+            None if a.columns is None else a.columns | b.columns,
         )
-    return tuple(found.values())
+
+    return _by_bound(blocks, kind, merged)
+
+
+def _by_bound(
+    unknown: Iterable[Any], kind: Callable[[Any], tuple[bool, ...]], merged: Callable[..., Any]
+) -> tuple[Any, ...]:
+    """One of each kind; two of those with a mask, the largest bound by itself.
+
+    Where the largest does not reach, the next term may be known, and decide.
+    """
+    found: dict[tuple[bool, ...], list[Any]] = {}
+    for one in unknown:
+        found.setdefault(kind(one), []).append(one)
+    out = []
+    for key in sorted(found):
+        top = max(one.bound for one in found[key])
+        groups = [[one for one in found[key] if key[0] or one.bound == top]]
+        groups.append([one for one in found[key] if not key[0] and one.bound != top])
+        out += [functools.reduce(merged, group) for group in groups if group]
+    return tuple(out)
 
 
 def with_patches(out: Tensor, *patches: Patch) -> Tensor:
