@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.helpers import error_of, fast_compilation
+from oracles.helpers import assert_same_mean, dense, error_of, fast_compilation, sampled
 
 import tplimit as tp
 
@@ -344,3 +344,51 @@ def test_the_largest_of_outputs_after_a_step(terms: int):
     losses = [lambda t: jnp.max(outputs(t)), lambda t: outputs(t)[top]]
     after = [tp.limit(lambda t, loss=loss: outputs(step(t, loss)))(state) for loss in losses]
     np.testing.assert_allclose(*after, rtol=1e-5, atol=1e-6)
+
+
+POOLS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "the largest": lambda h: jnp.max(h, 0),
+    "the smallest, negated": lambda h: -jnp.min(-h, 0),
+    "a chain": lambda h: jnp.maximum(jnp.maximum(h[0], h[1]), h[2]),
+    "of a stack": lambda h: jnp.max(jnp.stack([h[2], h[0], h[1]]), 0),
+}
+
+
+def pooled(pool: Callable[[jax.Array], jax.Array], steps: int) -> Callable[[Theta], Any]:
+    """Losses of a network with a pool of rectified features, before every step of muP."""
+    x = jax.random.normal(jax.random.key(3), (3, 3))
+    rates = {"U": 1.0, "W": 0.0, "v": 1.0}
+
+    def loss(t: Theta) -> jax.Array:
+        features = pool(jax.nn.relu(jax.nn.relu(x @ t["U"]) @ t["W"]))
+        return (features @ t["v"] / t["v"].shape[0] - 1) ** 2
+
+    def run(t: Theta) -> jax.Array:
+        losses = []
+        for _ in range(steps):
+            value, g = jax.value_and_grad(loss)(t)
+            losses.append(value)
+            t = {name: t[name] - 0.1 * (1.0 * N(t)) ** rates[name] * g[name] for name in t}
+        return jnp.stack(losses)
+
+    return run
+
+
+POOLED = {"U": tp.normal((3, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))}
+
+
+@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_pools_of_dead_units(terms: int):
+    """Entries that are exactly zero are as large as each other: their gates are closed."""
+    theta = tp.sample(POOLED, jax.random.key(0), width=tp.inf, samples=256, terms=terms)
+    kept = tp.limit(lambda t: t)(theta)  # no new parameters: as many terms stay
+    first, *others = [tp.limit(pooled(pool, 2))(kept) for pool in POOLS.values()]
+    assert first[1] < 0.1 * first[0]
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pools_against_networks():
+    run = pooled(POOLS["the largest"], 3)
+    assert_same_mean(sampled(run, POOLED, tp.inf, 8), dense(run, POOLED, 480, 48), 10 / 480)

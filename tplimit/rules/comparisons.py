@@ -17,7 +17,7 @@ from tplimit.rules.discrete import flips
 from tplimit.rules.reductions import (
     arg_extremum,
     extremum_along,
-    largest_are_known,
+    extremum_is_known,
     reduce_extremum,
 )
 from tplimit.rules.terms import leading_of, root_of, zero_with
@@ -28,7 +28,6 @@ from tplimit.values.tensors import (
     Extremum,
     Tensor,
     knowing,
-    leading_term,
     tensor,
     with_one_exponent,
     with_parity,
@@ -89,7 +88,9 @@ def _chosen(ctx: Context, a: Tensor, b: Tensor) -> Tensor | None:
         if known.axes:
             return _largest_along(ctx, value, extremum, known)
         if not all(same):
-            return _not_less(ctx, value, known.candidates[same.index(False)], known.side)
+            other = known.candidates[same.index(False)]
+            infinite = any(map(arithmetic.infinite, known.candidates))
+            return None if infinite else _not_less(ctx, value, other, known.side)
     return None
 
 
@@ -119,22 +120,18 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
         return None
     kind, what = ctx.kind, "Which of several values is the extremum"
     assert isinstance(kind, Relation)
-    first = with_one_exponent(leading_term(value))
     if ctx.terms == 1:
-        largest_are_known(ctx, first, known.axes, known.side, what)
-        equal = first.coefficient == with_one_exponent(extremum).coefficient
-        holds = kind.function(equal, True)
+        first = with_one_exponent(value)
+        extremum_is_known(ctx, first, known.axes, known.side, what)
+        holds = kind.function(first.coefficient == with_one_exponent(extremum).coefficient, True)
         return tensor(holds, ORDER_ONE, flips(first), value.axis, value.space)
-    # Where leading terms are equal the others decide.
-    largest_are_known(ctx, replace(first, remainder=EXACT_ZERO), known.axes, known.side, what)
     difference = expansion.minus(ctx, value, extremum)
     zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
     equal = functools.reduce(jnp.logical_and, zeros)
-    if not value.exact:
-        tied = jnp.sum(equal, known.axes) > 1
-        ctx.check(~knowledge.beyond_accident(tied, value), knowledge.undecided(ctx, what, True))
+    extremum_is_known(ctx, value, known.axes, known.side, what, equal)
     below = max([value.remainder.max(), *(term.exponents.max() for term in value.terms[1:])])
-    share = NEVER if below == NEVER else below - first.exponents.max()
+    least = min([level for level in value.exponents.levels() if level != NEVER], default=NEVER)
+    share = NEVER if NEVER in (below, least) else below - least
     parity = expansion.plus_parity([value])
     return expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
 

@@ -1,6 +1,7 @@
 """Sums and extrema: over finite axes plain, over a width an average."""
 
 import functools
+import operator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from tplimit.values.tensors import (
     Tensor,
     Value,
     knowing,
+    leading_term,
     tensor,
     with_one_exponent,
     with_parity,
@@ -193,37 +195,56 @@ def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any
 
 def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tensor) -> Tensor:
     """The extremum of a value along axes, of which is known that it is one."""
+    if value.dtype.kind != "f":
+        return out
     side = -1 if ctx.equation.primitive is p.reduce_min_p else 1
     return knowing(out, extremum_of=Extremum((value,), axes, side))
 
 
-def largest_are_known(
-    ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str
+def extremum_is_known(
+    ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str, equal: Any = None
 ) -> None:
-    """Check, when the run is over, which entry along finite axes is the largest (smallest)."""
-    value = with_one_exponent(value)
+    """Check, when the run is over, which entry along finite axes is the largest (smallest).
+
+    ``equal`` marks those that are, by all known terms; else the leading term tells. Entries that
+    are all exactly zero, such as those of dead units, are as large as each other.
+    """
     if np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes:
         return
-    axis = _left(value.axis, axes)
-
-    def along(array: Any) -> Any:
-        front = jnp.moveaxis(jnp.broadcast_to(array, value.shape), axes, range(len(axes)))
-        return front.reshape(-1, *front.shape[len(axes) :])
-
-    ordered = jnp.sort(side * along(value.coefficient), axis=0)
-    gap = ordered[-1] - ordered[-2]
+    first = with_one_exponent(leading_term(value))
+    c = side * jnp.asarray(first.coefficient)
     error = ctx.error(
         f"{what} is not known: the largest entries are equal within their "
-        "sampling error, or to leading order.",
+        "sampling error, or in all known terms.",
         CancellationError,
         NEXT_TERM_ADVICE,
     )
-    if value.stderr is not None:
-        spread = jnp.max(along(value.stderr), axis=0)
-        apart = tensor(gap, value.exponents, axis=axis, stderr=spread)
+    if first.stderr is not None:
+        left = jnp.moveaxis(c, axes, range(len(axes)))
+        ordered = jnp.sort(left.reshape(-1, *left.shape[len(axes) :]), axis=0)
+        spread = jnp.max(jnp.broadcast_to(first.stderr, value.shape), axes)
+        gap = ordered[-1] - ordered[-2]
+        apart = tensor(gap, first.exponents, axis=_left(value.axis, axes), stderr=spread)
         ctx.check(knowledge.decided(apart), error)
-    if not value.exact:
-        ctx.check(~knowledge.beyond_accident(gap == 0, value), error)
+    known = first
+    if equal is None:
+        equal = c == jnp.max(c, axes, keepdims=True)
+    else:
+        known = value
+    tied = (jnp.sum(equal, axes) > 1) & jnp.any(_unsure(known, equal), axes)
+    ctx.check(~knowledge.beyond_accident(tied, value), error)
+
+
+def _unsure(value: Tensor, entries: Any) -> Any:
+    """Entries among these of which more may be unknown than the terms tell, save exact zeros."""
+    unknown = value.remainder.map(lambda r: float(r != NEVER)).mask(1)
+    unsure = entries & jnp.asarray(unknown)
+    zeros = [term.zeros for term in value.terms]
+    if all(mask is not None for mask in zeros):
+        unsure = unsure & ~functools.reduce(operator.and_, zeros)
+    for term in value.terms:
+        unsure = unsure | patches.undecided(value, term.exponents, entries)
+    return unsure
 
 
 @RULES(p.argmax_p, p.argmin_p)
@@ -233,7 +254,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
         _no_order(ctx)
     value = with_one_exponent(value)
     side = 1 if ctx.equation.primitive is p.argmax_p else -1
-    largest_are_known(ctx, value, axes, side, "The index of an extremum")
+    extremum_is_known(ctx, value, axes, side, "The index of an extremum")
     axis = _left(value.axis, axes)
     return tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
