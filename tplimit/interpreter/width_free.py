@@ -10,7 +10,7 @@ import numpy as np
 from tplimit.program.tracing import Equation
 from tplimit.program.traits import Refused, kind_of
 from tplimit.values.exponents import NEVER, Exponents
-from tplimit.values.sampling_errors import summed_errors
+from tplimit.values.sampling_errors import errors_through
 from tplimit.values.tensors import Tensor, Value, exactly, leading_term, tensor
 
 Bind = Callable[..., Any]
@@ -60,8 +60,8 @@ def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[
         return [jnp.zeros(t.shape) if t.dtype == jax.dtypes.float0 else t for t in changed]
 
     out = function(*arrays)
-    errors = summed_errors(pushed, arrays, [value.stderr for value in tensors])
+    errors = errors_through(pushed, arrays, [value.stderr for value in tensors], len(out))
     return [
         tensor(o, remainder=remainder, stderr=e if o.dtype.kind == "f" else None)
-        for o, e in zip(out, errors or [None] * len(out), strict=True)
+        for o, e in zip(out, errors, strict=True)
     ]

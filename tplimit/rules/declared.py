@@ -23,7 +23,7 @@ from tplimit.program.tracing import Aval, Equation
 from tplimit.program.traits import Linear, linear_places
 from tplimit.values.exponents import Exponents, Size
 from tplimit.values.rearranging import with_common_exponents
-from tplimit.values.sampling_errors import summed_errors
+from tplimit.values.sampling_errors import errors_through
 from tplimit.values.tensors import Tensor, Value, tensor
 
 #: Length of a common width in the arrays on which an operation is tried out.
@@ -32,7 +32,7 @@ _WIDTH = 12
 
 @RULES.of_kind(Linear).one
 def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
-    """``sum_j L_ij c_j``, with one exponent for all entries and ``|error_i| <= |L_ij| error_j``."""
+    """``sum_j L_ij c_j``, with one exponent for all entries; errors pass by ``errors_through``."""
     equation = ctx.equation
     places = linear_places(equation)
     reason = _tried(equation, places)
@@ -58,24 +58,25 @@ def declared(ctx: Context, *values: Value, **_: Any) -> list[Value]:
     space = ctx.spaces.unify(*(value.space for value in linear))
     out: list[Value] = []
     results = apply(*arrays)
-    found = _errors(apply, places, arrays, [value.stderr for value in linear])
-    errors = found or [None] * len(results)
+    stderrs = [value.stderr for value in linear]
+    errors = errors_through(
+        functools.partial(_pushed, apply, places, arrays),
+        [arrays[place] for place in places], stderrs, len(results),
+    )  # fmt: skip
     for array, aval, error in zip(results, equation.out_avals, errors, strict=True):
         axis = aval.width_axes[0] if aval.width_axes else None
         out.append(tensor(array, top, lost, axis, space if axis is not None else None, error))
     return out
 
 
-def _errors(
-    apply: Callable[..., list[Any]], places: Sequence[int], arrays: Sequence[Any], stderrs: Any
+def _pushed(
+    apply: Callable[..., list[Any]], places: Sequence[int], arrays: Sequence[Any], *changes: Any
 ) -> list[Any]:
-    def pushed(*changes: Any) -> list[Any]:
-        operands = [*arrays]
-        for place, change in zip(places, changes, strict=True):
-            operands[place] = change
-        return apply(*operands)
-
-    return summed_errors(pushed, [arrays[place] for place in places], stderrs)
+    """The operation on changes of the operands in which it is linear."""
+    operands = [*arrays]
+    for place, change in zip(places, changes, strict=True):
+        operands[place] = change
+    return apply(*operands)
 
 
 def _function(equation: Equation, params: Any, arrays: Sequence[Any]) -> Callable[..., list[Any]]:

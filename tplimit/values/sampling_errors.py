@@ -21,6 +21,9 @@ ORDINARY_SIGMAS = 2.0
 #: The largest error, relative to the value, that does not hide it.
 ORDINARY_SHARE = 0.1
 
+#: Random signs of the errors of entries: they tell the error of a result to an eighth.
+_PROBES = 32
+
 
 def bounded(stderr: Any, size: Any) -> Any:
     """An error of what has this size: all of it where it is hidden, else at most a share.
@@ -48,29 +51,32 @@ def _bounded_term(term: Term) -> Term:
     return replace(term, stderr=bounded(term.stderr, jnp.abs(term.coefficient)))
 
 
-def summed_errors(
-    pushed: Callable[..., Sequence[Any]], arrays: Sequence[Any], stderrs: Sequence[Any]
+def errors_through(
+    pushed: Callable[..., Sequence[Any]],
+    arrays: Sequence[Any],
+    stderrs: Sequence[Any],
+    results: int,
 ) -> list[Any]:
-    """First-order errors of a function of arrays: ``sum_j |J_ij| e_j`` over all their entries.
+    """First-order errors of the results of a function of arrays, None if there are no errors.
 
     ``pushed(*changes)`` are the changes of its results, ``J`` times the changes of its operands.
-    Whatever the errors have in common, the sum is no less than the error. None for all results if
-    no operand has an error.
+    The errors ``e`` of entries are known, but not what they have in common: the larger one of
+    ``|sum_j J_ij e_j|``, as if all had one cause, and ``(sum_j J_ij^2 e_j^2)^(1/2)``, as if each
+    had its own. The second is a mean over random signs, so that large arrays cost no more.
     """
-    none = [jnp.zeros_like(array) for array in arrays]
-    totals: list[Any] = []
-    for place, stderr in enumerate(stderrs):
-        if stderr is None:
-            continue
-        array = arrays[place]
-        errors = jnp.broadcast_to(stderr, array.shape).reshape(-1)
+    if all(stderr is None for stderr in stderrs):
+        return [None] * results
+    known = zip(stderrs, arrays, strict=True)
+    errors = [jnp.broadcast_to(0 if e is None else e, a.shape).astype(a.dtype) for e, a in known]
 
-        def share(number: Any, place: int = place, errors: Any = errors) -> list[Any]:
-            unit = jnp.zeros_like(errors).at[number].set(errors[number])
-            changes = [*none]
-            changes[place] = unit.reshape(arrays[place].shape)
-            return [jnp.abs(out) for out in pushed(*changes)]
+    def probe(key: Any) -> list[Any]:
+        keys = jax.random.split(key, len(errors))
+        signs = [jax.random.rademacher(k, e.shape) for k, e in zip(keys, errors, strict=True)]
+        changes = [e * s.astype(e.dtype) for e, s in zip(errors, signs, strict=True)]
+        return [jnp.square(out) for out in pushed(*changes)]
 
-        found = [jnp.sum(part, axis=0) for part in jax.lax.map(share, jnp.arange(array.size))]
-        totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-    return totals
+    squares = jax.lax.map(probe, jax.random.split(jax.random.key(0), _PROBES))
+    return [
+        jnp.maximum(jnp.abs(together), jnp.sqrt(jnp.mean(square, axis=0)))
+        for together, square in zip(pushed(*errors), squares, strict=True)
+    ]
