@@ -8,7 +8,6 @@ import random
 from types import ModuleType
 
 import pytest
-from oracles.helpers import fast_compilation
 
 import tplimit as tp
 from fuzz import arrays, found, networks, vectors
@@ -16,11 +15,7 @@ from fuzz.programs import Program, Step, smallest
 from fuzz.trial import trial
 from fuzz.verdicts import Outcome, Verdict
 
-
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def slowly(*numbers: int) -> list[object]:

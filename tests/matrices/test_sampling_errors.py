@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.helpers import assert_same_mean, dense, error_of, fast_compilation, sampled
+from oracles.helpers import assert_same_mean, dense, error_of, sampled
 
 import tplimit as tp
 
@@ -21,10 +21,7 @@ n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in "uvw"} | {"W": tp.normal((n, n), std=n**-0.5)}
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def N(t: Theta) -> int:

@@ -5,7 +5,7 @@ numbers, aspect ratios. Silence is the failure: each program gives the right num
 that names the line. Keys, opaque leaves and stores are in ``test_state_traps.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from oracles.helpers import (
     assert_same_mean,
     dense,
     error_of,
-    fast_compilation,
     line_of,
     sampled,
 )  # fmt: skip
@@ -41,10 +40,7 @@ PARAMETERS = {
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

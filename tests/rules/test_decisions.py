@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.helpers import assert_same_mean, dense, error_of, fast_compilation, sampled
+from oracles.helpers import assert_same_mean, dense, error_of, sampled
 
 import tplimit as tp
 
@@ -24,10 +24,7 @@ PARAMETERS = {name: tp.normal((n,)) for name in "vwu"} | {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids="{} terms".format)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.helpers import error_of, fast_compilation
+from oracles.helpers import error_of
 
 import tplimit as tp
 
@@ -16,10 +16,7 @@ n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in "vwu"}
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids="{} terms".format)

@@ -5,8 +5,6 @@ seeds are fixed; tolerances are in standard errors. The slow tests repeat all of
 the samples.
 """
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,6 @@ from oracles.helpers import (
     Program,
     assert_same_mean,
     dense,
-    fast_compilation,
     sampled,
 )  # fmt: skip
 
@@ -31,10 +28,7 @@ _NAMES = list(programs.ACTIVATIONS)
 _PAIRS = [(a, b) for a, b in zip(_NAMES[::2], _NAMES[1::2], strict=True)]
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def _marked(programs: list[Program]) -> list[object]:

@@ -1,6 +1,6 @@
 """What must not change a limit: jit, checkpoint, names, order, batching, calling again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from jax import lax
 from numpy.testing import assert_allclose
-from oracles.helpers import fast_compilation, sampled, standard_error, tree_difference
+from oracles.helpers import sampled, standard_error, tree_difference
 from oracles.programs import INPUTS, MLP, RECURRENT, X, Y, descend, predict, rates, squared
 
 import tplimit as tp
@@ -24,10 +24,7 @@ ROUND_OFF = 2e-5
 SAMPLES = 512
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def draw(declaration: Any = MLP, key: jax.Array = KEY, width: Any = tp.inf) -> Theta:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.helpers import error_of, fast_compilation
+from oracles.helpers import error_of
 
 import tplimit as tp
 
@@ -23,10 +23,7 @@ MATRIX = {**VECTORS, "W": tp.normal((n, n), std=n**-0.5)}
 relu = jax.nn.relu
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    with fast_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def N(t: Theta) -> int:
