@@ -148,10 +148,10 @@ def test_no_two_rows_share_a_coordinate() -> None:
 
 def test_banks_that_are_joined_get_new_orders() -> None:
     """Two samples have used the same coordinates; what is drawn later is tied to neither."""
-    one, two = bank_of(0), bank_of(1)
+    one, two = bank_of(0, 1024), bank_of(1, 1024)
     whole, _ = merged([one, two])
     kinds = [bank.noise for bank in (whole, one, two)]
-    assert all(isinstance(kind, Sobol) and kind.lengths == (64, 128) for kind in kinds)
+    assert all(isinstance(kind, Sobol) and kind.lengths == (1024, 2048) for kind in kinds)
     for order, *old in zip(*(kind.orders for kind in kinds), strict=True):
         assert sorted(np.asarray(order)) == list(range(len(order)))
         for before in old:

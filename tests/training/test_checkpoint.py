@@ -21,7 +21,8 @@ from oracles.helpers import assert_same
 from safetensors.numpy import save_file
 
 import tplimit as tp
-from tplimit.training import checkpoint, encoding, train
+from tplimit.gaussian.deferred import Law
+from tplimit.training import checkpoint, encoding, infinite
 from tplimit.values.tensors import Tensor
 
 N = tp.Width("n")
@@ -116,7 +117,7 @@ def files(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_killed_again_and_again(name, tmp_path, mortal, monkeypatch):
-    monkeypatch.setattr(train, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(infinite, "_TOGETHER_CPU", 1)
     # Every position of a part occurs: after each of three steps, and between two parts.
     saves, expected = {"inf": (1, 7), "deferred": (2, 3), "integer": (2, 1)}[name]
     deaths = 0
@@ -312,7 +313,8 @@ def test_a_newer_version_is_refused(two_files):
 @pytest.mark.slow
 def test_other_fields_are_refused(tmp_path, monkeypatch):
     run(tp.inf, checkpoint=tmp_path)
-    monkeypatch.setitem(encoding._CLASSES, "Law", namedtuple("Law", "exact other"))
+    others = [cls for cls in encoding._CLASSES if cls is not Law]
+    monkeypatch.setattr(encoding, "_CLASSES", (*others, namedtuple("Law", "exact other")))
     with pytest.raises(ValueError, match=r"another version of tplimit \(it has another Law\)"):
         run(tp.inf, checkpoint=tmp_path)
 

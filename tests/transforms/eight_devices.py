@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import tplimit as tp
 from tplimit.errors import LimitError, WidthError
-from tplimit.training import checkpoint, encoding, train
+from tplimit.training import checkpoint, encoding, infinite
 from tplimit.transforms import compilation, sampling, sharding
 
 N = tp.Width("n")
@@ -299,7 +299,7 @@ def bits(tree):
 
 
 def test_a_killed_run_goes_on_on_the_mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_TOGETHER_CPU", 1)
+    monkeypatch.setattr(infinite, "_TOGETHER_CPU", 1)
     whole = run(MESH, replicates=2, steps=3)
     every = tp.Checkpoint(tmp_path, every=1)
     # In the middle of the first part, of the second, and when all is done.

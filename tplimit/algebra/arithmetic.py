@@ -17,6 +17,8 @@ from tplimit.errors import (
     LimitWarning,
     NoLimitError,
 )
+from tplimit.gaussian import sampling
+from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Balance, of_summands
 from tplimit.interpreter.context import Context
 from tplimit.program.traits import Smooth
@@ -184,10 +186,13 @@ def multiply(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
 
 
 def product_stderr(a: Tensor, b: Tensor, bilinear: Callable[[Any, Any], Any]) -> Any:
-    """First-order standard error of a bilinear function (an upper bound)."""
+    """First-order standard error of a bilinear function (an upper bound).
+
+    Errors of factors add up: factors often are powers of one number.
+    """
     first = None if a.stderr is None else bilinear(a.stderr, jnp.abs(b.coefficient))
     second = None if b.stderr is None else bilinear(jnp.abs(a.coefficient), b.stderr)
-    return combined_stderr(first, second)
+    return second if first is None else first if second is None else first + second
 
 
 def pointwise_stderr(fn: Callable[..., Any], *values: Tensor) -> Any:
@@ -341,15 +346,17 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     if smooth.limits is None:
         return ctx.refuse_later(value, error, knowledge.significant(value))
     knowledge.known(ctx, value, name)
-    knowledge.signs_known(
-        ctx, value, f"{name} saturates, and the sign of its argument is not known"
-    )
+    what = f"{name} saturates: its limit"
+    knowledge.sign_known(ctx, value, what)
+    unknown = doubts.unsure(value)
+    if unknown is not None:
+        ctx.check(~jnp.any(unknown), doubts.undecided(ctx, what))
     low, high = smooth.limits
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
     if value.finite and not value.exact:
-        ctx.check(~jnp.any((c == 0) & mask), knowledge.undecided(ctx, name, tied=True))
+        ctx.check(~jnp.any((c == 0) & mask), doubts.undecided(ctx, name, tied=True))
     ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
     # A coordinate that is exactly zero does not grow.
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
@@ -430,7 +437,7 @@ def width_sum(ctx: Context, value: Tensor, size: Size, keepdims: bool = False) -
     coefficient = factor * jnp.mean(c, axis=axis)
     stderr = None
     if not ctx.exact:
-        stderr = abs(factor) * jnp.std(c, axis=axis) / np.sqrt(c.shape[axis])
+        stderr = abs(factor) * sampling.error_of_mean(c, axis)
         if value.stderr is not None:
             stderr = stderr + share(value, (axis,)) * jnp.abs(coefficient)
     exponents, remainder = _dropped(value.exponents, axis), _dropped(value.remainder, axis)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
+from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
@@ -431,14 +432,14 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
         # Vectors of which no coordinate is zero may have cancelled: then others decide.
         others = [jnp.asarray(term.coefficient) != 0 for term in difference.terms[1:]]
         left = tied & functools.reduce(operator.or_, others)
-        error = knowledge.undecided(ctx, what or "The sign of a value", tied=True)
+        error = doubts.undecided(ctx, what or "The sign of a value", tied=True)
         ctx.check(~knowledge.beyond_accident(left, first), error)
     if not what:
         return signs, flips, parity
-    ctx.check(knowledge.decided(first), knowledge.undecided(ctx, what))
+    doubts.decides(ctx, first, what)
     if not first.exact:
         left = tied if first.finite else tied | hidden
-        error = knowledge.undecided(ctx, what, tied=True)
+        error = doubts.undecided(ctx, what, tied=True)
         ctx.check(~knowledge.beyond_accident(left, first), error)
     return signs, flips, parity
 

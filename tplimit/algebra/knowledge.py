@@ -2,6 +2,7 @@
 
 Three kinds of ignorance hide a coefficient: the sampling error of averages over particles, the
 remainder of which only the order is known, and round-off where coefficients are equal by accident.
+Of a finite array this is asked entry by entry. For decisions see ``interpreter/doubts.py``.
 """
 
 from typing import Any
@@ -10,17 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, LimitError
+from tplimit.errors import NEXT_TERM_ADVICE, CancellationError
 from tplimit.interpreter.context import Context
+from tplimit.interpreter.doubts import decides, mostly_known, undecided, unsure
 from tplimit.values.exponents import NEGLIGIBLE, NEVER
-from tplimit.values.sampling_errors import ORDINARY_SIGMAS
 from tplimit.values.tensors import Tensor
-
-#: A mean of particles counts as zero when it is below this many of its standard errors. Errors are
-#: carried to first order and combined pessimistically; where a value is merely divided by or
-#: compared, and does not grow with the width, less is asked.
-ZERO_SIGMAS = 5.0
-SYMMETRIC_SHARE = 1e-5
 
 
 def known(ctx: Context, value: Tensor, what: str) -> None:
@@ -46,66 +41,29 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     zero = jnp.asarray(value.coefficient == 0)
     if value.zeros is not None:
         zero = zero & ~value.zeros
-    ctx.check(significant(value, decisive(value)) & ~jnp.any(zero), error)
+    ctx.check(significant(value) & ~jnp.any(zero), error)
 
 
-def decided(value: Tensor) -> jax.Array:
-    """Whether the sign of a value decides something.
-
-    Of a finite array some entry differs from 0 for sure, and none is so near that it vanishes by
-    symmetry (moment matching leaves round-off). Of a vector most coordinates do, for every index
-    of its finite axes.
-    """
-    if value.stderr is None:
-        return jnp.asarray(True)
-    if value.axis is not None:
-        sure = jnp.abs(value.coefficient) > decisive(value) * value.stderr
-        # Coordinates that are 0 without an error, on dead units, say nothing.
-        silent = (value.coefficient == 0) & (value.stderr == 0)
-        return jnp.all(jnp.sum(sure, value.axis) >= jnp.sum(~sure & ~silent, value.axis))
-    symmetric = jnp.abs(value.coefficient) <= SYMMETRIC_SHARE * value.stderr
-    return significant(value, decisive(value)) & ~jnp.any(symmetric & (value.stderr > 0))
-
-
-def undecided(ctx: Context, what: str, tied: bool = False) -> LimitError:
-    """The error of a choice that hangs on a coefficient that vanishes: within its error, or (where
-    coefficients are ``tied``) exactly."""
-    how = "equal, and the next terms are not known" if tied else "equal within the sampling error"
-    return ctx.error(
-        f"{what} is decided by terms that vanish: the leading coefficients are {how}.",
-        CancellationError,
-        NEXT_TERM_ADVICE,
-    )
-
-
-def decisive(value: Tensor) -> float:
-    """Standard errors above which a value may decide something: many for one that grows."""
-    return ZERO_SIGMAS if value.exponents.max() > 0 else ORDINARY_SIGMAS
-
-
-def signs_known(ctx: Context, value: Tensor, what: str) -> None:
-    """Check, when the run is over, that the signs of the leading coefficient are known."""
-    error = ctx.error(
-        f"{what}: its leading coefficient is zero within the sampling error.",
-        CancellationError,
-        NEXT_TERM_ADVICE,
-    )
-    if value.stderr is not None and value.finite:
-        ctx.check(jnp.all(jnp.abs(value.coefficient) > ZERO_SIGMAS * value.stderr), error)
-    ctx.check(significant(value) & decided(value), error)
+def sign_known(ctx: Context, value: Tensor, what: str) -> None:
+    """The sign of the leading coefficient alone decides: vectors have no zeros but exact ones."""
+    decides(ctx, value, what)
     if value.axis is not None and not value.exact:
         zero = value.coefficient == 0
         if value.zeros is not None:
             zero = zero & ~value.zeros
-        ctx.check(~beyond_accident(zero, value), error)
+        ctx.check(~beyond_accident(zero, value), undecided(ctx, what, tied=True))
 
 
-def significant(value: Tensor, sigmas: float = ZERO_SIGMAS) -> jax.Array:
-    """Whether some entry differs from 0 by more than ``sigmas`` standard errors, or is NaN."""
+def significant(value: Tensor) -> jax.Array:
+    """Whether a value is known not to vanish: each number, and most coordinates of each vector.
+
+    What is exactly zero, or NaN, is known.
+    """
     if value.stderr is None:
         return jnp.asarray(True)
-    nonzero = jnp.abs(value.coefficient) > sigmas * value.stderr
-    return jnp.any(nonzero | jnp.isnan(value.coefficient))
+    if value.axis is not None:
+        return mostly_known(value)
+    return ~jnp.any(unsure(value))
 
 
 def beyond_accident(ties: Any, value: Tensor) -> jax.Array:

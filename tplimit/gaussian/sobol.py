@@ -6,9 +6,10 @@ binary digits ``k`` of ``i``. Points are computed from these, so that nothing of
 
 Randomisation: a linear matrix scramble and a digital shift for every coordinate (J. Matoušek,
 *On the L2-discrepancy for anchored boxes*, J. Complexity 14, 1998), which make every point uniform
-and keep the net; and one random order of the points for each length. The order keeps apart what
-the net would tie together: points ``i`` and ``i + M/2`` differ by a fixed digital shift, and a
-width axis may be split into halves that are combined.
+and keep the net; and for each length one order of the points, random within the groups that tell
+the sampling error. The order keeps apart what the net would tie together: points ``i`` and
+``i + M/2`` differ by a fixed digital shift, and a width axis may be split into halves that are
+combined.
 """
 
 import functools
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt32
+
+from tplimit.gaussian.sampling import grouped
 
 _BITS = 32
 
@@ -80,8 +83,10 @@ def _normal(digits: UInt32[Array, "..."], dtype: jnp.dtype) -> Float[Array, "...
 
 
 def order(key: Key[Array, ""], size: int) -> UInt32[Array, " size"]:
-    """A random order of the first ``size`` points."""
-    return jax.random.permutation(key, size).astype(jnp.uint32)
+    """An order of the first ``size`` points, random within each group of particles."""
+    groups = grouped(jnp.arange(size, dtype=jnp.uint32), 0)
+    mixed = jax.random.permutation(key, groups, axis=1, independent=True).reshape(-1)
+    return jnp.concatenate([mixed, jnp.arange(mixed.size, size, dtype=jnp.uint32)])
 
 
 def digits(size: int) -> int:

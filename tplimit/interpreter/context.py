@@ -38,10 +38,16 @@ Decide = Callable[[Slot], np.ndarray | None]
 @dataclass(frozen=True)
 class Check:
     """A condition on numbers, verified after the run: ``ok`` must hold, else ``error`` is raised
-    (or, if it is a warning, warned)."""
+    (or, if it is a warning, warned).
+
+    Attributes:
+        doubt: it holds if no decision that is not sure changes an output (``doubts.py``). Of
+            replicates a warning is enough: they decide each for itself.
+    """
 
     ok: Any
     error: LimitError | LimitWarning = field(metadata={"static": True})
+    doubt: bool = field(default=False, metadata={"static": True})
 
 
 class Place(NamedTuple):
@@ -193,11 +199,11 @@ class Context:
     ) -> NoReturn:
         raise self.error(reason, kind, advice)
 
-    def check(self, ok: Any, error: LimitError | LimitWarning) -> None:
-        """Require a condition on numbers; verified when the run is over."""
+    def check(self, ok: Any, error: LimitError | LimitWarning, doubt: bool = False) -> None:
+        """Require a condition on numbers; verified when the run is over (see ``Check``)."""
         if isinstance(ok, (bool, np.bool_, np.ndarray)) and bool(np.all(ok)):
             return
-        self.checks.append(Check(jnp.all(ok), error))
+        self.checks.append(Check(jnp.all(ok), error, doubt))
 
     def refuse_later(self, value: Tensor, error: LimitError, significant: Any) -> Tensor:
         """Refuse when the run is over: then it is known whether a coefficient only vanishes.

@@ -1,5 +1,6 @@
 """The interpreter: one loop over the equations of a program."""
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
 from tplimit.interpreter.width_free import continuous, evaluated
@@ -19,7 +21,7 @@ from tplimit.program.tracing import (
     Slot,
     is_complex,
 )
-from tplimit.program.traits import Kind, Refused, kind_of
+from tplimit.program.traits import Control, Kind, Refused, kind_of
 from tplimit.values.exponents import EXACT_ZERO, NEVER
 from tplimit.values.parity import EVEN
 from tplimit.values.sampling_errors import with_bounded_errors
@@ -73,6 +75,14 @@ def inside(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Valu
 
 
 def apply(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
+    """One equation, for all outcomes of decisions that are not sure."""
+    finite = all(isinstance(value, Tensor) and value.finite for value in values)
+    if isinstance(ctx.kind, Control) and not finite:  # its equations are followed one by one
+        return _once(ctx, equation, values)
+    return doubts.followed(ctx, values, functools.partial(_once, ctx, equation))
+
+
+def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Value]:
     """One equation: plainly where no width and no power of n is involved, else by its rule."""
     for plainly in (evaluated, continuous):
         out = plainly(ctx.bind, equation, values)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
+from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter.context import Context
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
 from tplimit.matrices.projected_update import ProjectedUpdate, bounded_share
@@ -75,7 +76,7 @@ class LowRank(Part):
         factor, gain = arithmetic.width_factor(ctx, rows.size)
         several = ctx.terms > 1
         met = factor * noise.inner(rows.block, self.columns)
-        error = None if ctx.exact else self._error(factor, rows.block, met)
+        error = None if ctx.exact else abs(factor) * error_of_inner(rows.block, self.columns)
         symmetric = [(self.column_parity * parity).vanishes for parity in rows.parities]
         if several and any(symmetric):
             never = rows.each(symmetric)[:, None]
@@ -89,12 +90,6 @@ class LowRank(Part):
             change = factor * (met @ self.rows)
         parity = [self.row_parity] * len(rows.parities)
         return Image(image, change, self.scale, gain, parity, self.row_mask, stderr)
-
-    def _error(self, factor: float, block: Any, met: Any) -> Any:
-        """Standard errors of averages over the particles."""
-        squares = noise.inner(block * block, self.columns * self.columns)
-        spread = squares - (met / factor) ** 2
-        return abs(factor) * jnp.sqrt(jnp.maximum(spread, 0) / block.shape[1])
 
     def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
         """Written in the bases of a store, whose rank does not grow with every update."""

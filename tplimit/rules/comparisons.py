@@ -9,6 +9,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
@@ -17,13 +18,17 @@ from tplimit.rules.discrete import flips
 from tplimit.rules.reductions import (
     arg_extremum,
     extremum_along,
+    extremum_is_apart,
     extremum_is_known,
+    index_of_second,
     reduce_extremum,
+    second_largest,
 )
 from tplimit.rules.terms import leading_of, root_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
+from tplimit.values.sampling_errors import ZERO_SIGMAS
 from tplimit.values.tensors import (
     Extremum,
     Tensor,
@@ -61,8 +66,17 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         or b.stderr is not None
     ):
         _decided(ctx, a, b, difference, x, y)
-    remainder = EXACT_ZERO if difference is None else flips(difference)
-    return tensor(kind.function(x, y), ORDER_ONE, remainder, axis, space)
+    if difference is None:
+        return tensor(kind.function(x, y), ORDER_ONE, EXACT_ZERO, axis, space)
+    return _both_ways(
+        ctx, tensor(kind.function(x, y), ORDER_ONE, flips(difference), axis, space), difference
+    )
+
+
+def _both_ways(ctx: Context, mask: Tensor, difference: Tensor) -> Tensor:
+    """A mask that the sign of a difference decides, with its other outcomes."""
+    other = ~jnp.asarray(mask.coefficient)
+    return doubts.taken(ctx, mask, other, doubts.unsure(difference), "A comparison")
 
 
 def _is_equality(ctx: Context) -> bool:
@@ -101,16 +115,18 @@ def _not_less(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     if ctx.terms > 1:
         difference = expansion.minus(ctx, a, b)
         signs, share, parity = expansion.sign_of(ctx, difference, what)
-        return expansion.mask_of(kind.function(side * signs >= 0, True), share, parity, difference)
+        holds = kind.function(side * signs >= 0, True)
+        return _both_ways(ctx, expansion.mask_of(holds, share, parity, difference), difference)
     difference = arithmetic.add(ctx, a, b, sign=-1)
-    ctx.check(knowledge.decided(difference), knowledge.undecided(ctx, what))
+    doubts.decides(ctx, difference, what)
     if not difference.exact:
         tied = difference.coefficient == 0
         tied = tied if difference.zeros is None else tied & ~difference.zeros
-        error = knowledge.undecided(ctx, what, tied=True)
+        error = doubts.undecided(ctx, what, tied=True)
         ctx.check(~knowledge.beyond_accident(tied, difference), error)
     holds = kind.function(side * difference.coefficient >= 0, True)
-    return tensor(holds, ORDER_ONE, flips(difference), difference.axis, difference.space)
+    mask = tensor(holds, ORDER_ONE, flips(difference), difference.axis, difference.space)
+    return _both_ways(ctx, mask, difference)
 
 
 def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremum) -> Tensor | None:
@@ -120,20 +136,28 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
         return None
     kind, what = ctx.kind, "Which of several values is the extremum"
     assert isinstance(kind, Relation)
+
+    def both_ways(mask: Tensor, unknown: Any) -> Tensor:
+        if unknown is not None:
+            unknown = jnp.expand_dims(unknown, known.axes)
+        second = kind.function(second_largest(value, known.axes, known.side), True)
+        return doubts.taken(ctx, mask, second, unknown, what)
+
     if ctx.terms == 1:
         first = with_one_exponent(value)
-        extremum_is_known(ctx, first, known.axes, known.side, what)
+        unknown = extremum_is_known(ctx, first, known.axes, known.side, what)
         holds = kind.function(first.coefficient == with_one_exponent(extremum).coefficient, True)
-        return tensor(holds, ORDER_ONE, flips(first), value.axis, value.space)
+        return both_ways(tensor(holds, ORDER_ONE, flips(first), value.axis, value.space), unknown)
     difference = expansion.minus(ctx, value, extremum)
     zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
     equal = functools.reduce(jnp.logical_and, zeros)
-    extremum_is_known(ctx, value, known.axes, known.side, what, equal)
+    unknown = extremum_is_known(ctx, value, known.axes, known.side, what, equal)
     below = max([value.remainder.max(), *(term.exponents.max() for term in value.terms[1:])])
     least = min([level for level in value.exponents.levels() if level != NEVER], default=NEVER)
     share = NEVER if NEVER in (below, least) else below - least
     parity = expansion.plus_parity([value])
-    return expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
+    mask = expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
+    return both_ways(mask, unknown)
 
 
 def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any) -> None:
@@ -141,13 +165,13 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
     if difference is None:
         return
     if not _is_equality(ctx):
-        ctx.check(knowledge.decided(difference), knowledge.undecided(ctx, "A comparison"))
+        doubts.decides(ctx, difference, "A comparison")
     if not difference.exact:
         # Equal leading coefficients decide where both values are exactly zero only.
         tied = jnp.asarray(x == y)
         for sure in (_both(a, b, tied.shape), difference.zeros):
             tied = tied if sure is None else tied & ~sure
-        error = knowledge.undecided(ctx, "A comparison", tied=True)
+        error = doubts.undecided(ctx, "A comparison", tied=True)
         ctx.check(~knowledge.beyond_accident(tied, difference), error)
 
 
@@ -196,14 +220,14 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
         equal = functools.reduce(jnp.logical_and, zeros)
         if difference.remainder != EXACT_ZERO:
-            error = knowledge.undecided(ctx, "A comparison", tied=True)
+            error = doubts.undecided(ctx, "A comparison", tied=True)
             ctx.check(~knowledge.beyond_accident(equal, difference), error)
         holds = kind.function(equal, True)
         share, parity = EXACT_ZERO, expansion.plus_parity([difference])
     else:
         signs, share, parity = expansion.sign_of(ctx, difference, "A comparison")
         holds = kind.function(signs, jnp.zeros_like(signs))
-    return expansion.mask_of(holds, share, parity, difference)
+    return _both_ways(ctx, expansion.mask_of(holds, share, parity, difference), difference)
 
 
 # --- maximum, minimum, absolute value
@@ -265,7 +289,7 @@ def _error_of_extremum(
     if errors[0] is None and errors[1] is None:
         return None
     first, second = (0.0 if error is None else error for error in errors)
-    sure = jnp.abs(x - y) > knowledge.ZERO_SIGMAS * jnp.hypot(first, second)
+    sure = jnp.abs(x - y) > ZERO_SIGMAS * jnp.hypot(first, second)
     larger = jnp.where(side * (x - y) > 0, first, second)
     return jnp.where(sure, larger, jnp.maximum(first, second))
 
@@ -369,7 +393,10 @@ def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params
             patches.with_patches(known, *found),
         )
 
-    return joined((value, where), axis, later)[1]
+    what = "The index of an extremum"
+    unknown = extremum_is_apart(ctx, value, axes, side, what)
+    other = index_of_second(value, axes, side)
+    return doubts.taken(ctx, joined((value, where), axis, later)[1], other, unknown, what)
 
 
 @reduce_extremum.several

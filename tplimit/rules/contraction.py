@@ -11,6 +11,7 @@ from jax import lax
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
+from tplimit.gaussian import sampling
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -157,7 +158,7 @@ def _uniform_product(
     factor, gain = arithmetic.width_factor(ctx, size)
     product = product * (factor / a.shape[over])
     exponents, remainder = arithmetic.sum_exponents(ctx, exponents, remainder, gain)
-    stderr = _sum_stderr(ctx, a, b, dims, product)
+    stderr = _sum_stderr(ctx, a, b, dims)
     if stderr is not None and (a.stderr is not None or b.stderr is not None):
         stderr = stderr + _shares(a, b, dims) * jnp.abs(product)
     return tensor(product, exponents, remainder, axis, space, stderr)
@@ -186,21 +187,14 @@ def _batch_first(array: Any, value: Tensor, contracted: Any, batch: Any) -> Any:
     return jnp.transpose(array, order)
 
 
-def _sum_stderr(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions, mean: Any) -> Any:
+def _sum_stderr(ctx: Context, a: Tensor, b: Tensor, dims: Dimensions) -> Any:
     """Standard error of a width average of products over the particles."""
-    if ctx.exact or a.axis is None:
+    if ctx.exact or a.axis is None or b.axis is None:
         return None
-    count = a.shape[a.axis]
     x, y = jnp.asarray(a.coefficient), jnp.asarray(b.coefficient)
     size = ctx.equation.in_avals[0].shape[a.axis]
     assert isinstance(size, Size)
-    factor = float(size.ratio)
-    squares = lax.dot_general(x * x, y * y, dims) / count
-    finite = len(dims[0][0]) - 1
-    terms = int(np.prod([a.shape[i] for i in dims[0][0] if i != a.axis])) if finite else 1
-    # With further contracted axes this is the bound by Cauchy and Schwarz.
-    spread = squares * terms - (mean / factor) ** 2
-    return factor * jnp.sqrt(jnp.maximum(spread, 0) / count)
+    return float(size.ratio) * sampling.error_of_product(x, y, dims, (a.axis, b.axis))
 
 
 def _contracted_exponents(a: Tensor, b: Tensor, dims: Dimensions) -> tuple[Exponents, Exponents]:

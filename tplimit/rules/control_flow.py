@@ -12,6 +12,7 @@ from jax import lax
 from tplimit import _jax
 from tplimit._jax import primitives as p
 from tplimit.errors import NoLimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.loop import inside
 from tplimit.interpreter.table import RULES
@@ -44,7 +45,8 @@ def cond(
         number = int(np.clip(constant, 0, len(branches) - 1))
         return inside(ctx, branches[number], operands)
     results = [inside(ctx, branch, operands) for branch in branches]
-    return [_choose(ctx, index, cases) for cases in zip(*results, strict=True)]
+    choose = lambda values: [_choose(ctx, values[0], values[1:])]
+    return [doubts.followed(ctx, [index, *c], choose)[0] for c in zip(*results, strict=True)]
 
 
 def _choose(ctx: Context, index: Tensor, cases: Sequence[Value]) -> Value:
@@ -82,6 +84,7 @@ def while_(
                 "A while loop over values that depend on a width.",
                 advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",
             )
+    doubts.settle(ctx, operands)
     arrays = [jnp.asarray(value.coefficient) for value in operands if isinstance(value, Tensor)]
     tests, rest = arrays[:cond_nconsts], arrays[cond_nconsts:]
     consts, state = rest[:body_nconsts], rest[body_nconsts:]
@@ -193,6 +196,7 @@ def _compiled(
     rest: list[int],
 ) -> tuple[list[Value], Any]:
     """The remaining iterations as one ``lax.scan`` over the values and the bank."""
+    doubts.settle(ctx, [*consts, *carry, *xs])
     picked = [_reordered(ctx, x, rest) for x in xs]
 
     def step(state: Any, sliced: Any) -> Any:
@@ -204,6 +208,7 @@ def _compiled(
         ]
         new, ys = _iteration(inner, body, consts, values, items)
         ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
+        doubts.settle(inner, [*new, *ys])
         return (new, inner.bank), (ys, inner.checks, inner.ledger.asked)
 
     (carry, ctx.ledger.bank), (ys, checks, asked) = lax.scan(
@@ -211,7 +216,7 @@ def _compiled(
     )
     ctx.ledger.count(asked, times=len(rest))
     for check in checks:
-        ctx.check(jnp.all(check.ok), check.error)
+        ctx.check(jnp.all(check.ok), check.error, check.doubt)
     return carry, ys
 
 

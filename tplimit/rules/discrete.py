@@ -10,6 +10,7 @@ import numpy as np
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import CancellationError, NoLimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Constant
@@ -69,9 +70,11 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     if a.vanishes:
         return a
     knowledge.known(ctx, a, "sign")
-    knowledge.signs_known(ctx, a, "sign")
+    knowledge.sign_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
-    return tensor(jnp.sign(a.coefficient), exponents, flips(a), a.axis, a.space, None, a.zeros)
+    signs = jnp.sign(a.coefficient)
+    out = tensor(signs, exponents, flips(a), a.axis, a.space, None, a.zeros)
+    return doubts.taken(ctx, out, -signs, doubts.unsure(a), "sign")
 
 
 @sign.several
@@ -79,7 +82,8 @@ def sign_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     if a.vanishes or (a.exact and not a.terms[1:]) or a.exponents.levels() == [NEVER]:
         return leading_of(ctx, a)
     signs, share, parity = expansion.sign_of(ctx, a, "sign")
-    return expansion.mask_of(signs, share, parity, a)
+    out = expansion.mask_of(signs, share, parity, a)
+    return doubts.taken(ctx, out, -signs, doubts.unsure(a), "sign")
 
 
 @RULES(p.is_finite_p)
@@ -124,17 +128,13 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
         exponents = a.exponents.map(lambda e: Fraction(0) if e == 0 else NEVER)
     jumps = with_parity(tensor(jump, exponents, EXACT_ZERO, a.axis, a.space), EVEN)
     difference = _off(expansion.minus(ctx, a, jumps), jump, a)
-    if difference.finite and difference.stderr is not None:
-        far = jnp.abs(difference.coefficient) > knowledge.ZERO_SIGMAS * difference.stderr
-        error = ctx.error(
-            "A value is rounded that is at a jump within its sampling error.", CancellationError
-        )
-        ctx.check(jnp.all(far | (difference.stderr == 0)), error)
     signs, share, parity = expansion.sign_of(ctx, difference, "Rounding")
-    out = _beside(jump, signs, steps).astype(dtype)
+    there, beyond = (_beside(jump, side, steps).astype(dtype) for side in (signs, -signs))
     if ctx.terms > 1:
-        return expansion.mask_of(out, share, parity, difference)
-    return tensor(out, ORDER_ONE, share, a.axis, a.space)
+        out = expansion.mask_of(there, share, parity, difference)
+    else:
+        out = tensor(there, ORDER_ONE, share, a.axis, a.space)
+    return doubts.taken(ctx, out, beyond, doubts.unsure(difference), "Rounding")
 
 
 def _grown(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
@@ -213,7 +213,9 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
         "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
     )
     ctx.check(~knowledge.beyond_accident(zero, a), error)
-    return tensor(ctx.rebind(known.coefficient), ORDER_ONE, known.remainder, a.axis, a.space)
+    here, there = (ctx.rebind(signs) for signs in (known.coefficient, -known.coefficient))
+    out = tensor(here, ORDER_ONE, known.remainder, a.axis, a.space)
+    return doubts.taken(ctx, out, there, doubts.unsure(a), "The sign bit")
 
 
 @RULES(

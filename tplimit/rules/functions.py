@@ -15,6 +15,7 @@ from tplimit.program.traits import Logarithm, Smooth
 from tplimit.rules.terms import leading_of, one_term_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import NEGLIGIBLE, ORDER_ONE, Exponents
+from tplimit.values.sampling_errors import ZERO_SIGMAS
 from tplimit.values.tensors import Tensor, leading_term, tensor
 
 _smooth = RULES.of_kind(Smooth)
@@ -55,7 +56,7 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     largest = c == 0
     sure = jnp.sum(largest, axis) == 1
     if a.stderr is not None:
-        below = jnp.where(largest, -jnp.inf, c + knowledge.ZERO_SIGMAS * a.stderr)
+        below = jnp.where(largest, -jnp.inf, c + ZERO_SIGMAS * a.stderr)
         sure = sure & (jnp.max(below, axis) < 0)
     tie = ctx.error(
         "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "

@@ -31,6 +31,7 @@ from tplimit.program.tracing import Equation
 from tplimit.program.traits import Kind, Smooth
 from tplimit.rules.terms import leading_of, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE
+from tplimit.values.sampling_errors import ZERO_SIGMAS
 from tplimit.values.tensors import Tensor, tensor
 
 #: Entries of the arrays on which an operation is probed.
@@ -38,7 +39,7 @@ _ENTRIES = 48
 #: A function is smooth if its Taylor polynomials say so at all points of this range.
 _RANGE, _STEP = 64.0, 1 / 32
 #: What a value is moved by to see a jump at it: in units of round-off, or of its standard error.
-_ULPS, _SIGMAS = 32.0, knowledge.ZERO_SIGMAS
+_ULPS, _SIGMAS = 32.0, ZERO_SIGMAS
 _MOVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -203,14 +204,17 @@ def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tens
 
 def extremum_is_known(
     ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str, equal: Any = None
-) -> None:
+) -> Any:
     """Check, when the run is over, which entry along finite axes is the largest (smallest).
 
     ``equal`` marks those that are, by all known terms; else the leading term tells. Entries that
     are all exactly zero, such as those of dead units, are as large as each other.
+
+    Returns: for a finite array where (these axes being dropped) that is not known within the
+    sampling error, None if it is known everywhere.
     """
     if np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes:
-        return
+        return None
     first = with_one_exponent(leading_term(value))
     c = side * jnp.asarray(first.coefficient)
     error = ctx.error(
@@ -219,13 +223,7 @@ def extremum_is_known(
         CancellationError,
         NEXT_TERM_ADVICE,
     )
-    if first.stderr is not None:
-        left = jnp.moveaxis(c, axes, range(len(axes)))
-        ordered = jnp.sort(left.reshape(-1, *left.shape[len(axes) :]), axis=0)
-        spread = jnp.max(jnp.broadcast_to(first.stderr, value.shape), axes)
-        gap = ordered[-1] - ordered[-2]
-        apart = tensor(gap, first.exponents, axis=_left(value.axis, axes), stderr=spread)
-        ctx.check(knowledge.decided(apart), error)
+    unknown = extremum_is_apart(ctx, value, axes, side, what)
     known = first
     if equal is None:
         equal = c == jnp.max(c, axes, keepdims=True)
@@ -233,6 +231,32 @@ def extremum_is_known(
         known = value
     tied = (jnp.sum(equal, axes) > 1) & jnp.any(_unsure(known, equal), axes)
     ctx.check(~knowledge.beyond_accident(tied, value), error)
+    return unknown
+
+
+def extremum_is_apart(
+    ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str
+) -> Any:
+    """Where the largest entry is as large as the second within the sampling error (finite arrays;
+    vectors are checked), or None."""
+    first = with_one_exponent(leading_term(value))
+    if first.stderr is None:
+        return None
+    c = side * jnp.asarray(first.coefficient)
+    left = jnp.moveaxis(c, axes, range(len(axes)))
+    ordered = jnp.sort(left.reshape(-1, *left.shape[len(axes) :]), axis=0)
+    spread = jnp.max(jnp.broadcast_to(first.stderr, value.shape), axes)
+    gap = ordered[-1] - ordered[-2]
+    apart = tensor(gap, first.exponents, axis=_left(value.axis, axes), stderr=spread)
+    doubts.decides(ctx, apart, what)
+    return doubts.unsure(apart)
+
+
+def second_largest(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
+    """Mask of the second largest (smallest) entry along finite axes."""
+    c = side * jnp.asarray(with_one_exponent(leading_term(value)).coefficient)
+    rest = jnp.where(c == jnp.max(c, axes, keepdims=True), -jnp.inf, c)
+    return rest == jnp.max(rest, axes, keepdims=True)
 
 
 def _unsure(value: Tensor, entries: Any) -> Any:
@@ -254,11 +278,18 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
         _no_order(ctx)
     value = with_one_exponent(value)
     side = 1 if ctx.equation.primitive is p.argmax_p else -1
-    extremum_is_known(ctx, value, axes, side, "The index of an extremum")
+    what = "The index of an extremum"
+    unknown = extremum_is_known(ctx, value, axes, side, what)
     axis = _left(value.axis, axes)
-    return tensor(
+    out = tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
     )
+    return doubts.taken(ctx, out, index_of_second(value, axes, side), unknown, what)
+
+
+def index_of_second(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
+    """Index of the second largest (smallest) entry along a finite axis."""
+    return jnp.argmax(second_largest(value, axes, side), axes[0])
 
 
 @arg_extremum.matrices

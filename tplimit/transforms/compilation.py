@@ -18,9 +18,10 @@ import numpy as np
 
 from tplimit import _jax, arguments
 from tplimit.caching.store import Store, kept
-from tplimit.errors import LimitError, Location, warn
+from tplimit.errors import LimitError, LimitWarning, Location, warn
 from tplimit.gaussian import noise
 from tplimit.gaussian.bank import Bank
+from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Held, Name, Sums
 from tplimit.interpreter.context import Check, Context
 from tplimit.interpreter.spaces import Spaces
@@ -214,7 +215,8 @@ class Evaluator:
         if refuted:
             return (out, None), refuted
         if checks:
-            _verify(checks, self.planning(program).program, program)
+            planned = self.planning(program).program
+            _verify(checks, planned, program, replicated=call.axes is not None)
         if revealed is None or new_bank is None:
             return (out, None), []
         if bank is not None:
@@ -356,6 +358,7 @@ def _planned(
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
             out = interpreted(ctx, program, values)
         held = [] if sums is None else sums.held
+        doubts.settle(ctx, out)
         results = out, ctx.ledger.closed() if written else None, ctx.checks, held
         return sharding.constrained(mesh, results)
 
@@ -375,19 +378,28 @@ def _refuted(held: Sequence[Held]) -> list[Name]:
     return [one.name for one, ok in zip(held, found, strict=True) if not np.all(ok)]
 
 
-def _verify(checks: Sequence[Check], planned: Program, program: Program) -> None:
+def _verify(checks: Sequence[Check], planned: Program, program: Program, replicated: bool) -> None:
     """Raise (or warn of) the conditions that did not hold in a run.
 
     The errors are those of the program that was planned; their lines are those of the equal one
     that was run.
     """
     held = jax.device_get([check.ok for check in checks])
-    failed = [check.error for check, ok in zip(checks, held, strict=True) if not np.all(ok)]
+    failed = [check for check, ok in zip(checks, held, strict=True) if not np.all(ok)]
     if not failed:
         return
     places = dict(zip(map(id, planned.locations), program.locations, strict=True))
-    for error in failed:
-        error = error.at(places.get(id(error.location), error.location))
+    for check in sorted(failed, key=lambda check: check.doubt):
+        location = check.error.location
+        error = check.error.at(places.get(id(location), location))
+        if check.doubt and replicated:
+            error = LimitWarning(
+                "A record hangs on a decision that is not sure within the sampling error of one "
+                "replicate; the spread over replicates shows it.",
+                operation=error.operation,
+                location=error.location,
+                advice="More samples= make it surer.",
+            )
         if isinstance(error, LimitError):
             raise error
         warn(error)

@@ -16,7 +16,6 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit._jax import is_traced
-from tplimit.algebra.knowledge import ZERO_SIGMAS, significant
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     DIVERGENCE_ADVICE,
@@ -24,6 +23,7 @@ from tplimit.errors import (
     DivergenceError,
     LimitError,
 )
+from tplimit.interpreter.doubts import unsure
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import LimitValue, with_terms
 from tplimit.values.exponents import NEVER, Exponent, Exponents
@@ -83,9 +83,9 @@ def to_limit(leaf: LimitValue) -> Any:
 def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
     top = value.exponents.max()
     grows = value.exponents.mask(top)
-    zero = np.asarray(jnp.abs(value.coefficient)) <= (
-        0 if value.stderr is None else ZERO_SIGMAS * np.asarray(value.stderr)
-    )
+    hidden = unsure(value)
+    zero = np.asarray(value.coefficient == 0)
+    zero = zero if hidden is None else zero | np.asarray(hidden)
     if np.all(zero | ~np.broadcast_to(grows, zero.shape)):
         raise CancellationError(
             f"An output is of order n^{top} with a coefficient that is zero within the sampling "
@@ -155,10 +155,12 @@ def to_leading(leaf: LimitValue) -> Any:
         zero = jnp.zeros(value.shape, value.dtype)
         return Leading(zero, NEVER, zero)
     first = _leading_entries(value)
-    hidden = first.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
-    if np.any(np.asarray(hidden.array, dtype=bool)) or not bool(significant(first)):
+    below = first.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    unknown = unsure(first)
+    hidden = np.zeros(value.shape, bool) if unknown is None else np.asarray(unknown)
+    if np.any(np.asarray(below.array, dtype=bool)) or np.any(hidden):
         raise CancellationError(
-            f"The leading term of an output is not known: its coefficient at "
+            f"The leading term of an output is not known{_where(hidden)}: its coefficient at "
             f"n^{value.exponents} is zero within the sampling error.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
@@ -168,6 +170,15 @@ def to_leading(leaf: LimitValue) -> Any:
     # What is no number is not known to any accuracy.
     stderr = jnp.where(jnp.isfinite(coefficient), stderr, jnp.nan)
     return Leading(coefficient, _exponent(first.exponents), stderr)
+
+
+def _where(mask: np.ndarray) -> str:
+    """Entries where a mask holds, in words, where that is not all of them."""
+    if mask.all() or not mask.any():
+        return ""
+    first = ", ".join(str(list(map(int, index))) for index in np.argwhere(mask)[:3])
+    others = int(mask.sum()) - 3
+    return f" at {first}" + (f" and {others} more entries" if others > 0 else "")
 
 
 def _leading_entries(value: Tensor) -> Tensor:

@@ -291,8 +291,10 @@ def sound(leaf: LimitValue, replicates: int) -> bool:
     many = () if replicates == 1 else (replicates,)
     fitting: list[bool] = []
 
-    def note(array: Any, _: int | None, role: str) -> Any:
-        fitting.append(role == COMMON["role"] or np.shape(array)[: len(many)] == many)
+    def note(array: Any, axis: int | None, role: str) -> Any:
+        before = () if role == COMMON["role"] else many
+        fitting.append(np.shape(array)[: len(before)] == before)
+        fitting.append(axis is None or np.ndim(array) > len(before))
         return array
 
     map_arrays(note, (value, bank))

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 from tplimit.values.tensors import Tensor, Term, knowing
 
-#: From this many standard errors on, a value that does not grow with the width differs from 0.
+#: A number counts as zero when it is below this many of its standard errors.
+ZERO_SIGMAS = 5.0
+#: From this many standard errors on, a vector that does not grow with the width differs from 0.
 ORDINARY_SIGMAS = 2.0
 #: The largest error, relative to the value, that does not hide it.
 ORDINARY_SHARE = 0.1

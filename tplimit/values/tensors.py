@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.errors import LimitError
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponent, Exponents
 from tplimit.values.fields import ALONG, AXIS, ENTRIES, NESTED, SPACES, STATIC
 from tplimit.values.parity import EVEN, UNKNOWN, Parity
@@ -113,6 +114,20 @@ class Extremum(NamedTuple):
     side: int
 
 
+class Doubt(NamedTuple):
+    """What a finite value is for other outcomes of decisions (``interpreter/doubts.py``).
+
+    Attributes:
+        outcomes: one for each choice of those that are not sure.
+        entire: whether of a decision that it hangs on no entry is sure.
+        error: where it hangs on one that is not.
+    """
+
+    outcomes: "tuple[Tensor, ...]"
+    entire: Any
+    error: LimitError
+
+
 class Facts(NamedTuple):
     """What a program tells of a value beyond its terms.
 
@@ -122,12 +137,14 @@ class Facts(NamedTuple):
         stacked: the values that it is a stack of, along its first axis.
         extremum_of: the values of which it is the larger (1) or the smaller (-1) one, entry by
             entry, or along finite axes that it has with length one.
+        otherwise: what it is for other outcomes of decisions that are not sure.
     """
 
     zero_with: "Tensor | None" = None
     positive_part_of: "Tensor | None" = None
     stacked: "tuple[Value, ...] | None" = None
     extremum_of: "Extremum | None" = None
+    otherwise: "Doubt | None" = None
 
 
 NO_FACTS = Facts()
@@ -232,6 +249,11 @@ def knowing(value: Tensor, **facts: Any) -> Tensor:
     return out
 
 
+def with_coefficient(value: Tensor, coefficient: Any) -> Tensor:
+    """A value of one term with another coefficient."""
+    return replace(value, terms=(replace(value.terms[0], coefficient=coefficient),))
+
+
 def exactly(array: Any) -> Tensor:
     """An ordinary finite array as a value; constants that are 0 get exponent ``NEVER``."""
     if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in "fiu":
@@ -282,7 +304,8 @@ def along(mask: Any, value: Tensor) -> Any:
 def with_parity(value: Tensor, parity: Parity) -> Tensor:
     """The same value of one term, with these sign symmetries (finite arrays have no others)."""
     parity = EVEN if value.axis is None else parity
-    return replace(value, terms=(replace(value.terms[0], parity=parity),))
+    out = replace(value, terms=(replace(value.terms[0], parity=parity),))
+    return knowing(out, **value.facts._asdict())
 
 
 def with_one_exponent(value: Tensor) -> Tensor:
