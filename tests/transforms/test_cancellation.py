@@ -173,6 +173,16 @@ def test_what_cancels_on_a_part_of_the_coordinates_does_not_cancel():
     assert abs(tp.limit(program)(theta) - share) < 5 * error
 
 
+def test_summands_that_are_small_by_chance_hide_no_cancellation():
+    """v/3 is left of the first difference up to round-off of x/3, which leads where w is small."""
+    left = lambda v, w: (v + w) / 3 - v / 3 - w / 3 + v * v.shape[0] ** -0.5
+    found = tp.leading(lambda t: jnp.mean(left(t["v"], t["w"]) ** 2))
+    declared = {"v": tp.normal((n,)), "w": tp.normal((n,))}
+    for key in range(20):
+        sampled = tp.sample(declared, jax.random.key(key), width=tp.inf, samples=256)
+        assert found(sampled).exponent == -1
+
+
 def test_what_cancels_for_these_data_only_is_no_rule():
     """The same compiled program with other numbers."""
     theta = tp.sample(VECTORS, jax.random.key(0), width=tp.inf, samples=2**11, terms=2)

@@ -28,10 +28,11 @@ from tplimit.values.tensors import Doubt, Tensor, Value, knowing, with_coefficie
 #: (or two that compensate one another would not be seen).
 _STRIDES = (1, 2)
 
+Axes = tuple[int, ...]
 Run = Callable[[Sequence[Value]], list[Value]]
 
 
-def unsure(value: Tensor) -> Any:
+def unsure(value: Tensor, sigmas: float = ZERO_SIGMAS) -> Any:
     """Entries of a finite array of which the sign is not known, or None if all are.
 
     Of each entry the first term decides that is not exactly zero.
@@ -42,21 +43,27 @@ def unsure(value: Tensor) -> Any:
     for term in value.terms:
         size = jnp.abs(jnp.asarray(term.coefficient))
         error = jnp.zeros(()) if term.stderr is None else jnp.asarray(term.stderr)
-        found = found | (pending & (error > 0) & (size <= ZERO_SIGMAS * error))
+        found = found | (pending & (error > 0) & (size <= sigmas * error))
         pending = pending & (size == 0) & (error == 0)
     return found
 
 
-def taken(ctx: Context, out: Tensor, other: Any, unknown: Any, what: str) -> Tensor:
-    """A decision ``out`` with its other outcomes, which are ``other`` where it is ``unknown``."""
-    if unknown is None:
+def taken(
+    ctx: Context, out: Tensor, other: Any, value: Tensor | None, what: str, axes: Axes = ()
+) -> Tensor:
+    """A decision ``out`` with its other outcomes, which are ``other`` where the sign of the value
+    that decides (without these axes of the outcome; None: nothing is decided) is not known."""
+    unknown = None if value is None else unsure(value)
+    if value is None or unknown is None:
         return out
+    entire = jnp.all(unsure(value, ORDINARY_SIGMAS))
+    unknown = jnp.expand_dims(unknown, axes)
     number = np.arange(int(np.prod(out.shape))).reshape(out.shape)
     outcomes = [
         jnp.where(unknown & (number % stride == 0), other, out.coefficient) for stride in _STRIDES
     ]
     cases = tuple(with_coefficient(out, array.astype(out.dtype)) for array in outcomes)
-    return knowing(out, otherwise=Doubt(cases, jnp.all(unknown), undecided(ctx, what)))
+    return knowing(out, otherwise=Doubt(cases, entire, undecided(ctx, what)))
 
 
 def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:

@@ -76,7 +76,7 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
 def _both_ways(ctx: Context, mask: Tensor, difference: Tensor) -> Tensor:
     """A mask that the sign of a difference decides, with its other outcomes."""
     other = ~jnp.asarray(mask.coefficient)
-    return doubts.taken(ctx, mask, other, doubts.unsure(difference), "A comparison")
+    return doubts.taken(ctx, mask, other, difference, "A comparison")
 
 
 def _is_equality(ctx: Context) -> bool:
@@ -137,27 +137,25 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
     kind, what = ctx.kind, "Which of several values is the extremum"
     assert isinstance(kind, Relation)
 
-    def both_ways(mask: Tensor, unknown: Any) -> Tensor:
-        if unknown is not None:
-            unknown = jnp.expand_dims(unknown, known.axes)
+    def both_ways(mask: Tensor, apart: Tensor | None) -> Tensor:
         second = kind.function(second_largest(value, known.axes, known.side), True)
-        return doubts.taken(ctx, mask, second, unknown, what)
+        return doubts.taken(ctx, mask, second, apart, what, known.axes)
 
     if ctx.terms == 1:
         first = with_one_exponent(value)
-        unknown = extremum_is_known(ctx, first, known.axes, known.side, what)
+        apart = extremum_is_known(ctx, first, known.axes, known.side, what)
         holds = kind.function(first.coefficient == with_one_exponent(extremum).coefficient, True)
-        return both_ways(tensor(holds, ORDER_ONE, flips(first), value.axis, value.space), unknown)
+        return both_ways(tensor(holds, ORDER_ONE, flips(first), value.axis, value.space), apart)
     difference = expansion.minus(ctx, value, extremum)
     zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
     equal = functools.reduce(jnp.logical_and, zeros)
-    unknown = extremum_is_known(ctx, value, known.axes, known.side, what, equal)
+    apart = extremum_is_known(ctx, value, known.axes, known.side, what, equal)
     below = max([value.remainder.max(), *(term.exponents.max() for term in value.terms[1:])])
     least = min([level for level in value.exponents.levels() if level != NEVER], default=NEVER)
     share = NEVER if NEVER in (below, least) else below - least
     parity = expansion.plus_parity([value])
     mask = expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
-    return both_ways(mask, unknown)
+    return both_ways(mask, apart)
 
 
 def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any) -> None:
@@ -394,9 +392,9 @@ def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params
         )
 
     what = "The index of an extremum"
-    unknown = extremum_is_apart(ctx, value, axes, side, what)
+    apart = extremum_is_apart(ctx, value, axes, side, what)
     other = index_of_second(value, axes, side)
-    return doubts.taken(ctx, joined((value, where), axis, later)[1], other, unknown, what)
+    return doubts.taken(ctx, joined((value, where), axis, later)[1], other, apart, what)
 
 
 @reduce_extremum.several

@@ -74,7 +74,7 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     signs = jnp.sign(a.coefficient)
     out = tensor(signs, exponents, flips(a), a.axis, a.space, None, a.zeros)
-    return doubts.taken(ctx, out, -signs, doubts.unsure(a), "sign")
+    return doubts.taken(ctx, out, -signs, a, "sign")
 
 
 @sign.several
@@ -83,7 +83,7 @@ def sign_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         return leading_of(ctx, a)
     signs, share, parity = expansion.sign_of(ctx, a, "sign")
     out = expansion.mask_of(signs, share, parity, a)
-    return doubts.taken(ctx, out, -signs, doubts.unsure(a), "sign")
+    return doubts.taken(ctx, out, -signs, a, "sign")
 
 
 @RULES(p.is_finite_p)
@@ -134,7 +134,7 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
         out = expansion.mask_of(there, share, parity, difference)
     else:
         out = tensor(there, ORDER_ONE, share, a.axis, a.space)
-    return doubts.taken(ctx, out, beyond, doubts.unsure(difference), "Rounding")
+    return doubts.taken(ctx, out, beyond, difference, "Rounding")
 
 
 def _grown(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
@@ -215,7 +215,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
     ctx.check(~knowledge.beyond_accident(zero, a), error)
     here, there = (ctx.rebind(signs) for signs in (known.coefficient, -known.coefficient))
     out = tensor(here, ORDER_ONE, known.remainder, a.axis, a.space)
-    return doubts.taken(ctx, out, there, doubts.unsure(a), "The sign bit")
+    return doubts.taken(ctx, out, there, a, "The sign bit")
 
 
 @RULES(

@@ -204,16 +204,15 @@ def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tens
 
 def extremum_is_known(
     ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str, equal: Any = None
-) -> Any:
+) -> Tensor | None:
     """Check, when the run is over, which entry along finite axes is the largest (smallest).
 
     ``equal`` marks those that are, by all known terms; else the leading term tells. Entries that
     are all exactly zero, such as those of dead units, are as large as each other.
 
-    Returns: for a finite array where (these axes being dropped) that is not known within the
-    sampling error, None if it is known everywhere.
+    Returns: see ``extremum_is_apart``.
     """
-    if np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes:
+    if _alone(value, axes):
         return None
     first = with_one_exponent(leading_term(value))
     c = side * jnp.asarray(first.coefficient)
@@ -223,7 +222,7 @@ def extremum_is_known(
         CancellationError,
         NEXT_TERM_ADVICE,
     )
-    unknown = extremum_is_apart(ctx, value, axes, side, what)
+    apart = extremum_is_apart(ctx, value, axes, side, what)
     known = first
     if equal is None:
         equal = c == jnp.max(c, axes, keepdims=True)
@@ -231,16 +230,18 @@ def extremum_is_known(
         known = value
     tied = (jnp.sum(equal, axes) > 1) & jnp.any(_unsure(known, equal), axes)
     ctx.check(~knowledge.beyond_accident(tied, value), error)
-    return unknown
+    return apart
 
 
 def extremum_is_apart(
     ctx: Context, value: Tensor, axes: tuple[int, ...], side: int, what: str
-) -> Any:
-    """Where the largest entry is as large as the second within the sampling error (finite arrays;
-    vectors are checked), or None."""
+) -> Tensor | None:
+    """How far the largest entry along finite axes is from the second one, None if that is exact.
+
+    Of vectors it must be known to differ from 0.
+    """
     first = with_one_exponent(leading_term(value))
-    if first.stderr is None:
+    if first.stderr is None or _alone(value, axes):
         return None
     c = side * jnp.asarray(first.coefficient)
     left = jnp.moveaxis(c, axes, range(len(axes)))
@@ -249,7 +250,11 @@ def extremum_is_apart(
     gap = ordered[-1] - ordered[-2]
     apart = tensor(gap, first.exponents, axis=_left(value.axis, axes), stderr=spread)
     doubts.decides(ctx, apart, what)
-    return doubts.unsure(apart)
+    return apart
+
+
+def _alone(value: Tensor, axes: tuple[int, ...]) -> bool:
+    return bool(np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes)
 
 
 def second_largest(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
@@ -279,12 +284,12 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     value = with_one_exponent(value)
     side = 1 if ctx.equation.primitive is p.argmax_p else -1
     what = "The index of an extremum"
-    unknown = extremum_is_known(ctx, value, axes, side, what)
+    apart = extremum_is_known(ctx, value, axes, side, what)
     axis = _left(value.axis, axes)
     out = tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
     )
-    return doubts.taken(ctx, out, index_of_second(value, axes, side), unknown, what)
+    return doubts.taken(ctx, out, index_of_second(value, axes, side), apart, what)
 
 
 def index_of_second(value: Tensor, axes: tuple[int, ...], side: int) -> Any:

@@ -175,7 +175,9 @@ def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.n
     What is 0 with its summands, or no number, is none if the numbers are those of the data; for
     other numbers it says nothing.
     """
-    gone = np.abs(total) <= _ROUND_OFF * size
+    # Where summands are small by chance, what they are made of has left larger round-off.
+    typical = 0 if axis is None else np.mean(size, axis, keepdims=True)
+    gone = np.abs(total) <= _ROUND_OFF * (size + typical)
     if axis is not None:
         gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
     silent = ~(size > 0) | ~np.isfinite(size)
