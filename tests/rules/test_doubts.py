@@ -228,5 +228,19 @@ def test_records_of_replicates_warn():
             lambda t, _: (step(t), jnp.zeros(())), theta, jnp.zeros(12), width=tp.inf,
             replicates=3, samples=4096, noise="random", observe=share, key=jax.random.key(0),
         )  # fmt: skip
-    assert np.all((run.observed.mean >= 0) & (run.observed.mean <= 1))
+    assert np.all((run.observations >= 0) & (run.observations <= 1))
     assert any("A record hangs on a decision that is not sure" in str(w.message) for w in caught)
+
+
+@BOTH
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_vector_hangs_on_a_number_that_is_zero(noise, terms):
+    """One number decides about all coordinates, in the same call or the next."""
+    gated = lambda t: jnp.where(pair(t)[1] > 0, t["v"], 2 * t["v"])
+    with pytest.raises(tp.CancellationError, match="decided by terms that vanish"):
+        tp.limit(lambda t: jnp.mean(gated(t) ** 2))(sampled(noise, terms=terms))
+    with pytest.raises(tp.CancellationError, match="decided by terms that vanish"):
+        tp.limit(gated)(sampled(noise, terms=terms))
+    branch = lambda t: lax.cond(pair(t)[1] > 0, lambda: t["v"], lambda: 2 * t["v"])
+    with pytest.raises(tp.CancellationError, match="decided by terms that vanish"):
+        tp.limit(branch)(sampled(noise, terms=terms))

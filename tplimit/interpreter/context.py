@@ -42,7 +42,7 @@ class Check:
 
     Attributes:
         doubt: it holds if no decision that is not sure changes an output (``doubts.py``). Of
-            replicates a warning is enough: they decide each for itself.
+            records a warning is enough: every replicate decides for itself.
     """
 
     ok: Any

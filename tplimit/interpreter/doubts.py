@@ -5,6 +5,7 @@ truth value, an index, a rounded number) is taken as it falls, and its other out
 beside it (``Facts.otherwise``). What is computed from it as a finite array is computed from these
 as well, and an output that is another one then is refused. What goes on into vectors and matrices
 does not keep them: there one decision is one of many, and falls otherwise with other particles.
+Only where all numbers that decide are zero, or one is by symmetry, it is refused (``vain``).
 
 What a vector decides must be known for most of its coordinates.
 """
@@ -27,6 +28,9 @@ from tplimit.values.tensors import Doubt, Tensor, Value, knowing, with_coefficie
 #: Which of the decisions of an array that are not sure fall otherwise: all, and every second one
 #: (or two that compensate one another would not be seen).
 _STRIDES = (1, 2)
+
+#: Moment matching leaves of a mean that vanishes by symmetry at most this many of its errors.
+_SYMMETRIC_SIGMAS = 1e-5
 
 Axes = tuple[int, ...]
 Run = Callable[[Sequence[Value]], list[Value]]
@@ -56,14 +60,14 @@ def taken(
     unknown = None if value is None else unsure(value)
     if value is None or unknown is None:
         return out
-    entire = jnp.all(unsure(value, ORDINARY_SIGMAS))
+    vain = jnp.all(unsure(value, ORDINARY_SIGMAS)) | jnp.any(unsure(value, _SYMMETRIC_SIGMAS))
     unknown = jnp.expand_dims(unknown, axes)
     number = np.arange(int(np.prod(out.shape))).reshape(out.shape)
     outcomes = [
         jnp.where(unknown & (number % stride == 0), other, out.coefficient) for stride in _STRIDES
     ]
     cases = tuple(with_coefficient(out, array.astype(out.dtype)) for array in outcomes)
-    return knowing(out, otherwise=Doubt(cases, entire, undecided(ctx, what)))
+    return knowing(out, otherwise=Doubt(cases, vain, undecided(ctx, what)))
 
 
 def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
@@ -71,7 +75,11 @@ def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
     outputs = run(values)
     found = [value.facts.otherwise for value in values if isinstance(value, Tensor)]
     known = [doubt for doubt in found if doubt is not None]
-    if not known or not any(isinstance(out, Tensor) and out.finite for out in outputs):
+    finite = [isinstance(out, Tensor) and out.finite for out in outputs]
+    if not all(finite):
+        for doubt in known:
+            ctx.check(~doubt.vain, doubt.error)
+    if not known or not any(finite):
         return outputs
     with _aside(ctx):
         try:
@@ -81,7 +89,7 @@ def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
     if not cases:
         settle(ctx, values)
         return outputs
-    doubt = known[0]._replace(entire=functools.reduce(operator.or_, [d.entire for d in known]))
+    doubt = known[0]._replace(vain=functools.reduce(operator.or_, [d.vain for d in known]))
 
     def with_outcomes(out: Value, place: int) -> Value:
         if not isinstance(out, Tensor) or not out.finite:
@@ -109,7 +117,7 @@ def settle(ctx: Context, values: Sequence[Value]) -> None:
             continue
         doubt = value.facts.otherwise
         differ = functools.reduce(operator.or_, [_differ(value, o) for o in doubt.outcomes])
-        ctx.check(~(differ & doubt.entire), doubt.error)
+        ctx.check(~(differ & doubt.vain), doubt.error)
         ctx.check(~differ, doubt.error, doubt=True)
 
 

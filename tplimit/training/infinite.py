@@ -67,13 +67,13 @@ class Traced:
     def __init__(self, functions: Functions) -> None:
         init, step, observe = functions
         self.given = functions
-        self.init = None if init is None else Evaluator(init)
-        self.step = Evaluator(step)
+        self.init = None if init is None else Evaluator(init, records=True)
+        self.step = Evaluator(step, records=True)
         self.observe: Evaluator | None = None
         if observe is not None:
-            self.observe = Evaluator(observe)
+            self.observe = Evaluator(observe, records=True)
             beside = functools.wraps(observe)(lambda state: (state, observe(state)))
-            self.observe_and_keep = Evaluator(beside)
+            self.observe_and_keep = Evaluator(beside, records=True)
 
     def observer(self, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
         """A function from a state to (state, observation), which may `keep` what it reveals of the

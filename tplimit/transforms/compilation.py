@@ -87,12 +87,19 @@ class Evaluator:
         function: plain JAX.
         change: what is evaluated instead of the program of the function; default: the program.
         jit: whether to compile. What is run once or twice takes longer to compile than to run.
+        records: whether the outputs are records of a run. If they hang on a decision that is not
+            sure that is a warning: other replicates decide otherwise, and show what hangs on it.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, change: Change | None = None, jit: bool = True
+        self,
+        function: Callable[..., Any],
+        *,
+        change: Change | None = None,
+        jit: bool = True,
+        records: bool = False,
     ) -> None:
-        self.function, self.change, self.jit = function, change, jit
+        self.function, self.change, self.jit, self.records = function, change, jit, records
         self.programs: dict[Any, tuple[Program, Any]] = {}
         self.plannings: dict[int, _Planning] = {}
 
@@ -216,7 +223,7 @@ class Evaluator:
             return (out, None), refuted
         if checks:
             planned = self.planning(program).program
-            _verify(checks, planned, program, replicated=call.axes is not None)
+            _verify(checks, planned, program, self.records)
         if revealed is None or new_bank is None:
             return (out, None), []
         if bank is not None:
@@ -378,7 +385,7 @@ def _refuted(held: Sequence[Held]) -> list[Name]:
     return [one.name for one, ok in zip(held, found, strict=True) if not np.all(ok)]
 
 
-def _verify(checks: Sequence[Check], planned: Program, program: Program, replicated: bool) -> None:
+def _verify(checks: Sequence[Check], planned: Program, program: Program, records: bool) -> None:
     """Raise (or warn of) the conditions that did not hold in a run.
 
     The errors are those of the program that was planned; their lines are those of the equal one
@@ -392,7 +399,7 @@ def _verify(checks: Sequence[Check], planned: Program, program: Program, replica
     for check in sorted(failed, key=lambda check: check.doubt):
         location = check.error.location
         error = check.error.at(places.get(id(location), location))
-        if check.doubt and replicated:
+        if check.doubt and records:
             error = LimitWarning(
                 "A record hangs on a decision that is not sure within the sampling error of one "
                 "replicate; the spread over replicates shows it.",

@@ -119,12 +119,12 @@ class Doubt(NamedTuple):
 
     Attributes:
         outcomes: one for each choice of those that are not sure.
-        entire: whether of a decision that it hangs on no entry is sure.
+        vain: whether a decision that it hangs on decides nothing: all its numbers are zero.
         error: where it hangs on one that is not.
     """
 
     outcomes: "tuple[Tensor, ...]"
-    entire: Any
+    vain: Any
     error: LimitError
 
 
