@@ -183,6 +183,15 @@ def test_summands_that_are_small_by_chance_hide_no_cancellation():
         assert found(sampled).exponent == -1
 
 
+def test_what_is_constant_along_the_width_does_not_fluctuate():
+    """The multipliers of the central-limit term add up to round-off, which led."""
+    theta = tp.sample(VECTORS, jax.random.key(0), width=tp.inf, samples=2**10, terms=2)
+    summed = lambda t: jnp.sum(t["v"] + t["v"].shape[0])
+    assert [e for e, _ in tp.series(summed)(theta).terms] == [2]
+    with pytest.raises(tp.CancellationError):
+        tp.leading(lambda t: summed(t) - t["v"].shape[0] ** 2)(theta)
+
+
 def test_what_cancels_for_these_data_only_is_no_rule():
     """The same compiled program with other numbers."""
     theta = tp.sample(VECTORS, jax.random.key(0), width=tp.inf, samples=2**11, terms=2)

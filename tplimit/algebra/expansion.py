@@ -248,12 +248,19 @@ def averaged(
     length = piece.shape[piece.axis]
     shape = [length if i == piece.axis else 1 for i in range(len(piece.shape))]
     multipliers = ctx.ledger.multipliers(space, length).reshape(shape)
-    weighted = replace(
-        piece.terms[0], coefficient=piece.coefficient * multipliers.astype(piece.dtype)
-    )
-    fluctuation = reduce(replace(piece, terms=(weighted,)))
-    coefficient = fluctuation.coefficient * np.asarray(ctx.root_n, piece.dtype)
-    found.append(tensor(coefficient, mean.exponents + -HALF))
+    weighted = piece.coefficient * multipliers.astype(piece.dtype)
+
+    def sum_of(summands: Any) -> Any:
+        term = replace(piece.terms[0], coefficient=summands)
+        return reduce(replace(piece, terms=(term,))).coefficient * np.asarray(
+            ctx.root_n, piece.dtype
+        )
+
+    # What is constant along the width does not fluctuate: multipliers add up to nothing.
+    coefficient = sum_of(weighted)
+    fluctuation = tensor(coefficient, mean.exponents + -HALF)
+    balance = lambda: (coefficient, jnp.abs(sum_of(jnp.abs(weighted))))
+    found.append(arithmetic.less_cancelled(ctx, fluctuation, balance))
     return found
 
 

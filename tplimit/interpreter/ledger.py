@@ -137,7 +137,8 @@ class Ledger:
         if not self.bank.fluctuating:
             return jnp.zeros(size)
         if self.dry:
-            return generic((size,), np.float32, self.spaces.find(space), 3)
+            half = generic((size // 2,), np.float32, self.spaces.find(space), 3)
+            return np.concatenate([half, -half, np.zeros(size % 2, np.float32)])  # of zero sum
         return self.bank.multipliers(self.spaces.find(space), size)
 
     def closed(self) -> Bank | None:

@@ -211,7 +211,10 @@ def _few(
     unseen: dict[int, int] = {}  # arrays without numbers: one that stands twice is one
 
     def some(array: Any, axis: int | None, role: str) -> Any:
-        if role == COMMON["role"] or (isinstance(array, jax.Array) and _jax.is_key(array)):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            unknown = isinstance(array, jax.ShapeDtypeStruct)
+            return jnp.broadcast_to(jax.random.key(number), array.shape) if unknown else array
+        if role == COMMON["role"]:
             return array
         if _at_hand(array):
             array = np.asarray(array)
