@@ -135,7 +135,7 @@ def test_increments_start_at_zero_exactly():
     model, ntk = tp.mlp(1, 3, activation="tanh"), tp.parameterizations.ntk
     predict, x = ntk.predict(model), jnp.asarray(X, jnp.float32)
     step = tp.limit(ntk.step(model, "mse", RATE))
-    start = tp.sample(ntk.theta(model), jax.random.key(0), width=tp.inf, samples=2**10, terms=2)
+    start = tp.sample(ntk.theta(model), jax.random.key(5), width=tp.inf, samples=2**10, terms=2)
     since = tp.limit(lambda t, first: predict(t, x) - predict(first, x))
     given = tp.limit(lambda t, f: predict(t, x) - f)
     f = tp.limit(predict)(start, x)
