@@ -105,7 +105,7 @@ def test_a_deferred_network_is_one_function(key):
 def test_divergence_is_an_error(key):
     grows = lambda theta, _: (theta, jnp.sum(theta["u"] ** 2))
     with pytest.raises(tp.DivergenceError):
-        tp.train(grows, THETA, [0], width=tp.inf, key=key, samples=64, progress=False)
+        tp.train(grows, THETA, [0], width=tp.inf, key=key, samples=256, progress=False)
 
 
 def test_compare_ends_where_the_theory_says(key):
