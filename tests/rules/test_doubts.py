@@ -48,13 +48,18 @@ DECISIONS = {
     "any": lambda t: jnp.any(jnp.stack([pair(t)[1] > 0, pair(t)[0] < 0])),
     "exclusive": lambda t: jnp.logical_xor(pair(t) > 0, jnp.array([True, False])),
     "where": lambda t: jnp.where(pair(t) > 0, 1.0, 2.0),
-    "where, one order lower": lambda t: jnp.where(pair(t) > 0, 1.0, 2.0) * pair(t),
     "sign": lambda t: jnp.sign(pair(t)),
     "heaviside": lambda t: jnp.heaviside(pair(t), 0.5),
     "copysign": lambda t: jnp.copysign(3.0, pair(t)),
     "rounding": lambda t: jnp.floor(1 + pair(t)),
     "integer": lambda t: (2 + pair(t)).astype(int),
     "remainder": lambda t: jnp.mod(pair(t), 1.0),
+    "division by floor": lambda t: (2 + pair(t)) // 1,
+    "division by floor, far from 0": lambda t: (50 + pair(t)) // 1,
+    "mask of vectors": lambda t: jnp.mean(
+        jnp.where((pair(t) > 0)[:, None], t["u"], 2 * t["u"]) ** 2, axis=1
+    ),
+    "where of vectors": lambda t: jnp.mean(jnp.where(pair(t)[1] > 0, t["u"], 2 * t["u"]) ** 2),
     "index": lambda t: jnp.argmax(jnp.stack([pair(t), -pair(t)]), 0),
     "index of the smallest": lambda t: jnp.argmin(jnp.stack([pair(t), 0 * pair(t)]), 0),
     "one of many": lambda t: jnp.take(jnp.arange(3.0), jnp.argmax(jnp.stack([pair(t)[1], 0.0]))),
@@ -74,6 +79,8 @@ DECISIONS = {
         lambda c, x: (c + x * (pair(t)[1] > 0), None), 0.0, jnp.arange(20.0)
     )[0],
 }
+#: Of these a sample of finite width is another number: no values, or of order 1 by chance.
+NOT_COMPARED = ("mask of vectors", "where of vectors", "remainder", "saturating")
 OF_NUMBERS = ("derivative of the absolute value", "derivative of the maximum")
 
 
@@ -110,7 +117,10 @@ def test_leading_names_the_entries_that_are_not_known(noise):
 
 
 @BOTH
-@pytest.mark.parametrize("name", sorted(set(DECISIONS) - {*OF_NUMBERS, "remainder", "saturating"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted(set(DECISIONS) - {*OF_NUMBERS, *NOT_COMPARED}),
+)
 def test_what_is_known_decides(name, noise, monkeypatch):
     """The same programs where the second entry is known as well: as at finite width."""
     known = lambda t: jnp.stack([sure(t), -0.3 * sure(t)])
@@ -118,9 +128,7 @@ def test_what_is_known_decides(name, noise, monkeypatch):
     function = DECISIONS[name]
     found = tp.limit(function)(sampled(noise))
     finite = function(tp.sample(THETA, jax.random.key(1), width=2000))
-    np.testing.assert_allclose(found, finite, rtol=0.3)
-    if "order" not in name:
-        np.testing.assert_array_equal(found, finite)
+    np.testing.assert_array_equal(found, finite)
 
 
 @BOTH
@@ -134,6 +142,7 @@ def test_symmetry_lets_the_next_term_decide(noise):
 
 MEAN = 0.860  # E|v|^1.5
 HARMLESS = {
+    "zero in any case": lambda t: jnp.where(pair(t) > 0, 1.0, 2.0) * pair(t),
     "equal outcomes": lambda t: jnp.where(pair(t)[1] > 0, 1.0, 1.0),
     "continuous there": lambda t: jnp.where(pair(t)[1] > 0, 1 + pair(t)[1], 1 - pair(t)[1]),
     "overruled": lambda t: (pair(t)[1] > 0) | (pair(t)[0] > 0),
@@ -150,7 +159,9 @@ HARMLESS = {
 @BOTH
 @pytest.mark.parametrize("name", HARMLESS)
 def test_a_decision_that_changes_nothing_is_no_matter(name, noise):
-    expected = {"maximum": [MEAN, 0], "overruled": True}.get(name, MEAN if "sure" in name else 1)
+    expected = {"maximum": [MEAN, 0], "zero in any case": [MEAN, 0], "overruled": True}.get(
+        name, MEAN if "sure" in name else 1
+    )
     np.testing.assert_allclose(tp.limit(HARMLESS[name])(sampled(noise)), expected, atol=0.06)
 
 

@@ -1,7 +1,7 @@
 """Sampling errors of averages over particles, from the spread between groups of them.
 
-Sobol' points are not independent: their averages are up to fifty times nearer to the truth than the
-spread of the particles says. A group of consecutive points is such a net itself, so the averages
+Sobol' points are not independent: their averages are nearer to the truth than the spread of the
+particles says. A group of consecutive points is such a net itself, so the averages
 of groups differ as averages of smaller nets do: the error is too wide by a factor of about
 four where averages over nets of M points are off by 1/M, and right where they gain nothing. For
 independent particles it is the ordinary standard error.

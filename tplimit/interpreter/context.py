@@ -65,6 +65,7 @@ class Context:
         ledger: the deferred matrices, and what they have been asked.
         spaces: which width axes are one.
         checks: conditions to be verified when the run is over.
+        decisions: those that the current rule has taken about numbers (``doubts.py``).
         decide: gives values of finite variables that are known before the run.
         sums: which sums cancel, or None where that is not known: at finite width, in the bodies
             of compiled loops.
@@ -85,6 +86,7 @@ class Context:
         self.decide = decide
         self.sums = sums
         self.checks: list[Check] = []
+        self.decisions: list[Tensor] = []
         self.nested = False
         self.at: Place | None = None
 

@@ -67,7 +67,22 @@ def taken(
         jnp.where(unknown & (number % stride == 0), other, out.coefficient) for stride in _STRIDES
     ]
     cases = tuple(with_coefficient(out, array.astype(out.dtype)) for array in outcomes)
-    return knowing(out, otherwise=Doubt(cases, vain, undecided(ctx, what)))
+    decision = knowing(out, otherwise=Doubt(cases, vain, undecided(ctx, what)))
+    ctx.decisions.append(decision)
+    return decision
+
+
+@contextmanager
+def shown(ctx: Context, outputs: list[Value]) -> Iterator[None]:
+    """Decisions that a rule takes, and whose outcomes its outputs do not show, must be sure."""
+    before, ctx.decisions = ctx.decisions, []
+    try:
+        yield
+        known = [out.facts.otherwise for out in outputs if isinstance(out, Tensor)]
+        hidden = [d for d in ctx.decisions if all(d.facts.otherwise is not one for one in known)]
+        settle(ctx, hidden, share=0)
+    finally:
+        ctx.decisions = before
 
 
 def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
@@ -77,6 +92,8 @@ def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
     known = [doubt for doubt in found if doubt is not None]
     finite = [isinstance(out, Tensor) and out.finite for out in outputs]
     if not all(finite):
+        # A mask of a vector decides about all of it; of numbers that go into one it is one of many.
+        settle(ctx, [v for v in values if isinstance(v, Tensor) and v.dtype.kind in "biu"])
         for doubt in known:
             ctx.check(~doubt.vain, doubt.error)
     if not known or not any(finite):
@@ -110,22 +127,24 @@ def outcome(value: Value, number: int) -> Any:
     return value.facts.otherwise.outcomes[number]
 
 
-def settle(ctx: Context, values: Sequence[Value]) -> None:
-    """Require that finite values hang on no decision that is not sure."""
+def settle(ctx: Context, values: Sequence[Value], share: float = ORDINARY_SHARE) -> None:
+    """Require that finite values hang on no decision that is not sure by more than a share."""
     for value in values:
         if not isinstance(value, Tensor) or value.facts.otherwise is None:
             continue
         doubt = value.facts.otherwise
-        differ = functools.reduce(operator.or_, [_differ(value, o) for o in doubt.outcomes])
+        differ = functools.reduce(operator.or_, [_differ(value, o, share) for o in doubt.outcomes])
         ctx.check(~(differ & doubt.vain), doubt.error)
         ctx.check(~differ, doubt.error, doubt=True)
 
 
-def _differ(value: Tensor, other: Tensor) -> Any:
+def _differ(value: Tensor, other: Tensor, share: float) -> Any:
     a, b = jnp.asarray(value.coefficient), jnp.asarray(other.coefficient)
     if value.dtype.kind != "f" or value.exponents != other.exponents:
         return jnp.any(a != b)
-    same = (jnp.abs(a - b) <= ORDINARY_SHARE * jnp.abs(a)) | (jnp.isnan(a) & jnp.isnan(b))
+    # What is within the error of the value is known no better without any decision.
+    error = 0.0 if value.stderr is None else ORDINARY_SIGMAS * value.stderr
+    same = (jnp.abs(a - b) <= share * jnp.abs(a) + error) | (jnp.isnan(a) & jnp.isnan(b))
     return ~jnp.all(same)
 
 

@@ -89,13 +89,15 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         if out is not None:
             return out
     form = _form(ctx, equation, any(isinstance(value, Matrices) for value in values))
+    many: list[Value] = []
     try:
-        outputs = form(ctx, *values, **equation.params)
+        with doubts.shown(ctx, many):
+            outputs = form(ctx, *values, **equation.params)
+            many += outputs if isinstance(outputs, (list, tuple)) else [outputs]
     except WidthError as error:
         if error.location is None:
             ctx.fail(error.reason, WidthError, error.advice or "")
         raise
-    many = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     return [with_bounded_errors(out) if isinstance(out, Tensor) else out for out in many]
 
 

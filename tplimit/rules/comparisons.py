@@ -211,6 +211,8 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
     simple = not (a.terms[1:] or b.terms[1:] or a.patches or b.patches)
     if a is b or simple or a.dtype.kind != "f" or arithmetic.infinite(a) or arithmetic.infinite(b):
         mask = leading_of(ctx, a, b)
+        if mask.finite:
+            return mask
         bare = replace(mask, remainder=EXACT_ZERO)
         return expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
     difference = expansion.minus(ctx, a, b)
