@@ -94,6 +94,30 @@ def test_nothing_hangs_on_a_sign_that_is_not_known(name, noise):
             tp.limit(function)(sampled(noise, terms=terms))
 
 
+def nothing(t):
+    """Rounding leaves exactly 0, with an error."""
+    return (1e8 + equal(t)) - 1e8
+
+
+TIES = {
+    "sign": lambda t: jnp.sign(nothing(t)),
+    "greater": lambda t: nothing(t) > 0,
+    "rounding": lambda t: jnp.ceil(nothing(t)),
+    "sign bit": lambda t: jnp.copysign(1.0, nothing(t)),
+    "index": lambda t: jnp.argmax(jnp.stack([nothing(t), 0 * sure(t)])),
+    "index of three": lambda t: jnp.argmin(jnp.stack([nothing(t), sure(t) - sure(t), sure(t)])),
+    "which": lambda t: jax.grad(lambda x: jnp.max(x))(jnp.stack([nothing(t), -nothing(t)])),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", TIES)
+def test_a_coefficient_that_comes_out_as_zero_is_not_known(name, noise):
+    for terms in (1, 2):
+        with pytest.raises(tp.LimitError, match=r"vanish|not known|exactly zero"):
+            tp.limit(TIES[name])(sampled(noise, terms=terms))
+
+
 VALUES = {
     "division": lambda t: 1 / pair(t),
     "inverse root": lambda t: lax.rsqrt(jnp.abs(pair(t))),

@@ -74,7 +74,12 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     signs = jnp.sign(a.coefficient)
     out = tensor(signs, exponents, flips(a), a.axis, a.space, None, a.zeros)
-    return doubts.taken(ctx, out, -signs, a, "sign")
+    return doubts.taken(ctx, out, _opposite(signs), a, "sign")
+
+
+def _opposite(signs: Any) -> Any:
+    """The other signs; of a value that comes out as 0 one of the two."""
+    return jnp.where(signs == 0, jnp.ones_like(signs), -signs)
 
 
 @sign.several
@@ -83,7 +88,7 @@ def sign_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         return leading_of(ctx, a)
     signs, share, parity = expansion.sign_of(ctx, a, "sign")
     out = expansion.mask_of(signs, share, parity, a)
-    return doubts.taken(ctx, out, -signs, a, "sign")
+    return doubts.taken(ctx, out, _opposite(signs), a, "sign")
 
 
 @RULES(p.is_finite_p)
@@ -129,7 +134,7 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
     jumps = with_parity(tensor(jump, exponents, EXACT_ZERO, a.axis, a.space), EVEN)
     difference = _off(expansion.minus(ctx, a, jumps), jump, a)
     signs, share, parity = expansion.sign_of(ctx, difference, "Rounding")
-    there, beyond = (_beside(jump, side, steps).astype(dtype) for side in (signs, -signs))
+    there, beyond = (_beside(jump, side, steps).astype(dtype) for side in (signs, _opposite(signs)))
     if ctx.terms > 1:
         out = expansion.mask_of(there, share, parity, difference)
     else:
@@ -213,7 +218,7 @@ def _bits_of_sign(ctx: Context, a: Tensor) -> Tensor:
         "Compare with 0: jnp.where(x < 0, ...), jnp.sign.",
     )
     ctx.check(~knowledge.beyond_accident(zero, a), error)
-    here, there = (ctx.rebind(signs) for signs in (known.coefficient, -known.coefficient))
+    here, there = (ctx.rebind(signs) for signs in (known.coefficient, _opposite(known.coefficient)))
     out = tensor(here, ORDER_ONE, known.remainder, a.axis, a.space)
     return doubts.taken(ctx, out, there, a, "The sign bit")
 

@@ -260,8 +260,12 @@ def _alone(value: Tensor, axes: tuple[int, ...]) -> bool:
 def second_largest(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
     """Mask of the second largest (smallest) entry along finite axes."""
     c = side * jnp.asarray(with_one_exponent(leading_term(value)).coefficient)
-    rest = jnp.where(c == jnp.max(c, axes, keepdims=True), -jnp.inf, c)
-    return rest == jnp.max(rest, axes, keepdims=True)
+    front = jnp.moveaxis(c, axes, range(len(axes)))
+    flat = front.reshape(-1, *front.shape[len(axes) :])
+    places = jnp.arange(len(flat)).reshape([-1] + [1] * (flat.ndim - 1))
+    rest = jnp.where(places == jnp.argmax(flat, 0), -jnp.inf, flat)
+    second = places == jnp.argmax(rest, 0)
+    return jnp.moveaxis(second.reshape(front.shape), range(len(axes)), axes)
 
 
 def _unsure(value: Tensor, entries: Any) -> Any:
