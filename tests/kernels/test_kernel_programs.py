@@ -391,3 +391,29 @@ def test_outputs_are_linear_in_the_readout_whatever_moves_them(name):
     plain = tp.nngp(apply, theta, x, **options).value
     moved = tp.nngp(lambda t, x: LAYOUTS[name](apply(t, x)), theta, x, **options).value
     np.testing.assert_allclose(moved, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [0.1, -0.5])
+def test_a_kinked_function_is_precise_at_points_that_coincide(slope):
+    """FAULTS B: slopes that jump see the root of an error of the correlation."""
+    n = tp.Width("n")
+    theta = {"U": tp.normal((300, n)), "W": [tp.normal((n, n))] * 4, "v": tp.normal((n,))}
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 300)), jnp.float32)
+
+    def network(t, x):
+        root = jnp.sqrt(t["v"].shape[0])
+        phi = lambda u: jnp.where(u > 0, u, slope * u)
+        h = phi(x @ t["U"] / jnp.sqrt(300.0))
+        for i in range(4):
+            h = phi(h @ t["W"][i] / root)
+        return h @ t["v"] / root
+
+    with jax.enable_x64(True):
+        exact = kernels.mlp(5, kernels.leaky_relu(slope))(np.asarray(x, np.float64))
+        expected = np.asarray(exact.ntk), np.asarray(exact.nngp)
+    for which, value in zip((tp.ntk, tp.nngp), expected, strict=True):
+        assert which(network, theta, x).method == "closed_form"
+        np.testing.assert_allclose(np.asarray(which(network, theta, x)), value, 1e-5)
+        np.testing.assert_allclose(np.asarray(which(network, theta, x, x + 0)), value, 1e-5)
+        single = which(network, theta, x[:1], x)
+        np.testing.assert_allclose(np.asarray(single), value[:1], 1e-5)

@@ -173,3 +173,47 @@ def test_relu_networks_are_homogeneous(scale: float, seed: int) -> None:
     net = mlp(3, "relu", 1.4)
     found, scaled = net(points), net(scale * points)
     assert_allclose(scaled.ntk, scale**2 * found.ntk, 1e-6, atol=1e-9 * scale**2)
+
+
+# Points that coincide ----------------------------------------------------------------------------
+
+KINKED = {
+    "slopes": lambda u: jnp.where(u > 0, u, 0.1 * u),
+    "ramp": lambda u: jnp.clip(u, -0.5, 1.0),
+    "shrinkage": lambda u: jnp.sign(u) * jnp.maximum(jnp.abs(u) - 0.3, 0),
+    "step and line": lambda u: jnp.where(u > 0.2, u + 1, 0.5 * u),
+    "smooth": jnp.tanh,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", KINKED)
+def test_points_that_coincide_stay_coincident(name: str, dtype: str) -> None:
+    """An angle that is lost to round-off or quadrature shows in the slopes of a kinked function."""
+    x = jnp.asarray(rng.normal(size=(3, 300)), dtype)
+    block = residual(activation(KINKED[name]), dense(1.4, 0.2))
+    net = network(dense(), block, layer_norm(0.1), block, block, activation("relu"), dense())
+    once = net(x)
+    twice = net(jnp.concatenate([x, x[::-1]]))
+    for kernel in ("nngp", "ntk"):
+        diagonal = jnp.diagonal(getattr(once, kernel))
+        copies = jnp.diagonal(getattr(net(x, x + 0), kernel))
+        assert_array_equal(copies, diagonal)
+        assert_array_equal(getattr(twice, kernel)[jnp.arange(3), [5, 4, 3]], diagonal)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("depth", [1, 3, 5])
+@pytest.mark.parametrize("slope", [0.1, -1.0, 0.0])
+def test_kinked_functions_by_quadrature_and_in_closed_form(
+    slope: float, depth: int, dtype: str
+) -> None:
+    """Also of parallel points, which have correlation 1 but not the same variance."""
+    x = jnp.asarray(rng.normal(size=(3, 300)), dtype)
+    y = jnp.concatenate([x, 2 * x, -x, x + 0.1 * x[::-1]])
+    written = mlp(depth, lambda u: jnp.where(u > 0, u, slope * u), 1.3, 0.0)(x, y)
+    closed = mlp(depth, tp.kernels.leaky_relu(slope), 1.3, 0.0)(x, y)
+    tolerance = 1e-7 if dtype == "float64" else 1e-4
+    for kernel in ("nngp", "ntk"):
+        a, b = (getattr(found, kernel) for found in (written, closed))
+        assert_allclose(a, b, tolerance, tolerance * float(jnp.abs(b).max()))

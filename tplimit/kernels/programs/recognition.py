@@ -38,6 +38,7 @@ from tplimit.kernels.programs.fields import (
     folded,
     scaled,
 )
+from tplimit.kernels.recursions.network import distinct
 from tplimit.program import traits
 from tplimit.program.tracing import Constant, Equation, Program, Slot
 from tplimit.program.traits import Identity, Linear, is_rounding, kind_of
@@ -69,8 +70,10 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
     """
     if not isinstance(x1, jax.Array) or not isinstance(x2, jax.Array) or x1.ndim < 1:
         raise NotRecognised("the inputs are no single array.")
-    count = len(x1)
-    points = jnp.concatenate([x1, x2])
+    # Points that coincide are one: their correlation stays 1 through all layers.
+    places, numbers = distinct([x1, x2])
+    rows, columns = numbers[: len(x1)], numbers[len(x1) :]
+    points = jnp.concatenate([x1, x2])[places]
     program = program_of(apply, theta, points)
     (out,) = _run(program, theta, points)
     if not isinstance(out, Field) or out.function is not None:
@@ -87,8 +90,8 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
             "(NTK parameterization), or rescale the output.",
         )
     if kernel.exponent < 0:
-        return jnp.zeros((count, len(x2)), kernel.array.dtype)
-    return kernel.array[:count, count:]
+        return jnp.zeros((len(x1), len(x2)), kernel.array.dtype)
+    return kernel.array[np.ix_(rows, columns)]
 
 
 def program_of(apply: Callable[..., Any], theta: Any, x: Any) -> Program:

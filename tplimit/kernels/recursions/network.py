@@ -1,11 +1,13 @@
 """Kernels of networks at arrays of inputs, in blocks."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -52,7 +54,8 @@ class Network:
         """
         block = arguments.whole("block", block, example=BLOCK)
         a, b = _inputs(x1, x2)
-        nngp, ntk, var1, var2, finite = _gram(self.layer, a, b, block=block)
+        rows, columns = _numbered(a, b)
+        nngp, ntk, var1, var2, finite = _gram(self.layer, a, b, rows, columns, block=block)
         if not is_traced(finite) and not finite:
             raise ActivationError(
                 "the kernel is not finite",
@@ -131,6 +134,38 @@ def _variance(x: Array) -> Array:
     return jnp.sum(x * x, axis=-1) / x.shape[-1]
 
 
+def _numbered(x1: Array, x2: Array | None) -> tuple[Array, Array]:
+    """Numbers of the points, where points that coincide have the same one.
+
+    What JAX traces has no values yet: each of its points coincides with itself only.
+    """
+    n1, n2 = len(x1), 0 if x2 is None else len(x2)
+    if is_traced(x1) or is_traced(x2):
+        numbers = np.arange(n1 + n2)
+    else:
+        numbers = distinct([x1] if x2 is None else [x1, x2])[1]
+    rows = jnp.asarray(numbers[:n1], jnp.int32)
+    return rows, rows if x2 is None else jnp.asarray(numbers[n1:], jnp.int32)
+
+
+def distinct(arrays: Sequence[Array]) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the distinct points among those of all arrays, and for each point its place there.
+
+    >>> distinct([jnp.array([[1.0], [2.0]]), jnp.array([[2.0]])])
+    (array([0, 1]), array([0, 1, 1]))
+    """
+    places: list[int] = []
+    seen: dict[bytes, int] = {}
+    numbers: list[int] = []
+    points = np.concatenate([np.asarray(x) for x in arrays]) + 0  # no -0.0
+    for place, point in enumerate(points):
+        number = seen.setdefault(point.tobytes(), len(seen))
+        if number == len(places):
+            places.append(place)
+        numbers.append(number)
+    return np.asarray(places), np.asarray(numbers)
+
+
 def _on_the_diagonal(layer: Layer, x: Array) -> Kernel:
     """The kernel of each point with itself, where correlations are exactly 1."""
     var = _variance(x)
@@ -139,9 +174,15 @@ def _on_the_diagonal(layer: Layer, x: Array) -> Kernel:
 
 @functools.partial(jax.jit, static_argnames="block")
 def _gram(
-    layer: Layer, x1: Array, x2: Array | None, *, block: int
+    layer: Layer,
+    x1: Array,
+    x2: Array | None,
+    number1: Array,
+    number2: Array,
+    *,
+    block: int,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """``nngp``, ``ntk``, ``var1``, ``var2``, and whether all is finite."""
+    """``nngp``, ``ntk``, ``var1``, ``var2``, and whether all is finite; numbers as `_numbered`."""
     rows, columns = x1, x1 if x2 is None else x2
     n1, n2 = len(rows), len(columns)
     b1, b2 = min(block, n1), min(block, n2)
@@ -171,7 +212,8 @@ def _gram(
     (nngp, ntk, finite), _ = lax.scan(one, start, jnp.asarray(pairs, jnp.int32))
     own = _on_the_diagonal(layer, rows)
     var2 = own.nngp if x2 is None else _on_the_diagonal(layer, columns).nngp
-    if x2 is None:
-        place = jnp.arange(n1)
-        nngp, ntk = nngp.at[place, place].set(own.nngp), ntk.at[place, place].set(own.ntk)
+    same = number1[:, None] == number2
+    nngp, ntk = (
+        jnp.where(same, at[:, None], pairs) for at, pairs in ((own.nngp, nngp), (own.ntk, ntk))
+    )
     return nngp, ntk, own.nngp, var2, finite
