@@ -13,6 +13,7 @@ from tplimit._jax import Primitive, is_key
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     CancellationError,
+    DivergenceError,
     LimitError,
     LimitWarning,
     UnsupportedOperationError,
@@ -58,6 +59,10 @@ class Place(NamedTuple):
     kind: Kind
 
 
+#: Numbers without a limit that are told apart.
+SEVERAL = 16
+
+
 class Context:
     """What a rule may use.
 
@@ -69,6 +74,9 @@ class Context:
         decide: gives values of finite variables that are known before the run.
         sums: which sums cancel, or None where that is not known: at finite width, in the bodies
             of compiled loops.
+        offset: how far numbers without a limit, on which nothing may depend, are moved, one after
+            the other; None where that is not tried (see ``arbitrary``).
+        without_limit: errors of these numbers, if something does depend on them.
         nested: whether the program at hand is the body of a loop or a branch.
     """
 
@@ -80,11 +88,14 @@ class Context:
         decide: Decide = lambda slot: None,
         dry: bool = False,
         sums: Sums | None = None,
+        offset: Any = None,
     ) -> None:
         self.spaces = Spaces(() if bank is None else bank.classes) if spaces is None else spaces
         self.ledger = Ledger(bank, self.spaces, dry)
         self.decide = decide
         self.sums = sums
+        self.offset = offset
+        self.without_limit: list[LimitError] = []
         self.checks: list[Check] = []
         self.decisions: list[Tensor] = []
         self.nested = False
@@ -179,6 +190,36 @@ class Context:
             return None
         return self.sums.cancelling(None if self.at is None else self.at.equation, balance, axis)
 
+    # Numbers without a limit ------------------------------------------------------------------
+
+    def arbitrary(self, number: Any, error: LimitError) -> Any:
+        """A number that has no limit, such as the largest coordinate of a vector or ``log n``.
+
+        Programs that subtract it and add it again return the same for any other number. This is
+        tried in the rehearsal (``transforms/rehearsal.py``), where such a number is another one,
+        the same one where it was the same.
+
+        Raises:
+            LimitError: the error, where it cannot be tried.
+        """
+        if self.offset is None:
+            raise error
+        self.without_limit.append(error)
+        number = jnp.asarray(number)
+        offset = jnp.asarray(self.offset)[(len(self.without_limit) - 1) % SEVERAL]
+        moved = number + offset * (2 + jnp.sin(12.9898 * number))
+        return moved.astype(number.dtype)
+
+    @property
+    def log_n(self) -> Any:
+        """The logarithm of the width, as ``arbitrary``."""
+        error = self.error(
+            "A value grows like the logarithm of the width.",
+            DivergenceError,
+            "Subtract the logarithm of the width: jax.nn.logsumexp(x) - jnp.log(x.shape[-1]).",
+        )
+        return self.arbitrary(jnp.ones((), jnp.result_type(float)), error)
+
     # Failures -------------------------------------------------------------------------------
 
     def error(
@@ -232,8 +273,11 @@ class Context:
 
     def child(self, bank: Bank | None) -> "Context":
         """A context for the body of a compiled loop, with a bank of its own."""
-        inner = Context(bank, spaces=self.spaces, decide=self.decide, dry=self.ledger.dry)
+        inner = Context(
+            bank, spaces=self.spaces, decide=self.decide, dry=self.ledger.dry, offset=self.offset
+        )
         inner.nested, inner.at = True, self.at
+        inner.without_limit = self.without_limit
         return inner
 
 

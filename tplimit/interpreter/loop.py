@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
@@ -37,8 +38,15 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
     if ctx.exact:
         array, remainder = fitted.last, EXACT_ZERO
         exponents = exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
+    elif fitted.logs is not None:
+        array = array + (fitted.logs * ctx.log_n).astype(array.dtype)
     if len(axes) == 1:
-        array = np.broadcast_to(array, ctx.shape(aval.shape))
+        wide = ctx.shape(aval.shape)
+        array = (
+            np.broadcast_to(array, wide)
+            if fitted.logs is None or ctx.exact
+            else jnp.broadcast_to(array, wide)
+        )
         return with_parity(tensor(array, exponents, remainder, axes[0]), EVEN)
     if len(axes) > 1:
         raise WidthError("A constant array with two width axes is not supported.")

@@ -1,4 +1,4 @@
-"""Fitting numbers that depend on the width: ``c * n**p``, entry by entry."""
+"""Fitting numbers that depend on the width: ``c * n**p`` and lower powers, entry by entry."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,18 +14,54 @@ _ULPS = 8.0
 #: How far a number of the size of a width may be off where the width had to be divided.
 _ROUNDED = 8.0
 
+#: Steps of the exponents of lower powers, and how many of them are fitted at most.
+_STEPS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 4))
+_LOWER = 3
+
 
 class Misfit(Exception):
     """The numbers follow no power law of the width; the argument describes them."""
 
 
+#: Lower terms of one entry: coefficients and exponents.
+Lower = tuple[tuple[float, Fraction], ...]
+
+
 class Fitted(NamedTuple):
-    """``c n^p + O(n^rho)``, and the value at the last of the widths it was fitted over."""
+    """``c n^p + l log n + O(n^rho)`` of each entry.
+
+    Attributes:
+        coefficient, exponents, remainder: c, p, rho.
+        last: the value at the last of the widths it was fitted over.
+        lower: of each entry, in order, what is known of the rest.
+        logs: l, None where there are no logarithms; then p = 0.
+    """
 
     coefficient: np.ndarray
     exponents: Exponents
     remainder: Exponents
     last: np.ndarray
+    lower: tuple[Lower, ...] = ()
+    logs: np.ndarray | None = None
+
+    def at(self, n: int) -> np.ndarray:
+        """The value at a width, by all that is known."""
+        powers = np.vectorize(lambda e: 0.0 if e == NEVER else float(n) ** float(e), otypes=[float])
+        found = np.asarray(self.coefficient, np.float64) * powers(self.exponents.array)
+        if self.lower:
+            rest = [sum(c * float(n) ** float(p) for c, p in entry) for entry in self.lower]
+            found = found + np.reshape(rest, self.coefficient.shape)
+        return found if self.logs is None else found + self.logs * np.log(n)
+
+
+class _Entry(NamedTuple):
+    """The same of one entry."""
+
+    coefficient: float
+    exponent: object
+    remainder: object = NEVER
+    lower: Lower = ()
+    log: float = 0.0
 
 
 def fit_dim(lengths: Sequence[int], ns: Sequence[int]) -> Dim:
@@ -47,7 +83,7 @@ def fit_dim(lengths: Sequence[int], ns: Sequence[int]) -> Dim:
 
 
 def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
-    """``c n^p`` (or ``c n^p (1 + a/n)``, kept with a remainder) for each entry of an array."""
+    """``c n^p`` (and lower powers, kept as a remainder), or ``c + l log n``, for each entry."""
     first = np.asarray(values[0])
     if all(np.array_equal(first, np.asarray(v), equal_nan=True) for v in values[1:]):
         zero = first == 0 if first.dtype.kind in "fiu" else np.zeros(first.shape, bool)
@@ -58,16 +94,22 @@ def fit_constant(values: Sequence[np.ndarray], ns: Sequence[int]) -> Fitted:
         raise Misfit("half-precision numbers that differ between widths: use float32 or bfloat16")
     precision = np.finfo(first.dtype).eps if first.dtype.kind == "f" else 1e-12
     stacked = np.stack([np.asarray(v, dtype=np.float64) for v in values])
-    coefficient = np.zeros(first.shape)
-    exponents = np.empty(first.shape, dtype=object)
-    remainder = np.empty(first.shape, dtype=object)
-    for index in np.ndindex(first.shape):
-        entry = (slice(None), *index)
-        fit = _fit_entry(stacked[entry], np.asarray(ns, dtype=np.float64), float(precision))
-        coefficient[index], exponents[index], remainder[index] = fit
+    widths = np.asarray(ns, dtype=np.float64)
+    entries = [
+        _fit_entry(stacked[(slice(None), *index)], widths, float(precision))
+        for index in np.ndindex(first.shape)
+    ]
+    shaped = lambda numbers, dtype: np.fromiter(numbers, dtype, len(entries)).reshape(first.shape)
     dtype = first.dtype if first.dtype.kind == "f" else np.dtype(np.float32)
-    last = np.asarray(values[-1])  # of the program's own type: at a true width it is no power
-    return Fitted(coefficient.astype(dtype), Exponents(exponents), Exponents(remainder), last)
+    logs = shaped((entry.log for entry in entries), float)
+    return Fitted(
+        shaped((entry.coefficient for entry in entries), float).astype(dtype),
+        Exponents(shaped((entry.exponent for entry in entries), object)),
+        Exponents(shaped((entry.remainder for entry in entries), object)),
+        np.asarray(values[-1]),  # of the program's own type: at a true width it is no power
+        tuple(entry.lower for entry in entries) if any(e.lower for e in entries) else (),
+        logs if np.any(logs) else None,
+    )
 
 
 def checked_dim(dim: Dim, length: int, n: int) -> Dim:
@@ -85,8 +127,7 @@ def checked_constant(fitted: Fitted, value: np.ndarray, n: int) -> Fitted:
     """The same power law, if it holds at such a width, with what rounding has added."""
     if np.array_equal(value, fitted.last, equal_nan=True):
         return fitted
-    powers = np.vectorize(lambda e: 0.0 if e == NEVER else float(n) ** float(e), otypes=[float])
-    expected = np.asarray(fitted.coefficient, np.float64) * powers(fitted.exponents.array)
+    expected = fitted.at(n)
     off, size = np.abs(np.asarray(value, np.float64) - expected), np.abs(expected)
     dtype = fitted.coefficient.dtype
     precision = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
@@ -101,27 +142,55 @@ def checked_constant(fitted: Fitted, value: np.ndarray, n: int) -> Fitted:
     raise Misfit(f"{found:.6g} at n={n} instead of {float(expected[worst]):.6g}")
 
 
-def _fit_entry(v: np.ndarray, n: np.ndarray, precision: float) -> tuple[float, object, object]:
+def _fit_entry(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry:
     if np.all(v == 0):
-        return 0.0, NEVER, NEVER
-    if np.any(v == 0) or np.any(np.sign(v) != np.sign(v[0])) or not np.all(np.isfinite(v)):
+        return _Entry(0.0, NEVER)
+    if np.any(v == 0) or not np.all(np.isfinite(v)):
         raise Misfit(_describe(v, n))
-    small, large = np.argmin(n), np.argmax(n)
+    found = None
+    if np.all(np.sign(v) == np.sign(v[0])):
+        found = _power_law(v, n, precision)
+    found = found or _logarithm(v, n, precision)
+    if found is None:
+        raise Misfit(_describe(v, n))
+    return found
+
+
+def _power_law(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:
+    """``c n^p``, or ``c n^p (1 + a_1 x + a_2 x^2 + ..)`` with a small ``x = n^-step``."""
+    small, large = np.unique(n, return_index=True)[1][-2:]  # of the two largest widths
     slope = np.log(v[large] / v[small]) / np.log(n[large] / n[small])
     power = Fraction(float(slope)).limit_denominator(MAX_DENOMINATOR)
     scaled = v * n ** -float(power)
     centre = float(np.median(scaled))
     if np.max(np.abs(scaled / centre - 1)) <= _ULPS * precision:
-        return _snapped(centre, precision), power, NEVER
-    design = np.stack([np.ones_like(n), 1 / n], axis=1)
-    (c, ca), *_ = np.linalg.lstsq(design, scaled, rcond=None)
-    if c == 0:
-        raise Misfit(_describe(v, n))
-    a = ca / c
-    misfit = np.abs(scaled / (c * (1 + a / n)) - 1)
-    if np.all(misfit <= _ULPS * precision + 4 * (a / n) ** 2) and np.all(np.abs(a / n) < 0.1):
-        return _snapped(float(c), precision), power, power - 1
-    raise Misfit(_describe(v, n))
+        return _Entry(_snapped(centre, precision), power)
+    order = min(_LOWER, len(np.unique(n)) - 2)  # more widths than unknowns
+    for step in _STEPS:
+        x = n ** -float(step)
+        design = x[:, None] ** np.arange(order + 1)
+        weights = 1 / (precision + x ** (order + 1))  # by what is left out
+        fit = np.linalg.lstsq(design * weights[:, None], scaled * weights, rcond=None)
+        c, *lower = fit[0].tolist()
+        if c == 0:
+            continue
+        size = np.max([np.abs(a / c) ** (1 / k) * x for k, a in enumerate(lower, 1)], axis=0)
+        misfit = np.abs(scaled / (design @ [c, *lower]) - 1)
+        if np.all(misfit <= _ULPS * precision + 4 * size ** (order + 1)) and np.all(size < 0.2):
+            c = _snapped(c, precision)
+            rest = tuple((a, power - k * step) for k, a in enumerate(lower, 1))
+            return _Entry(c, power, power - step, rest)
+    return None
+
+
+def _logarithm(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:
+    """``c + l log n``."""
+    design = np.stack([np.ones_like(n), np.log(n)], axis=1)
+    c, log = np.linalg.lstsq(design, v, rcond=None)[0].tolist()
+    if np.any(np.abs(design @ [c, log] - v) > _ULPS * precision * np.max(np.abs(v))):
+        return None
+    c = 0.0 if abs(c) <= _ULPS * precision * np.max(np.abs(v)) else _snapped(c, precision)
+    return _Entry(c, Fraction(0), log=_snapped(log, precision))
 
 
 def _snapped(c: float, precision: float) -> float:

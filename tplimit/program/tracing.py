@@ -452,7 +452,10 @@ def _grows(value: Any) -> bool:
         return False
     operands = [operand for e in value.equations for operand in e.inputs] + [*value.outputs]
     constants = [operand for operand in operands if isinstance(operand, Constant)]
-    powers = any(set(c.fitted.exponents.levels()) - {0, NEVER} for c in constants)
+    powers = any(
+        set(c.fitted.exponents.levels()) - {0, NEVER} or c.fitted.logs is not None
+        for c in constants
+    )
     avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]
     widths = any(aval.width_axes for aval in avals)
     return powers or widths or any(e.plain is None for e in value.equations)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,7 @@ from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import kept_entries
-from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
+from tplimit.values.tensors import Facts, Matrices, Tensor, knowing, tensor, with_parity
 
 #: A value that is so many units of round-off from a jump may well be at it.
 _ULPS = 8
@@ -94,7 +95,15 @@ def sign_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 @RULES(p.is_finite_p)
 def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Whether a leading coefficient is finite."""
-    return tensor(jnp.isfinite(a.coefficient), ORDER_ONE, EXACT_ZERO, a.axis, a.space)
+    out = tensor(jnp.isfinite(a.coefficient), ORDER_ONE, EXACT_ZERO, a.axis, a.space)
+    return knowing(out, alike=a.axis is not None)
+
+
+@is_finite.matrices
+def is_finite_matrix(ctx: Context, a: Matrices, **_: Any) -> Matrices:
+    """Whether all that a matrix is made of is finite."""
+    found = jax.tree.map(jnp.isfinite, a)
+    return Matrices(found.items, found.axes, Facts(alike=True))
 
 
 @RULES(p.floor_p, p.ceil_p, p.round_p)

@@ -1,9 +1,11 @@
 """Smooth functions of one variable, and logarithms, entry by entry."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
@@ -14,7 +16,7 @@ from tplimit.program.dependence import less_its_maximum
 from tplimit.program.traits import Logarithm, Smooth
 from tplimit.rules.terms import leading_of, one_term_of, zero_with
 from tplimit.values import patches
-from tplimit.values.exponents import NEGLIGIBLE, ORDER_ONE, Exponents
+from tplimit.values.exponents import NEGLIGIBLE, NEVER, ORDER_ONE, Exponents
 from tplimit.values.sampling_errors import ZERO_SIGMAS
 from tplimit.values.tensors import Tensor, leading_term, tensor
 
@@ -73,14 +75,11 @@ _logarithm = RULES.of_kind(Logarithm)
 
 @_logarithm.one
 def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
-    """Logarithm of a value that neither grows nor vanishes."""
+    """Logarithm: that of ``c n^p`` is ``log c + p log n``, where ``log n`` has to cancel."""
     kind = ctx.kind
     assert isinstance(kind, Logarithm)
     if not arithmetic.order_one(a):
-        ctx.fail(
-            f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
-            NoLimitError,
-        )
+        return _with_log_n(ctx, a, kind, logarithm)
     knowledge.known(ctx, a, "The logarithm")
     knowledge.not_zero(ctx, a, "The logarithm of")
     stderr = arithmetic.pointwise_stderr(kind.function, a)
@@ -92,6 +91,8 @@ def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Unlike the other functions it has no expansion at 0."""
     kind = ctx.kind
     assert isinstance(kind, Logarithm)
+    if not arithmetic.order_one(a):
+        return _with_log_n(ctx, a, kind, logarithm_of_series)
     simple = not a.terms[1:] and not a.patches
     if simple or a.exponents.levels() != [0]:
         return leading_of(ctx, a)
@@ -100,3 +101,17 @@ def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
     a = patches.remainder_everywhere(a)
     return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")
+
+
+def _with_log_n(ctx: Context, a: Tensor, kind: Logarithm, rule: Callable[..., Tensor]) -> Tensor:
+    """The logarithm of a value that grows or vanishes."""
+    level = a.exponents.value if a.exponents.uniform else NEVER
+    if level == NEVER:
+        ctx.fail(
+            f"The logarithm of a value of order n^{a.exponents} is no power of the width.",
+            NoLimitError,
+        )
+    scale = tensor(np.ones((), a.dtype), Exponents(-level))
+    rest = rule(ctx, expansion.times(ctx, a, scale))
+    unit = kind.function(jnp.asarray(np.e, a.dtype))
+    return expansion.plus(ctx, rest, tensor(float(level) * unit * ctx.log_n.astype(a.dtype)))

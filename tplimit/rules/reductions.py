@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -174,14 +175,10 @@ def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarra
 
 @RULES(p.reduce_max_p, p.reduce_min_p, p.reduce_and_p, p.reduce_or_p)
 def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -> Tensor:
-    """Extremum over finite axes."""
-    name = ctx.equation.primitive.name
+    """Extremum over finite axes; over a width only where nothing depends on it in the limit, as in
+    a softmax, or where all coordinates agree, as in ``isfinite(x).all()``."""
     if value.axis in axes:
-        ctx.fail(
-            f"{name} over a width has no limit: it is decided by the most extreme coordinate.",
-            NoLimitError,
-            "Use an average over the width instead.",
-        )
+        return _extremum_over_width(ctx, value)
     array, value = value, with_one_exponent(value)
     axis = _left(value.axis, axes)
     remainder = Exponents(value.remainder.max())
@@ -192,6 +189,33 @@ def reduce_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any
         ctx.rebind(value.coefficient), value.exponents, remainder, axis, value.space, stderr
     )
     return extremum_along(ctx, array, axes, out)
+
+
+def _extremum_over_width(ctx: Context, value: Tensor) -> Tensor:
+    """The extremum of the particles, of which the limit has to be independent."""
+    error = ctx.error(
+        f"{ctx.equation.primitive.name} over a width has no limit: it is decided by the most "
+        "extreme coordinate.",
+        NoLimitError,
+        "Use an average over the width instead. What is subtracted before an exponential and added "
+        "again is fine: jax.nn.softmax, jax.nn.logsumexp.",
+    )
+    known = value.facts.alike or ctx.exact
+    if not known and (value.dtype.kind != "f" or value.exponents.max() > 0):
+        raise error
+    value = with_one_exponent(value)
+    found = ctx.rebind(value.coefficient)
+    if known:
+        return tensor(found, value.exponents, Exponents(value.remainder.max()))
+    return tensor(ctx.arbitrary(found, error), ORDER_ONE)
+
+
+@reduce_extremum.matrices
+def extremum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: Any) -> Tensor:
+    """Only whether all entries are finite: see ``is_finite``."""
+    if not value.facts.alike or any(axis not in axes for axis in range(value.ndim)):
+        matrices.unsupported(ctx, f"{ctx.equation.primitive.name} over some of its axes")
+    return tensor(jnp.all(jnp.stack([jnp.all(x) for x in jax.tree.leaves(value)])))
 
 
 def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Held, Name, Sums
-from tplimit.interpreter.context import Check, Context
+from tplimit.interpreter.context import SEVERAL, Check, Context
 from tplimit.interpreter.spaces import Spaces
 from tplimit.interpreter.table import RULES
 from tplimit.program.lint import lint
@@ -360,7 +360,8 @@ def _planned(
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
         sums = None if learnt.cancelled is None else Sums(learnt.cancelled)
-        ctx = Context(bank, spaces=Spaces(learnt.spaces.classes), decide=made.get, sums=sums)
+        spaces, offset = Spaces(learnt.spaces.classes), None if sums is None else np.zeros(SEVERAL)
+        ctx = Context(bank, spaces=spaces, decide=made.get, sums=sums, offset=offset)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
             out = interpreted(ctx, program, values)

@@ -6,6 +6,10 @@ evaluated in double precision: for particles as they are, a few of them; for ima
 matrices a dense matrix stands in. A sum of which nothing is left but round-off cancels, whatever
 the particles. Then terms of lower order lead, and other sums are made: so all is done again, until
 nothing new is found.
+
+Some numbers have no limit, such as the largest coordinate of a vector. But programs subtract it
+before they take exponentials (softmax, logsumexp), and what they return is the same for any other
+number: so it is tried with another one.
 """
 
 import math
@@ -22,7 +26,7 @@ from tplimit.errors import LimitError
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Store
 from tplimit.interpreter.cancellation import Name, Sums
-from tplimit.interpreter.context import Context, Decide
+from tplimit.interpreter.context import SEVERAL, Context, Decide
 from tplimit.interpreter.ledger import Asked, generic
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
@@ -30,7 +34,7 @@ from tplimit.matrices import matrices
 from tplimit.program import numerics
 from tplimit.program.tracing import Program
 from tplimit.values.fields import COMMON, map_arrays
-from tplimit.values.tensors import Matrices, Value
+from tplimit.values.tensors import Matrices, Tensor, Value
 
 #: Particles of a rehearsal: so many that nothing holds for all of them by chance.
 _PARTICLES = 64
@@ -41,6 +45,10 @@ _ROUND_OFF = 1e-12
 #: Draws of numbers that a cancellation has to hold for. In every one but the first all numbers are
 #: others, so that nothing holds by the choice of the data: that one of two outputs is the larger.
 _DRAWS = 12
+
+#: How far numbers without a limit are moved, and the largest relative difference that this makes to
+#: what does not depend on them.
+_OFFSET, _SAME = 0.7, 1e-5
 
 
 @jax.tree_util.register_static
@@ -86,7 +94,7 @@ def rehearsed(
     first = [_first(value) if at == 0 else value for value, at in zip(values, places, strict=True)]
     bank = bank if bank is None or axes is None else _first(bank)
     if bank is None or bank.law.exact:
-        return _Traced.of(program, decide, None, bank, first).learnt()
+        return _Traced.of(program, decide, None, bank, first).learnt(())
     draws = [_few(program, bank, first, number) for number in range(_DRAWS)]
     cancelled: dict[Name, np.ndarray] = {}
     while True:
@@ -95,7 +103,7 @@ def rehearsed(
         if found.keys() == cancelled.keys() and all(
             np.array_equal(found[name], cancelled[name]) for name in found
         ):
-            return traced.learnt()
+            return traced.learnt(draws)
         # Up to the first sum that was not known before, all that was found stands. What comes
         # after it may be another sum now; it is looked at again.
         cancelled = found
@@ -104,16 +112,19 @@ def rehearsed(
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class _Course:
-    """How an interpretation went: what it learnt, the error it ended in, what it asked."""
+    """How an interpretation went: what it learnt, the error it ended in, what it asked, the errors
+    of numbers without a limit."""
 
     learnt: Learnt
     error: LimitError | None
     names: Sequence[tuple[Name, int | None]]
+    without_limit: Sequence[LimitError]
 
 
 @dataclass(frozen=True)
 class _Traced:
-    """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size."""
+    """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size, and
+    where there are numbers without a limit those that it returns."""
 
     jaxpr: Any
     course: _Course
@@ -128,28 +139,51 @@ class _Traced:
         values: Sequence[Value],
     ) -> "_Traced":
         def interpretation(
-            bank: Bank | None, values: Sequence[Value]
-        ) -> tuple[list[tuple[Any, Any]], _Course]:
+            bank: Bank | None, values: Sequence[Value], offset: Any
+        ) -> tuple[tuple[list[tuple[Any, Any]], list[Any]], _Course]:
             sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
-            ctx = Context(bank, decide=decide, dry=True, sums=sums)
-            error = None
+            offset = None if sums is None else offset
+            ctx = Context(bank, decide=decide, dry=True, sums=sums, offset=offset)
+            error, out = None, []
             try:
-                interpreted(ctx, program, values)
+                out = interpreted(ctx, program, values)
             except LimitError as failure:
                 error = failure
             asked = [] if sums is None or sums.questions is None else sums.questions
             learnt = Learnt(ctx.spaces, ctx.ledger.asked, cancelled)
             names = [(question.name, question.axis) for question in asked]
             balances = [(question.total, question.size) for question in asked]
-            return balances, _Course(learnt, error, names)
+            numbers = [number for value in out for number in _numbers(value)]
+            course = _Course(learnt, error, names, tuple(ctx.without_limit))
+            return (balances, numbers if ctx.without_limit else []), course
 
-        jaxpr, (_, course) = jax.make_jaxpr(interpretation, return_shape=True)(bank, values)
+        traced = jax.make_jaxpr(interpretation, return_shape=True)
+        jaxpr, (_, course) = traced(bank, values, np.zeros(SEVERAL))
         return cls(jaxpr, course)
 
-    def learnt(self) -> Learnt:
+    def learnt(self, draws: Sequence[tuple[Bank, Sequence[Value]]]) -> Learnt:
         if self.course.error is not None:
             raise self.course.error
+        errors = self.course.without_limit
+        if errors:
+            for draw in draws:
+                if self._depends(draw, np.ones(SEVERAL)):
+                    single = zip(errors, np.eye(SEVERAL), strict=False)
+                    raise next((e for e, one in single if self._depends(draw, one)), errors[0])
         return self.course.learnt
+
+    def _depends(self, draw: tuple[Bank, Sequence[Value]], which: np.ndarray) -> bool:
+        """Whether the outputs are others for others of the numbers that have no limit."""
+        first, second = (
+            numerics.evaluated(self.jaxpr, [*jax.tree.leaves(draw), offset])
+            for offset in (0 * which, _OFFSET * which)
+        )
+        place = 2 * len(self.course.names)
+        return not all(
+            np.all(np.abs(a - b) <= _SAME * np.max(np.abs(a), initial=0.0))
+            for a, b in zip(first[place:], second[place:], strict=True)
+            if np.issubdtype(np.asarray(a).dtype, np.floating)
+        )
 
     def cancelling(
         self, draws: Sequence[tuple[Bank, Sequence[Value]]], refuted: Collection[Name]
@@ -157,7 +191,8 @@ class _Traced:
         """Masks of the sums of which some entries are round-off for all these particles."""
         found: dict[Name, np.ndarray] = {}
         for number, draw in enumerate(draws):
-            arrays = iter(numerics.evaluated(self.jaxpr, jax.tree.leaves(draw)))
+            leaves = [*jax.tree.leaves(draw), np.zeros(SEVERAL)]
+            arrays = iter(numerics.evaluated(self.jaxpr, leaves))
             masks = {}
             for name, axis in self.course.names:
                 mask = _round_off(next(arrays), next(arrays), axis, number > 0)
@@ -182,6 +217,13 @@ def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.n
         gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
     silent = ~(size > 0) | ~np.isfinite(size)
     return gone | silent if otherwise else gone & ~silent
+
+
+def _numbers(value: Value) -> list[Any]:
+    """What a value is, without what is not known of it."""
+    if isinstance(value, Tensor):
+        return [jnp.asarray(term.coefficient) for term in value.terms]
+    return jax.tree.leaves(value)
 
 
 def _first(tree: Any) -> Any:

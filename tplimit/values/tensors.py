@@ -138,6 +138,7 @@ class Facts(NamedTuple):
         extremum_of: the values of which it is the larger (1) or the smaller (-1) one, entry by
             entry, or along finite axes that it has with length one.
         otherwise: what it is for other outcomes of decisions that are not sure.
+        alike: whether all its coordinates along a width are the same, in the limit too.
     """
 
     zero_with: "Tensor | None" = None
@@ -145,6 +146,7 @@ class Facts(NamedTuple):
     stacked: "tuple[Value, ...] | None" = None
     extremum_of: "Extremum | None" = None
     otherwise: "Doubt | None" = None
+    alike: bool = False
 
 
 NO_FACTS = Facts()
@@ -329,17 +331,19 @@ class Matrices:
         axes: positions of the two width axes; each item has its rows along the first.
     """
 
-    __slots__ = ("axes", "items")
+    __slots__ = ("axes", "facts", "items")
     items: np.ndarray
     axes: tuple[int, int]
+    facts: Facts
 
-    def __init__(self, items: Any, axes: tuple[int, int]) -> None:
+    def __init__(self, items: Any, axes: tuple[int, int], facts: Facts = NO_FACTS) -> None:
         if not isinstance(items, np.ndarray):
             cell = np.empty((), dtype=object)
             cell[()] = items
             items = cell
         self.items = items
         self.axes = axes
+        self.facts = facts
 
     def map(self, function: Any) -> "Matrices":
         """Apply ``function`` to every matrix."""

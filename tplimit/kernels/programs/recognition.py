@@ -135,6 +135,8 @@ def _is_layout(e: Equation) -> bool:
 
 def _constant(constant: Constant) -> Number:
     fitted = constant.fitted
+    if fitted.logs is not None:
+        raise NotRecognised("a number is a logarithm of the width.")
     levels = [level for level in fitted.exponents.levels() if level != NEVER]
     if constant.aval.width_axes or len(levels) > 1:
         raise NotRecognised("a constant array depends on the width.")
