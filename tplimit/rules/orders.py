@@ -1,18 +1,27 @@
 """What runs along a finite axis: products, running sums and extrema, order."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import NoLimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.rules.along import accumulated, joined, parts, side_by_side
 from tplimit.rules.comparisons import larger
+from tplimit.rules.discrete import flips
+from tplimit.rules.reductions import not_told
 from tplimit.values.exponents import NEVER, ORDER_ONE, Exponents
-from tplimit.values.tensors import Tensor, leading_term, tensor
+from tplimit.values.parity import EVEN
+from tplimit.values.rearranging import rearranged, with_common_exponents
+from tplimit.values.tensors import Tensor, leading_term, tensor, with_one_exponent, with_parity
 
 #: Sorting compares about half the square of this many values.
 _SORTED = 32
@@ -74,25 +83,95 @@ def cumulative_extremum(ctx: Context, value: Tensor, axis: int, reverse: bool) -
 
 
 @RULES(p.sort_p)
-def sort(ctx: Context, *values: Tensor, dimension: int, **_: Any) -> list[Tensor]:
-    """Order along a finite axis: neighbours are exchanged, as often as there are entries."""
-    value = values[0]
-    _finite(ctx, value, dimension)
-    if len(values) > 1:
-        ctx.fail("The order of one array by another one is not supported along values of a width.")
-    length = value.shape[dimension]
+def sort(
+    ctx: Context, *values: Tensor, dimension: int, num_keys: int = 1, **_: Any
+) -> list[Tensor]:
+    """Order along a finite axis, of other arrays by the first one, too."""
+    _finite(ctx, values[0], dimension)
+    if num_keys > 1:
+        ctx.fail("The order by several arrays is not supported along values of a width.")
+    return [_ordered(ctx, values[0], dimension), *_by(ctx, values[0], values[1:], dimension)]
+
+
+@RULES(p.top_k_p)
+def top_k(ctx: Context, value: Tensor, k: int, axis: int = -1, **_: Any) -> list[Tensor]:
+    """The largest entries along a finite axis, and their places."""
+    axis %= len(value.shape)
+    _finite(ctx, value, axis)
+    places = np.arange(value.shape[axis], dtype=ctx.equation.out_avals[1].dtype)
+    places = places.reshape([-1] + [1] * (len(value.shape) - axis - 1))
+    place = with_parity(tensor(np.broadcast_to(places, value.shape)), EVEN)
+    place = replace(place, axis=value.axis, space=value.space)
+    below = expansion.negative(value)
+    (first,) = parts((_ordered(ctx, below, axis),), axis, slice(k))
+    return [expansion.negative(first), *_by(ctx, below, [place], axis, k)]
+
+
+def _ordered(ctx: Context, value: Tensor, axis: int) -> Tensor:
+    """The entries in order: neighbours are exchanged, as often as there are entries."""
+    length = value.shape[axis]
     if length > _SORTED:
         value = leading_term(value)
     if _simple(value):
-        return [_sorted(value, dimension)]
+        return _sorted(value, axis)
     if length > _SORTED:
         ctx.fail(f"Sorting {length} values of several orders: at most {_SORTED}.")
-    entries = [parts((value,), dimension, slice(i, i + 1))[0] for i in range(length)]
+    entries = [parts((value,), axis, slice(i, i + 1))[0] for i in range(length)]
     for turn in range(length):
         for i in range(turn % 2, length - 1, 2):
             a, b = entries[i : i + 2]
             entries[i : i + 2] = larger(ctx, a, b, -1), larger(ctx, a, b, 1)
-    return [side_by_side(entries, dimension)]
+    return side_by_side(entries, axis)
+
+
+def _by(
+    ctx: Context, key: Tensor, others: Sequence[Tensor], axis: int, count: int | None = None
+) -> list[Tensor]:
+    """The first ``count`` of other values in the order of a key, which its leading term tells.
+
+    Where two neighbours may be the other way round, the outcome with the other one is kept beside.
+    """
+    if not others or key.shape[axis] < 2:
+        return [parts((other,), axis, slice(count))[0] for other in others]
+    what = "The order of values"
+    first = with_one_exponent(leading_term(key))
+    order = jnp.argsort(jnp.asarray(first.coefficient), axis, stable=True)
+    taken = lambda array: jnp.take_along_axis(jnp.broadcast_to(array, key.shape), order, axis)
+    apart, nearest = _neighbours(first, taken, axis)
+    tie = doubts.undecided(ctx, what, tied=True)
+    tied = (apart.coefficient == 0) & taken(not_told(first, jnp.ones(key.shape, bool)))
+    ctx.check(~knowledge.beyond_accident(tied, key), tie)
+    doubts.decides(ctx, apart, what)
+    found = []
+    for other in others:
+        (one,) = with_common_exponents([other], ctx.terms)
+        out = rearranged([one], taken, key.axis, key.space)
+        out = replace(out, remainder=Exponents(out.remainder.max()).maximum(flips(first)))
+        beside = jnp.take_along_axis(jnp.asarray(out.coefficient), nearest, axis)
+        kept = [parts((value,), axis, slice(count))[0] for value in (out, apart)]
+        found.append(
+            doubts.taken(ctx, kept[0], lax.slice_in_dim(beside, 0, count, axis=axis), kept[1], what)
+        )
+    return found
+
+
+def _neighbours(first: Tensor, taken: Callable[[Any], Any], axis: int) -> tuple[Tensor, Any]:
+    """How far each of the entries in order is from the nearest one, and the place of that."""
+    c = taken(first.coefficient)
+    gaps = jnp.diff(c.astype(jnp.result_type(c, float)), axis=axis)
+    ends = (
+        [(int(i == axis), 0) for i in range(gaps.ndim)],
+        [(0, int(i == axis)) for i in range(gaps.ndim)],
+    )
+    before, after = (jnp.pad(gaps, end, constant_values=jnp.inf) for end in ends)
+    place = jnp.arange(c.shape[axis]).reshape([-1] + [1] * (c.ndim - axis - 1))
+    nearest = jnp.where(after <= before, place + 1, place - 1)
+    stderr = None
+    if first.stderr is not None:
+        error = taken(first.stderr)
+        stderr = error + jnp.take_along_axis(error, nearest, axis)
+    gap = jnp.minimum(before, after)
+    return tensor(gap, first.exponents, axis=first.axis, space=first.space, stderr=stderr), nearest
 
 
 def _sorted(value: Tensor, axis: int) -> Tensor:
@@ -107,11 +186,11 @@ def _sorted(value: Tensor, axis: int) -> Tensor:
     return tensor(jnp.sort(c, axis), exponents, remainder, value.axis, value.space, stderr)
 
 
-for _rule in (cumulative_product, cumulative_extremum, sort):
+for _rule in (cumulative_product, cumulative_extremum, sort, top_k):
     _rule.several(_rule)
 
 
-@RULES(p.top_k_p, p.cumlogsumexp_p)
+@RULES(p.cumlogsumexp_p)
 def not_yet(ctx: Context, value: Tensor, axis: int | None = None, **_: Any) -> Any:
     """Refused: along a width there is no order; along finite axes there is no rule."""
     _finite(ctx, value, len(value.shape) - 1 if axis is None else axis)

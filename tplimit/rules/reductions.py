@@ -252,7 +252,7 @@ def extremum_is_known(
         equal = c == jnp.max(c, axes, keepdims=True)
     else:
         known = value
-    tied = (jnp.sum(equal, axes) > 1) & jnp.any(_unsure(known, equal), axes)
+    tied = (jnp.sum(equal, axes) > 1) & jnp.any(not_told(known, equal), axes)
     ctx.check(~knowledge.beyond_accident(tied, value), error)
     return apart
 
@@ -292,7 +292,7 @@ def second_largest(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
     return jnp.moveaxis(second.reshape(front.shape), range(len(axes)), axes)
 
 
-def _unsure(value: Tensor, entries: Any) -> Any:
+def not_told(value: Tensor, entries: Any) -> Any:
     """Entries among these of which more may be unknown than the terms tell, save exact zeros."""
     unknown = value.remainder.map(lambda r: float(r != NEVER)).mask(1)
     unsure = entries & jnp.asarray(unknown)
