@@ -18,7 +18,8 @@ from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
 from tplimit.rules.terms import unsupported
-from tplimit.values.exponents import Size
+from tplimit.values import patches
+from tplimit.values.exponents import EXACT_ZERO, Exponents, Size
 from tplimit.values.rearranging import (
     at,
     have_common_exponents,
@@ -271,12 +272,22 @@ def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
     """Entries along finite axes at computed indices (embedding, minibatch)."""
     assert isinstance(index, Tensor)
     shape, sizes = ctx.equation.in_avals[0].shape, params["slice_sizes"]
-    for dim, size in zip(shape, sizes, strict=True):
-        if isinstance(dim, Size) and size != dim:
+    each_its_own = params["dimension_numbers"].operand_batching_dims
+    for axis, (dim, size) in enumerate(zip(shape, sizes, strict=True)):
+        if isinstance(dim, Size) and size != dim and axis not in each_its_own:
             _check_share(ctx, "a computed place", size)
     if isinstance(value, Matrices):
         return _gather_matrices(ctx, value, index, params)
-    return moved(ctx, value, index)
+    return _at_places(moved(ctx, value, index), index)
+
+
+def _at_places(out: Value, index: Tensor) -> Value:
+    """Where an index of every coordinate is another one on a share of them, so is what is there."""
+    unsure = patches.remainder_everywhere(index).remainder
+    if not isinstance(out, Tensor) or unsure == EXACT_ZERO:
+        return out
+    lost = Exponents(out.exponents.max() + unsure.max())
+    return replace(out, remainder=out.remainder.maximum(lost))
 
 
 def _gather_matrices(ctx: Context, value: Matrices, index: Tensor, params: Any) -> Matrices:
@@ -313,7 +324,7 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
             ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
     if ctx.equation.primitive is p.scatter_p:
-        return moved(ctx, value, index, update, places=(0, 2))
+        return _at_places(moved(ctx, value, index, update, places=(0, 2)), index)
     # Sums may be of several entries: of one exponent, and not all of them zero.
     (update,) = with_common_exponents([update], ctx.terms)
     update = replace(update, terms=tuple(replace(term, zeros=None) for term in update.terms))
@@ -326,5 +337,6 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         x, at, y = map(jnp.asarray, arrays)
         return lax.scatter_add(x, at, y, params["dimension_numbers"], **options)
 
-    total = moved(ctx, nothing, index, update, places=(0, 2), bind=bind)
+    total = _at_places(moved(ctx, nothing, index, update, places=(0, 2), bind=bind), index)
+    assert isinstance(total, Tensor)
     return expansion.plus(ctx, total, value)

@@ -49,7 +49,7 @@ def moved(
     axis = axes[0] if axes else None
     space = None
     if axis is not None and ctx.equation.out_avals[0].shape[axis] in ctx.equation.in_avals[0].shape:
-        spaces = [value.space for value in values]
+        spaces = [value.space for value in found if value.axis is not None]
         space = spaces[0] if len(spaces) == 1 else ctx.spaces.unify(*spaces)
     return rearranged(values, move, axis, space)
 
@@ -214,7 +214,12 @@ def finite_only(ctx: Context, value: Matrices, dimensions: Any) -> None:
 def iota(ctx: Context, *dynamic: Value, **params: Any) -> Value:
     """Counting along a finite axis."""
     aval = ctx.equation.out_avals[0]
-    if aval.width_axes:
+    if params["dimension"] in aval.width_axes:
         ctx.fail(f"Coordinates of a width are numbered. {NO_ORDER}", NoLimitError)
+    if len(aval.width_axes) > 1:
+        ctx.fail("Numbers along a finite axis of an array of matrices.")
     with jax.ensure_compile_time_eval():
-        return tensor(np.asarray(p.iota_p.bind(**ctx.resolve(params))))
+        numbers = np.asarray(p.iota_p.bind(**ctx.resolve(params)))
+    if not aval.width_axes:
+        return tensor(numbers)
+    return with_parity(tensor(numbers, axis=aval.width_axes[0]), EVEN)

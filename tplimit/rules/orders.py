@@ -145,7 +145,8 @@ def _by(
     found = []
     for other in others:
         (one,) = with_common_exponents([other], ctx.terms)
-        out = rearranged([one], taken, key.axis, key.space)
+        space = ctx.spaces.unify(key.space, one.space)
+        out = rearranged([one], taken, key.axis, space)
         out = replace(out, remainder=Exponents(out.remainder.max()).maximum(flips(first)))
         beside = jnp.take_along_axis(jnp.asarray(out.coefficient), nearest, axis)
         kept = [parts((value,), axis, slice(count))[0] for value in (out, apart)]
