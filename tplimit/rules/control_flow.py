@@ -1,6 +1,8 @@
 """Loops and branches."""
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,18 +13,26 @@ from jax import lax
 
 from tplimit import _jax
 from tplimit._jax import primitives as p
-from tplimit.errors import NoLimitError
+from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter import doubts
-from tplimit.interpreter.context import Context
+from tplimit.interpreter.context import Check, Context
 from tplimit.interpreter.loop import inside
 from tplimit.interpreter.table import RULES
-from tplimit.interpreter.width_free import is_plain
 from tplimit.matrices import matrices
 from tplimit.program.tracing import Program
 from tplimit.rules.selection import needs_decision, select_mask
-from tplimit.values.exponents import Size
+from tplimit.values.exponents import NEVER, Exponents, Size
 from tplimit.values.rearranging import at, rearranged, with_common_exponents
-from tplimit.values.tensors import Matrices, Tensor, Value, knowing, tensor
+from tplimit.values.tensors import (
+    Doubt,
+    Matrices,
+    Tensor,
+    Value,
+    knowing,
+    leading_term,
+    tensor,
+    with_one_exponent,
+)
 
 #: Loops up to this length are expanded; longer ones are compiled once they are stationary.
 UNROLL = 6
@@ -77,28 +87,116 @@ def while_(
     cond_nconsts: int,
     body_nconsts: int,
 ) -> list[Value]:
-    """A loop over finite arrays that do not scale with the width, evaluated as it is."""
-    for value in operands:
-        if not is_plain(value):
-            ctx.fail(
-                "A while loop over values that depend on a width.",
-                advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",
-            )
+    """A loop over finite arrays of order 1. Where it is not known whether it goes on, as when it
+    has converged within the sampling error, it is also left, and the outcomes are compared."""
+    tests, rest = operands[:cond_nconsts], operands[cond_nconsts:]
+    consts, state = rest[:body_nconsts], [_settled(ctx, value) for value in rest[body_nconsts:]]
     doubts.settle(ctx, operands)
-    arrays = [jnp.asarray(value.coefficient) for value in operands if isinstance(value, Tensor)]
-    tests, rest = arrays[:cond_nconsts], arrays[cond_nconsts:]
-    consts, state = rest[:body_nconsts], rest[body_nconsts:]
 
-    def run(program: Program, inputs: list[Any]) -> list[Any]:
-        out = inside(ctx.child(None), program, [tensor(array) for array in inputs])
-        return [jnp.asarray(v.coefficient) for v in out if isinstance(v, Tensor)]
+    def goes_on(state: list[Tensor]) -> tuple[Tensor, list[Check]]:
+        inner = ctx.child(ctx.bank)
+        (test,) = inside(inner, cond_jaxpr, [*tests, *state])
+        _nothing_asked(ctx, inner)
+        assert isinstance(test, Tensor)
+        return test, inner.checks
 
-    final = lax.while_loop(
-        lambda carried: run(cond_jaxpr, [*tests, *carried])[0],
-        lambda carried: run(body_jaxpr, [*consts, *carried]),
-        state,
-    )
-    return [tensor(array) for array in final]
+    def turned(state: list[Tensor]) -> tuple[list[Tensor], list[Check]]:
+        inner = ctx.child(ctx.bank)
+        out = inside(inner, body_jaxpr, [*consts, *state])
+        doubts.settle(inner, out)
+        _nothing_asked(ctx, inner)
+        return [_settled(inner, value) for value in out], inner.checks
+
+    state, of_body = _steady_form(ctx, state, turned)
+    test, of_test = goes_on(state)
+    checks = [*of_test, *of_body]
+
+    def run(going: Callable[[Tensor], Any]) -> tuple[list[Tensor], list[Any]]:
+        def turn(carried: Any) -> Any:
+            before, _, held = carried
+            out, of_body = turned(before)
+            after = [_as_wide(a, b) for a, b in zip(out, before, strict=True)]
+            again, of_test = goes_on(after)
+            now = [jnp.asarray(check.ok) for check in [*of_test, *of_body]]
+            return after, going(again), [a & b for a, b in zip(held, now, strict=True)]
+
+        held = [jnp.asarray(check.ok) for check in of_test] + [jnp.asarray(True)] * len(of_body)
+        start = (state, going(test), held)
+        final, _, held = lax.while_loop(lambda carried: carried[1], turn, start)
+        return final, held
+
+    final, held = run(lambda test: jnp.asarray(test.coefficient))
+    for check, ok in zip(checks, held, strict=True):
+        ctx.check(ok, check.error, check.doubt)
+    doubt = test.facts.otherwise
+    if doubt is None:
+        return list(final)
+    others = run(lambda test: jnp.asarray(test.coefficient) & ~_in_doubt(test))[0]
+    no = jnp.zeros((), bool)
+    return [
+        knowing(one, otherwise=Doubt((other,) * len(doubt.outcomes), no, doubt.error))
+        for one, other in zip(final, others, strict=True)
+    ]
+
+
+def _in_doubt(test: Tensor) -> Any:
+    """Whether a predicate may be another one."""
+    assert test.facts.otherwise is not None
+    outcomes = [jnp.asarray(one.coefficient) for one in test.facts.otherwise.outcomes]
+    return functools.reduce(operator.or_, [one != test.coefficient for one in outcomes])
+
+
+def _steady_form(
+    ctx: Context, state: list[Tensor], turned: Callable[[list[Tensor]], Any]
+) -> tuple[list[Tensor], list[Check]]:
+    """The state in a form that a turn of a loop keeps, and the checks of a turn."""
+    for _ in range(_PEEL):
+        out, checks = turned(state)
+        wider = [_as_wide(a, b) for a, b in zip(state, out, strict=True)]
+        if _form(wider) == _form(state):
+            break
+        state = wider
+    else:
+        ctx.fail(
+            "The values of a while loop change their form at every turn.",
+            CancellationError,
+            NEXT_TERM_ADVICE,
+        )
+    return state, checks
+
+
+def _nothing_asked(ctx: Context, inner: Context) -> None:
+    if inner.ledger.asked.rows:
+        ctx.fail(
+            "Products with a Gaussian matrix in a while loop.",
+            advice="Use lax.scan or a Python loop: the number of products must be fixed.",
+        )
+
+
+def _settled(ctx: Context, value: Value) -> Tensor:
+    """A finite array of order 1 as one term with one exponent."""
+    if not isinstance(value, Tensor) or not value.finite or value.exponents.max() > 0:
+        ctx.fail(
+            "A while loop over values with a width axis, or that grow with the width.",
+            advice="Use lax.scan or a Python loop: the number of iterations must be fixed.",
+        )
+    value = with_one_exponent(leading_term(value))
+    (level,) = value.exponents.levels()
+    if level in (0, NEVER):
+        remainder = Exponents(value.remainder.max())
+        coefficient = value.coefficient
+    else:  # nothing of order 1, and all of it unknown
+        remainder, coefficient = Exponents(level), jnp.zeros_like(value.coefficient)
+    return tensor(jnp.asarray(coefficient), remainder=remainder, stderr=value.stderr)
+
+
+def _as_wide(value: Tensor, other: Tensor) -> Tensor:
+    """A value in the form that holds what is known of it and of another one."""
+    stderr = value.stderr
+    if stderr is None and other.stderr is not None:
+        stderr = jnp.zeros(jnp.shape(other.stderr), jnp.result_type(other.stderr))
+    remainder = value.remainder.maximum(other.remainder)
+    return tensor(value.coefficient, remainder=remainder, stderr=stderr)
 
 
 @RULES(p.scan_p)
@@ -146,7 +244,7 @@ def _iteration(
     return kept, ys
 
 
-def _form(values: list[Value]) -> Any:
+def _form(values: Sequence[Value]) -> Any:
     leaves, tree = jax.tree.flatten(values)
     return tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
