@@ -49,7 +49,7 @@ def common_axis(ctx: Context, *values: Tensor) -> tuple[int | None, int | None]:
     """Common width axis and space of operands that are combined coordinate by coordinate."""
     axes = {value.axis for value in values if value.axis is not None}
     if len(axes) > 1:
-        ctx.fail("Vectors with different width axes are combined coordinate by coordinate.")
+        ctx.fail("A function of all pairs of coordinates of two vectors, save sums and products.")
     space = ctx.spaces.unify(*(value.space for value in values))
     return (axes.pop() if axes else None), space
 

@@ -113,7 +113,8 @@ def _form(ctx: Context, equation: Equation, with_matrices: bool) -> Form:
     """What the operation of an equation does to values of the sort at hand."""
     primitive, kind = equation.primitive, ctx.kind
     if isinstance(kind, Refused):
-        ctx.fail(f"{primitive.name}: {kind.reason}", NoLimitError)
+        error = UnsupportedOperationError if kind.may_exist else NoLimitError
+        ctx.fail(f"{primitive.name}: {kind.reason}", error)
     missing = [place for place in kind.linear or () if place >= len(equation.inputs)]
     if missing:
         ctx.fail(f"{primitive.name} was declared linear in operand {missing[0]}, which it has not.")

@@ -224,6 +224,15 @@ def crossed(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
     return Matrices(outer(ctx, first, second, rows, columns, 1), (0, 1))
 
 
+def crossed_sum(ctx: Context, a: Tensor, b: Tensor) -> Matrices:
+    """``a[:, None] + b[None, :]``: a matrix of rank two."""
+    ones = [
+        with_parity(tensor(np.ones(x.shape, x.dtype), axis=x.axis, space=x.space), EVEN)
+        for x in (a, b)
+    ]
+    return add(ctx, crossed(ctx, a, ones[1]), crossed(ctx, ones[0], b))
+
+
 def remainder_everywhere(matrix: Matrix) -> Matrix:
     """The same matrix, what is unknown in some rows or columns being moved to the remainder."""
     remainder = max([matrix.remainder, *(block.average for block in matrix.blocks)])

@@ -139,15 +139,17 @@ class Control(Kind):
 
 @dataclass(frozen=True)
 class Refused(Kind):
-    """Has no limit on values with a width.
+    """Has no limit on values with a width, or none that is supported.
 
     Attributes:
         reason: why.
         continuous: on finite arrays of order 1 it is a continuous function of their entries.
+        may_exist: whether there may be a limit.
     """
 
     reason: str
     continuous: bool = False
+    may_exist: bool = False
 
     def __str__(self) -> str:
         return f"refused: {self.reason}"
@@ -163,7 +165,10 @@ def _named(name: str) -> Primitive | None:
 
 
 _ALGEBRA = "linear algebra with a width axis would need the whole spectrum of a random matrix"
-_WINDOWS = "windows along a width depend on the order of coordinates"
+_WINDOWS = (
+    "along a width windows depend on the order of coordinates, and along finite axes they are not "
+    "supported yet"
+)
 _FOURIER = "complex numbers that depend on a width are not supported"
 _DRAWS = (
     "random numbers drawn inside the program along a width are not supported yet; make them "
@@ -232,11 +237,14 @@ _KNOWN: list[tuple[Kind, tuple[Primitive | None, ...]]] = [
     ),
     (Refused(_ALGEBRA), (p.eig_p, p.qr_p, p.schur_p)),
     (
-        Refused(_WINDOWS),
+        Refused(_WINDOWS, may_exist=True),
         (p.reduce_window_p, p.reduce_window_sum_p, p.reduce_window_max_p, p.reduce_window_min_p),
     ),
-    (Refused(_FOURIER), (p.fft_p,)),
-    (Refused(_DRAWS), (p.random_bits_p, p.threefry2x32_p, p.rng_bit_generator_p, p.rng_uniform_p)),
+    (Refused(_FOURIER, may_exist=True), (p.fft_p,)),
+    (
+        Refused(_DRAWS, may_exist=True),
+        (p.random_bits_p, p.threefry2x32_p, p.rng_bit_generator_p, p.rng_uniform_p),
+    ),
 ]  # fmt: skip
 
 TRAITS: dict[Primitive, Kind] = {

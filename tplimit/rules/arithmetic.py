@@ -17,16 +17,28 @@ from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.traits import Power
 from tplimit.rules.discrete import discrete, stepped
-from tplimit.rules.terms import leading_of, zero_with
+from tplimit.rules.terms import leading_of, linearly, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE, Size
 from tplimit.values.parity import behaviour_of_power
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor
 
 
 @RULES(p.add_p, p.add_jaxvals_p)
-def add(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+def add(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Sum: the larger exponent leads, equal exponents add, the smaller joins the remainder."""
+    if _crossed(a, b):
+        return matrices.crossed_sum(ctx, a, b)
     return arithmetic.add(ctx, a, b)
+
+
+@add.several
+def add_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Any:
+    return matrices.crossed_sum(ctx, a, b) if _crossed(a, b) else linearly(ctx, a, b)
+
+
+def _crossed(a: Tensor, b: Tensor) -> bool:
+    """Whether entries for all pairs of coordinates come out."""
+    return a.axis is not None and b.axis is not None and a.axis != b.axis
 
 
 @add.matrices
@@ -35,13 +47,17 @@ def add_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
 
 
 @RULES(p.sub_p)
-def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Difference; ``x - x`` of one variable is exactly zero."""
+    if _crossed(a, b):
+        return matrices.crossed_sum(ctx, a, expansion.negative(b))
     return arithmetic.add(ctx, a, b, sign=-1)
 
 
 @subtract.several
-def subtract_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+def subtract_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
+    if _crossed(a, b):
+        return matrices.crossed_sum(ctx, a, expansion.negative(b))
     if a is b or a.dtype.kind in "iub":
         return leading_of(ctx, a, b)
     return expansion.minus(ctx, a, b)
@@ -57,14 +73,14 @@ def subtract_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
 @RULES(p.mul_p)
 def multiply(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Product: exponents add."""
-    if a.axis is not None and b.axis is not None and a.axis != b.axis:
+    if _crossed(a, b):
         return matrices.crossed(ctx, a, b)
     return arithmetic.multiply(ctx, a, b)
 
 
 @multiply.several
 def multiply_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
-    if a.axis is not None and b.axis is not None and a.axis != b.axis:
+    if _crossed(a, b):
         return matrices.crossed(ctx, a, b)
     out = expansion.multiply(ctx, a, b)
     if a.axis is not None and b.axis is not None:
@@ -177,6 +193,18 @@ def power(ctx: Context, a: Tensor, **params: Any) -> Tensor:
 def integer_power(ctx: Context, a: Tensor, y: int) -> Tensor:
     """``a^y``: the exponent times ``y``."""
     return arithmetic.power(ctx, a, Fraction(y), lambda x: lax.integer_pow(jnp.asarray(x), y))
+
+
+@_power.matrices
+def power_of_matrices(ctx: Context, a: Matrices, **params: Any) -> Matrices:
+    """Whole powers: products, entry by entry, with itself."""
+    exponent = _exponent(ctx, params)
+    if exponent < 1 or exponent.denominator > 1:
+        matrices.unsupported(ctx, f"{ctx.equation.primitive.name}, entry by entry,")
+    found = a
+    for _ in range(int(exponent) - 1):
+        found = matrices.multiply(ctx, found, a)
+    return found
 
 
 @_power.several

@@ -16,7 +16,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
 from tplimit.matrices.parts import Matrix
-from tplimit.rules.reductions import summed
+from tplimit.rules.reductions import sum_of_matrices, summed
 from tplimit.rules.terms import one_term_of
 from tplimit.values.exponents import NEVER, Exponents, Size
 from tplimit.values.rearranging import at, permuted, rearranged
@@ -366,9 +366,13 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
     return Matrices(items, (axes[0], axes[1]))
 
 
-def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Matrices:
-    """Product of two matrices over one width; one of them must be of low rank."""
+def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Value:
+    """Product of two matrices over one width; one of them must be of low rank. Over both, the sum
+    of their products entry by entry."""
     (ca, cb), (ba, _) = dims
+    if len(ca) == 2 and not ba and not a.items.ndim and not b.items.ndim:
+        other = b if tuple(cb) == tuple(ca) else Matrices(b.items.item().T, b.axes)
+        return sum_of_matrices(ctx, matrices.multiply(ctx, a, other), a.axes)
     if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
         ctx.fail(
             "A product of two matrices over both widths, or of stacks of matrices.",
