@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import sysconfig
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -215,14 +216,32 @@ def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+#: Folders of installed packages, of Python and of this package.
+_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
 def location(equation: Any) -> Location | None:
-    """The user's file, line and function, or None (bodies of cached jits carry none)."""
+    """The user's file, line and function, or None (bodies of cached jits carry none).
+
+    Of what an installed library does, the line that calls it, and beside it that of the library.
+    """
     text = source_info_util.summarize(equation.source_info)
     head, _, function = text.rpartition(" (")
     parts = head.rsplit(":", 2)
     if len(parts) < 3 or not parts[1].isdigit():
         return None
-    return Location(parts[0], int(parts[1]), function.rstrip(")"))
+    found = Location(parts[0], int(parts[1]), function.rstrip(")"))
+    library = next((place for place in _INSTALLED if found.file.startswith(place)), None)
+    if library is None:
+        return found
+    hidden = (*_INSTALLED, _STANDARD, _OWN)
+    for frame in getattr(equation.source_info.traceback, "frames", ()):
+        if not frame.file_name.startswith(hidden):
+            within = f"{found.file.removeprefix(library)}:{found.line}"
+            return Location(frame.file_name, frame.line_num, frame.function_name, within)
+    return found
 
 
 def user_location(error: BaseException) -> Location | None:

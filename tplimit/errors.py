@@ -8,14 +8,21 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Location:
-    """A place in the user's program."""
+    """A place in the user's program.
+
+    Attributes:
+        file, line, function: of the program.
+        within: file and line of an installed library that is called there, or nothing.
+    """
 
     file: str
     line: int
     function: str
+    within: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} ({self.function})"
+        text = f"{self.file}:{self.line} ({self.function})"
+        return f"{text}, within {self.within}" if self.within else text
 
 
 class _Explained(Exception):

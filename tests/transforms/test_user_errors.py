@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles.helpers import line_of
 
 import tplimit as tp
 
@@ -277,3 +278,29 @@ def test_choices_that_hang_on_choices(program, exact):
     np.testing.assert_allclose(found.coefficient, exact)
     powers = np.broadcast_to(np.asarray(found.exponent, float), (2,))
     np.testing.assert_allclose(found.coefficient * width**powers, finite, rtol=1e-5)
+
+
+# Where an error happens -------------------------------------------------------------------------
+
+
+def step_of_adam(theta: Any) -> Any:
+    optimizer = optax.adam(0.1)
+    gradient = jax.grad(lambda t: jnp.tanh(t["W"] @ t["v"]) @ t["v"] / len(t["v"]))(theta)
+    updates, _ = optimizer.update(gradient, optimizer.init(theta))  # here
+    return jnp.mean(optax.apply_updates(theta, updates)["v"] ** 2)
+
+
+def norm_of_a_library(theta: Any) -> Any:
+    return optax.safe_norm(theta["W"], 0.0)  # here
+
+
+@pytest.mark.parametrize("program", [step_of_adam, norm_of_a_library])
+def test_inside_of_a_library_the_line_that_calls_it_is_named(program):
+    declared = {"W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))}
+    with pytest.raises(tp.LimitError) as caught:
+        tp.limit(program)(sample(declared))
+    place = caught.value.location
+    assert (place.file, place.line) == (__file__, line_of(program))
+    assert place.function == program.__name__
+    assert place.within.startswith("optax")
+    assert f"within {place.within}" in str(caught.value)

@@ -237,7 +237,7 @@ def averaged(
         return [mean]
     if space is None:
         # A share of a width: its fluctuations are not known, only their order.
-        return [mean]
+        return [replace(zero(mean), remainder=mean.remainder) if parity.vanishes else mean]
     lost = mean.exponents + Fraction(-1)
     found = [replace(mean, remainder=lost)]
     if parity.vanishes:
