@@ -286,7 +286,7 @@ def test_choices_that_hang_on_choices(program, exact):
 def step_of_lion(theta: Any) -> Any:
     optimizer = optax.lion(0.1)
     gradient = jax.grad(lambda t: jnp.tanh(t["W"] @ t["v"]) @ t["v"] / len(t["v"]))(theta)
-    updates, _ = optimizer.update(gradient, optimizer.init(theta))  # here
+    updates, _ = optimizer.update(gradient, optimizer.init(theta), theta)  # here
     return jnp.mean(optax.apply_updates(theta, updates)["v"] ** 2)
 
 
