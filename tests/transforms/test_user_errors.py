@@ -287,7 +287,7 @@ def step_of_lion(theta: Any) -> Any:
     optimizer = optax.lion(0.1)
     gradient = jax.grad(lambda t: jnp.tanh(t["W"] @ t["v"]) @ t["v"] / len(t["v"]))(theta)
     updates, _ = optimizer.update(gradient, optimizer.init(theta), theta)  # here
-    return jnp.mean(optax.apply_updates(theta, updates)["v"] ** 2)
+    return jnp.mean((optax.apply_updates(theta, updates)["W"] @ theta["v"]) ** 2)
 
 
 def norm_of_a_library(theta: Any) -> Any:
