@@ -186,13 +186,17 @@ KINKED = {
 }
 
 
+QUICK = ("slopes", "ramp")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINKED]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", KINKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_points_that_coincide_stay_coincident(name: str, dtype: str) -> None:
     """An angle that is lost to round-off or quadrature shows in the slopes of a kinked function."""
     x = jnp.asarray(rng.normal(size=(3, 300)), dtype)
     block = residual(activation(KINKED[name]), dense(1.4, 0.2))
-    net = network(dense(), block, layer_norm(0.1), block, block, activation("relu"), dense())
+    net = network(dense(), block, layer_norm(0.1), repeat(3, block), activation("relu"), dense())
     once = net(x)
     twice = net(jnp.concatenate([x, x[::-1]]))
     for kernel in ("nngp", "ntk"):
@@ -203,8 +207,10 @@ def test_points_that_coincide_stay_coincident(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("depth", [1, 3, 5])
-@pytest.mark.parametrize("slope", [0.1, -1.0, 0.0])
+@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize(
+    "slope", [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (-1, 0))]
+)
 def test_kinked_functions_by_quadrature_and_in_closed_form(
     slope: float, depth: int, dtype: str
 ) -> None:

@@ -194,7 +194,7 @@ def padded_width(t: Theta) -> Any:
     return jnp.pad(t["v"], 1).mean()  # here
 
 
-@bad(tp.NoLimitError)
+@bad(tp.UnsupportedOperationError)
 def fourier_transform(t: Theta) -> Any:
     return jnp.abs(jnp.fft.fft(t["v"])).mean()  # here
 
@@ -209,7 +209,7 @@ def as_many_iterations_as_neurons(t: Theta) -> Any:
     return lax.fori_loop(0, t["v"].shape[0], lambda i, c: c + 1.0, 0.0)  # here
 
 
-@bad(tp.NoLimitError)
+@bad(tp.UnsupportedOperationError)
 def noise_drawn_inside(t: Theta) -> Any:
     return (jax.random.normal(jax.random.key(0), t["v"].shape) * t["v"]).mean()  # here
 

@@ -13,9 +13,9 @@ from tplimit._jax import Primitive, is_key
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     CancellationError,
-    DivergenceError,
     LimitError,
     LimitWarning,
+    NoLimitError,
     UnsupportedOperationError,
 )
 from tplimit.gaussian.bank import Bank
@@ -214,8 +214,8 @@ class Context:
     def log_n(self) -> Any:
         """The logarithm of the width, as ``arbitrary``."""
         error = self.error(
-            "A value grows like the logarithm of the width.",
-            DivergenceError,
+            "An output depends on the logarithm of the width, which has no limit.",
+            NoLimitError,
             "Subtract the logarithm of the width: jax.nn.logsumexp(x) - jnp.log(x.shape[-1]).",
         )
         return self.arbitrary(jnp.ones((), jnp.result_type(float)), error)

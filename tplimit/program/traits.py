@@ -169,7 +169,10 @@ _WINDOWS = (
     "along a width windows depend on the order of coordinates, and along finite axes they are not "
     "supported yet"
 )
-_FOURIER = "complex numbers that depend on a width are not supported"
+_FOURIER = (
+    "along a width there is no order of coordinates, and along finite axes complex numbers that "
+    "depend on a width are not supported"
+)
 _DRAWS = (
     "random numbers drawn inside the program along a width are not supported yet; make them "
     "parameters with tp.normal"

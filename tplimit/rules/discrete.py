@@ -20,7 +20,14 @@ from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import kept_entries
-from tplimit.values.tensors import Facts, Matrices, Tensor, knowing, tensor, with_parity
+from tplimit.values.tensors import (
+    MaskOfMatrices,
+    Matrices,
+    Tensor,
+    knowing,
+    tensor,
+    with_parity,
+)
 
 #: A value that is so many units of round-off from a jump may well be at it.
 _ULPS = 8
@@ -103,7 +110,7 @@ def is_finite(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 def is_finite_matrix(ctx: Context, a: Matrices, **_: Any) -> Matrices:
     """Whether all that a matrix is made of is finite."""
     found = jax.tree.map(jnp.isfinite, a)
-    return Matrices(found.items, found.axes, Facts(alike=True))
+    return MaskOfMatrices(found.items, found.axes)
 
 
 @RULES(p.floor_p, p.ceil_p, p.round_p)

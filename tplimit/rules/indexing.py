@@ -284,7 +284,7 @@ def gather(ctx: Context, value: Value, index: Value, **params: Any) -> Value:
 def _at_places(out: Value, index: Tensor) -> Value:
     """Where an index of every coordinate is another one on a share of them, so is what is there."""
     unsure = patches.remainder_everywhere(index).remainder
-    if not isinstance(out, Tensor) or unsure == EXACT_ZERO:
+    if not isinstance(out, Tensor) or index.finite or unsure == EXACT_ZERO:
         return out
     lost = Exponents(out.exponents.max() + unsure.max())
     return replace(out, remainder=out.remainder.maximum(lost))

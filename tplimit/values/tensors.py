@@ -331,19 +331,20 @@ class Matrices:
         axes: positions of the two width axes; each item has its rows along the first.
     """
 
-    __slots__ = ("axes", "facts", "items")
+    __slots__ = ("axes", "items")
     items: np.ndarray
     axes: tuple[int, int]
-    facts: Facts
 
-    def __init__(self, items: Any, axes: tuple[int, int], facts: Facts = NO_FACTS) -> None:
+    #: No field, as of a ``Tensor``.
+    facts: ClassVar[Facts] = NO_FACTS
+
+    def __init__(self, items: Any, axes: tuple[int, int]) -> None:
         if not isinstance(items, np.ndarray):
             cell = np.empty((), dtype=object)
             cell[()] = items
             items = cell
         self.items = items
         self.axes = axes
-        self.facts = facts
 
     def map(self, function: Any) -> "Matrices":
         """Apply ``function`` to every matrix."""
@@ -359,6 +360,13 @@ class Matrices:
         return tuple(i for i in range(self.ndim) if i not in self.axes)
 
 
+class MaskOfMatrices(Matrices):
+    """Truth values of all entries of matrices, which are the same in the limit too."""
+
+    __slots__ = ()
+    facts: ClassVar[Facts] = Facts(alike=True)
+
+
 def map_items(function: Any, *arrays: np.ndarray) -> np.ndarray:
     """Apply a function to object arrays of one shape, item by item."""
     out = np.empty(arrays[0].shape, dtype=object)
@@ -367,19 +375,20 @@ def map_items(function: Any, *arrays: np.ndarray) -> np.ndarray:
     return out
 
 
-jax.tree_util.register_pytree_node(
-    Matrices,
-    lambda m: (tuple(m.items.flat), (m.items.shape, m.axes)),
-    lambda aux, leaves: _matrices(aux, leaves),
-)
+def _register(kind: type[Matrices]) -> None:
+    def restored(aux: tuple[tuple[int, ...], tuple[int, int]], leaves: Any) -> Matrices:
+        shape, axes = aux
+        items = np.empty(shape, dtype=object)
+        for index, leaf in zip(np.ndindex(shape), leaves, strict=True):
+            items[index] = leaf
+        return kind(items, axes)
+
+    jax.tree_util.register_pytree_node(
+        kind, lambda m: (tuple(m.items.flat), (m.items.shape, m.axes)), restored
+    )
 
 
-def _matrices(aux: tuple[tuple[int, ...], tuple[int, int]], leaves: Any) -> Matrices:
-    shape, axes = aux
-    items = np.empty(shape, dtype=object)
-    for index, leaf in zip(np.ndindex(shape), leaves, strict=True):
-        items[index] = leaf
-    return Matrices(items, axes)
-
+_register(Matrices)
+_register(MaskOfMatrices)
 
 Value = Tensor | Matrices
