@@ -31,9 +31,9 @@ def stax() -> ModuleType:
     return import_neural_tangents().stax
 
 
-@pytest.fixture
-def compile_fast() -> Iterator[None]:
-    """For tests whose programs run once: less optimisation."""
+@pytest.fixture(autouse=True)
+def _compile_fast() -> Iterator[None]:
+    """Programs of tests run a few times each: less optimisation."""
     with fast_compilation():
         yield
 

@@ -12,8 +12,6 @@ import pytest
 import tplimit as tp
 from tplimit import kernels
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n, m = tp.Width("n"), tp.Width("m", ratio=2)
 KEY, RAW = jax.random.key(0), jax.random.PRNGKey(0)
 THETA = {"U": tp.normal((2, n)), "v": tp.normal((n,), std=1 / n)}

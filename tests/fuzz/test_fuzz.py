@@ -15,8 +15,6 @@ from fuzz.programs import Program, Step, smallest
 from fuzz.trial import trial
 from fuzz.verdicts import Outcome, Verdict
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def slowly(*numbers: int) -> list[object]:
     return [pytest.param(number, marks=pytest.mark.slow) for number in numbers]

@@ -393,7 +393,7 @@ def test_outputs_are_linear_in_the_readout_whatever_moves_them(name):
     np.testing.assert_allclose(moved, plain, rtol=1e-5)
 
 
-@pytest.mark.parametrize("slope", [0.1, -0.5])
+@pytest.mark.parametrize("slope", [0.1, pytest.param(-0.5, marks=pytest.mark.slow)])
 def test_a_kinked_function_is_precise_at_points_that_coincide(slope):
     """FAULTS B: slopes that jump see the root of an error of the correlation."""
     n = tp.Width("n")

@@ -186,7 +186,7 @@ KINKED = {
 }
 
 
-QUICK = ("slopes", "ramp")
+QUICK = ("slopes",)
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINKED]
 
 
@@ -207,7 +207,7 @@ def test_points_that_coincide_stay_coincident(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("depth", [*(pytest.param(d, marks=pytest.mark.slow) for d in (1, 3)), 5])
 @pytest.mark.parametrize(
     "slope", [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (-1, 0))]
 )

@@ -21,9 +21,6 @@ n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in "uvw"} | {"W": tp.normal((n, n), std=n**-0.5)}
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def N(t: Theta) -> int:
     return t["v"].shape[0]
 

@@ -117,7 +117,7 @@ def softmax_of_integer_labels(t: Theta) -> Any:
     return loss(t), loss(descend(loss, t, 2.0))
 
 
-@program(CLASSIFIER)
+@program(CLASSIFIER, slow=True)
 def cross_entropies_of_optax(t: Theta) -> Any:
     def loss(t: Theta) -> jax.Array:
         logits = 3 * predict(t, X)

@@ -22,8 +22,6 @@ from tplimit.transforms.limits import raw
 
 N = tp.Width("n")
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 ONES = {"v": tp.full((n,), 1.0)}
 NETWORK = {"U": tp.normal((2, n)), "v": tp.normal((n,))}

@@ -18,8 +18,6 @@ import tplimit as tp
 from tplimit.networks.activations import orders
 from tplimit.program.traits import TRAITS
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 ONES = {"v": tp.full((n,), 1.0)}
 WIDTHS = pytest.mark.parametrize("width", [64, tp.Deferred(64), tp.inf], ids=str)

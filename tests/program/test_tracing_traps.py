@@ -40,9 +40,6 @@ PARAMETERS = {
 KEY = jax.random.key(0)
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @pytest.fixture(scope="module")
 def theta() -> Theta:
     return tp.sample(PARAMETERS, KEY, width=tp.inf, samples=1024)

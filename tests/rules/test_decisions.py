@@ -24,9 +24,6 @@ PARAMETERS = {name: tp.normal((n,)) for name in "vwu"} | {
 }  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @pytest.fixture(scope="module", params=[1, 2, 3], ids="{} terms".format)
 def theta(request: pytest.FixtureRequest) -> Theta:
     return tp.sample(
@@ -169,7 +166,7 @@ def test_numbers_that_differ_below_what_is_known_are_not_called_equal(theta: The
         assert "equal, and the next terms are not known" in str(error)
 
 
-@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("terms", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 3))])
 def test_extrema_of_three_images(terms: int) -> None:
     """Each entry is compared once: an image is not compared with itself. Width 2048, 8 draws."""
     parameters = {"v": tp.normal((n,)), "W": tp.normal((n, n), std=n**-0.5)}
@@ -291,7 +288,8 @@ LEAKY: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [1, 2])
 def test_derivatives_of_extrema_after_a_step(terms: int):
     """A value equals the extremum where it is not less than the others, whatever is unknown of it.
 
@@ -374,7 +372,8 @@ def pooled(pool: Callable[[jax.Array], jax.Array], steps: int) -> Callable[[Thet
 POOLED = {"U": tp.normal((3, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))}
 
 
-@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [1, 2])
 def test_pools_of_dead_units(terms: int):
     """Entries that are exactly zero are as large as each other: their gates are closed."""
     theta = tp.sample(POOLED, jax.random.key(0), width=tp.inf, samples=256, terms=terms)

@@ -14,8 +14,6 @@ from jax import lax
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 THETA = {name: tp.normal((n,)) for name in "uvw"}
 BOTH = pytest.mark.parametrize("noise", ["sobol", "random"])

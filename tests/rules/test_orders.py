@@ -16,9 +16,6 @@ n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in "vwu"}
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @pytest.fixture(scope="module", params=[1, 2], ids="{} terms".format)
 def theta(request: pytest.FixtureRequest) -> Theta:
     return tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=2**14, terms=request.param)

@@ -8,8 +8,6 @@ from oracles.helpers import dense, error_of
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 DECLARED = {
     **{name: tp.normal((n,)) for name in "vwu"},

@@ -18,8 +18,6 @@ from tplimit.interpreter.table import RULES
 from tplimit.program.traits import TRAITS, Refused
 from tplimit.rules import probing
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 Theta = dict[str, Any]
 n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in ("v", "w")}

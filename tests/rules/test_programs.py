@@ -28,9 +28,6 @@ _NAMES = list(programs.ACTIVATIONS)
 _PAIRS = [(a, b) for a, b in zip(_NAMES[::2], _NAMES[1::2], strict=True)]
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def _marked(programs: list[Program]) -> list[object]:
     return [
         pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.slow else []) for p in programs

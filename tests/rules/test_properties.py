@@ -24,9 +24,6 @@ ROUND_OFF = 2e-5
 SAMPLES = 512
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def draw(declaration: Any = MLP, key: jax.Array = KEY, width: Any = tp.inf) -> Theta:
     return tp.sample(declaration, key, width=width, samples=SAMPLES)
 

@@ -234,8 +234,9 @@ def test_spellings_of_a_stack_know_the_same(terms, heads, rows, transposed, powe
         assert jax.tree.structure(out) == jax.tree.structure(expected)
 
 
-@pytest.mark.parametrize("terms", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_spellings_of_a_stack_are_one(terms, compile_fast):
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [1, 2])
+def test_spellings_of_a_stack_are_one(terms):
     found = {}
     for spelling in ("einsum", *SPELLINGS):
         move = functools.partial(images, spelling, 2, 1, False, (0, 1))
@@ -246,7 +247,7 @@ def test_spellings_of_a_stack_are_one(terms, compile_fast):
             np.testing.assert_array_equal(one, other)
 
 
-def test_compiled_loops_keep_both_terms(compile_fast):
+def test_compiled_loops_keep_both_terms():
     """Longer loops are compiled: inputs and outputs of the iterations have two terms still."""
     theta = {"u": tp.normal((10, N))}
     limit = tp.sample(theta, jax.random.key(0), width=tp.inf, samples=64, terms=2)
@@ -268,7 +269,7 @@ def test_compiled_loops_keep_both_terms(compile_fast):
 
 
 @pytest.mark.slow
-def test_a_readout_of_two_heads_in_the_kernel_regime(compile_fast):
+def test_a_readout_of_two_heads_in_the_kernel_regime():
     theta = {
         "W": tp.normal((2, N, N), std=N**-0.5), "u": tp.normal((N,)), "v": tp.normal((2, N))
     }  # fmt: skip

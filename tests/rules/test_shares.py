@@ -10,8 +10,6 @@ from oracles.helpers import dense
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 DECLARED = {
     **{name: tp.normal((n,)) for name in "vwu"},

@@ -10,8 +10,6 @@ from scipy import integrate, optimize, stats
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 DECLARED = {"v": tp.normal((n,)), "w": tp.normal((n,)), "W": tp.normal((n, n), std=n**-0.5)}
 

@@ -15,8 +15,6 @@ from oracles.helpers import dense
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 VECTORS = {name: tp.normal((n,)) for name in "vwu"}
 DECLARED = {**VECTORS, "W": tp.normal((n, n), std=n**-0.5), "U": tp.normal((3, n))}

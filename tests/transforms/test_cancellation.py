@@ -23,9 +23,6 @@ MATRIX = {**VECTORS, "W": tp.normal((n, n), std=n**-0.5)}
 relu = jax.nn.relu
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def N(t: Theta) -> int:
     return t["v"].shape[0]
 

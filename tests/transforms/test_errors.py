@@ -40,9 +40,6 @@ def bad(kind: type[Exception]) -> Callable[[Callable[[Theta], Any]], Callable[[T
     return enter
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @pytest.fixture(scope="module")
 def theta() -> Theta:
     return tp.sample(PARAMETERS, jax.random.key(0), width=tp.inf, samples=512)

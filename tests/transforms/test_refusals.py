@@ -15,8 +15,6 @@ from test_errors import NTK, PARAMETERS, Theta, X, Y, n
 import tplimit as tp
 from tplimit.transforms.limits import raw, to_leading, to_limit
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def theta() -> Theta:

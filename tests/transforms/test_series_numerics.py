@@ -73,7 +73,7 @@ def test_kernel_descent_in_double_precision():
 
 
 @pytest.mark.parametrize("x64", DTYPES)
-def test_zeros_by_symmetry_and_by_cancellation(x64, compile_fast):
+def test_zeros_by_symmetry_and_by_cancellation(x64):
     """No mean of what is odd, whatever its round-off; what cancels does so to 100 eps."""
     theta = {name: tp.normal((N,)) for name in "uv"} | {"W": tp.normal((N, N), std=N**-0.5)}
 
@@ -112,7 +112,7 @@ RECTIFIERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
-def test_rectifying_twice_is_rectifying_once(depth, compile_fast):
+def test_rectifying_twice_is_rectifying_once(depth):
     """Two steps of training: no dead unit hangs on the lower terms of what is 0 altogether."""
     once = trained(depth, relu)
     assert np.abs(once[:, 2] - once[:, 0]).max() > 0.2
@@ -158,7 +158,7 @@ HANGING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HANGING)
-def test_other_spellings_give_the_same_numbers_or_none(name, compile_fast):
+def test_other_spellings_give_the_same_numbers_or_none(name):
     try:
         found = trained(1, HANGING[name])
     except tp.CancellationError:

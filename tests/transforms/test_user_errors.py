@@ -12,8 +12,6 @@ from oracles.helpers import line_of
 
 import tplimit as tp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 n = tp.Width("n")
 THETA = {"U": tp.normal((2, n)), "v": tp.normal((n,), std=1 / n)}
 X = jnp.asarray([[1.0, -0.5], [0.4, 1.2]])
