@@ -32,8 +32,9 @@ def stax() -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def _compile_fast() -> Iterator[None]:
-    """Programs of tests run a few times each: less optimisation."""
+def _compile_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs of tests run a few times each: less optimisation, in their processes, too."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     with fast_compilation():
         yield
 

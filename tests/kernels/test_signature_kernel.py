@@ -101,7 +101,7 @@ def test_moments_are_those_of_the_sources():
 
 
 CASES = [
-    (True, [64, 128, 256, 512], 24),
+    pytest.param(True, [64, 128, 256, 512], 24, marks=pytest.mark.slow),
     pytest.param(False, [256, 512, 1024, 2048], 100, marks=pytest.mark.slow),
 ]
 

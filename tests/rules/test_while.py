@@ -75,8 +75,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("noise", ["sobol", "random"])
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize(("terms", "noise"), [(1, "sobol"), (2, "random")])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_loops_on_averages(name, terms, noise):
     program, exact = PROGRAMS[name]

@@ -66,8 +66,7 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("noise", ["sobol", "random"])
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize(("terms", "noise"), [(1, "sobol"), (2, "random")])
 @pytest.mark.parametrize("name", CLOSED)
 def test_what_cancels_may_be_any_number(name, terms, noise):
     """Within five of the stated errors: a false alarm once in a million."""
