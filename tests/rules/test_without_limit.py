@@ -121,6 +121,9 @@ REFUSED = {
     "quotient": lambda t: jnp.max(t["v"]) / jnp.max(t["u"]),
     "scaled": lambda t: jnp.sum(jax.nn.softmax(jnp.sqrt(width(t)) * t["v"]) * t["v"]),
     "only subtracted": lambda t: jnp.mean(jnp.exp(t["v"] - jnp.max(t["v"]))),
+    "small beside something large": lambda t: jnp.stack(
+        [1e7 * jnp.mean(t["v"] ** 2), jnp.max(t["v"])]
+    ),
     "all": lambda t: jnp.all(t["v"] > -3.0),
     "in a loop": lambda t: lax.scan(
         lambda x, _: (x + 1, jnp.max(t["v"] * x)), jnp.zeros(()), length=9
@@ -251,6 +254,10 @@ def test_ratios_with_a_limit(name, dtype):
         lambda N: np.log(np.log(N)),
         lambda N: np.sin(N),
         lambda N: min(N, 10000.0),
+        lambda N: 1 + 0.1 / np.log(N),
+        lambda N: 1 + N**-0.1,
+        lambda N: 1 + 1e-3 * np.exp(-N / 1e6),
+        lambda N: 1 + 1e-4 * min(1.0, 1e6 / N),
         lambda N: N ** (1 / np.log(np.log(N))),
     ],
 )

@@ -168,19 +168,29 @@ def _power_law(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:
     order = min(_LOWER, len(np.unique(n)) - 2)  # more widths than unknowns
     for step in _STEPS:
         x = n ** -float(step)
-        design = x[:, None] ** np.arange(order + 1)
-        weights = 1 / (precision + x ** (order + 1))  # by what is left out
-        fit = np.linalg.lstsq(design * weights[:, None], scaled * weights, rcond=None)
-        c, *lower = fit[0].tolist()
+        c, *lower = _polynomial(x, scaled, order, precision)
         if c == 0:
             continue
+        # What is no such series, as 1 + 0.1 / log n, has another limit by fewer of the widths.
+        fewer = n > np.min(n)
+        other = _polynomial(x[fewer], scaled[fewer], order - 1, precision)[0]
+        if abs(other / c - 1) > max(16 * precision, 1e-7):
+            continue
         size = np.max([np.abs(a / c) ** (1 / k) * x for k, a in enumerate(lower, 1)], axis=0)
-        misfit = np.abs(scaled / (design @ [c, *lower]) - 1)
+        misfit = np.abs(scaled / np.polyval([*lower[::-1], c], x) - 1)
         if np.all(misfit <= _ULPS * precision + 4 * size ** (order + 1)) and np.all(size < 0.2):
             c = _snapped(c, precision)
             rest = tuple((a, power - k * step) for k, a in enumerate(lower, 1))
             return _Entry(c, power, power - step, rest)
     return None
+
+
+def _polynomial(x: np.ndarray, v: np.ndarray, order: int, precision: float) -> list[float]:
+    """Coefficients in ascending order; widths count by how little is left out there."""
+    weights = 1 / (precision + x ** (order + 1))
+    design = x[:, None] ** np.arange(order + 1)
+    found = np.linalg.lstsq(design * weights[:, None], v * weights, rcond=None)[0]
+    return [float(a) for a in found]
 
 
 def _logarithm(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:

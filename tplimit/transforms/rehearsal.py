@@ -46,9 +46,9 @@ _ROUND_OFF = 1e-12
 #: others, so that nothing holds by the choice of the data: that one of two outputs is the larger.
 _DRAWS = 12
 
-#: How far numbers without a limit are moved, and the largest relative difference that this makes to
-#: what does not depend on them.
-_OFFSET, _SAME = 0.7, 1e-5
+#: How far numbers without a limit are moved, and the largest difference that this makes to what
+#: does not depend on them, relative to a number and to the largest one beside it.
+_OFFSET, _SAME, _ROUNDED = 0.7, 1e-5, 1e-9
 
 
 @jax.tree_util.register_static
@@ -180,7 +180,7 @@ class _Traced:
         )
         place = 2 * len(self.course.names)
         return not all(
-            np.all(np.abs(a - b) <= _SAME * np.max(np.abs(a), initial=0.0))
+            np.all(np.abs(a - b) <= _SAME * np.abs(a) + _ROUNDED * np.max(np.abs(a), initial=0.0))
             for a, b in zip(first[place:], second[place:], strict=True)
             if np.issubdtype(np.asarray(a).dtype, np.floating)
         )
