@@ -187,10 +187,11 @@ def _power_law(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:
 
 def _polynomial(x: np.ndarray, v: np.ndarray, order: int, precision: float) -> list[float]:
     """Coefficients in ascending order; widths count by how little is left out there."""
-    weights = 1 / (precision + x ** (order + 1))
-    design = x[:, None] ** np.arange(order + 1)
-    found = np.linalg.lstsq(design * weights[:, None], v * weights, rcond=None)[0]
-    return [float(a) for a in found]
+    powers, scale = np.arange(order + 1), np.max(x)
+    weights = 1 / (max(precision, 1e-9) + (x / scale) ** (order + 1))
+    design = (x[:, None] / scale) ** powers
+    found = np.linalg.lstsq(design * weights[:, None], v * weights, rcond=0.0)[0]
+    return (found / scale**powers).tolist()
 
 
 def _logarithm(v: np.ndarray, n: np.ndarray, precision: float) -> _Entry | None:
