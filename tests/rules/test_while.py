@@ -104,6 +104,16 @@ REFUSED = {
         tp.UnsupportedOperationError,
         lambda t: lax.while_loop(lambda x: x < 2.5, lambda x: x + len(t["v"]), square(t)),
     ),
+    "as long as the width": (
+        tp.NoLimitError,
+        lambda t: lax.while_loop(lambda i: i < len(t["v"]), lambda i: i + 1, jnp.zeros((), int)),
+    ),
+    "as long as a root of it": (
+        tp.NoLimitError,
+        lambda t: lax.while_loop(
+            lambda x: x < square(t) * len(t["v"]) ** 0.5, lambda x: x + square(t), 0.0
+        ),
+    ),
     "products": (
         tp.UnsupportedOperationError,
         lambda t: lax.while_loop(

@@ -117,6 +117,10 @@ REFUSED = {
     "difference": lambda t: jnp.max(t["v"]) - jnp.max(t["w"]),
     "minimum": lambda t: jnp.mean(t["v"] ** 2) * jnp.min(t["v"]),
     "decision": lambda t: jnp.where(jnp.max(t["v"]) > 2, 1.0, 0.0),
+    "truth value": lambda t: jnp.max(t["v"]) > 2,
+    "far away": lambda t: jnp.where(jnp.max(t["v"]) > 10, 1.0, 0.0),
+    "sign": lambda t: jnp.sign(jnp.min(t["v"])),
+    "integer": lambda t: jnp.floor(jnp.max(t["v"])).astype(int),
     "rows": lambda t: jnp.diff(jnp.max(t["U"], axis=1)),
     "quotient": lambda t: jnp.max(t["v"]) / jnp.max(t["u"]),
     "scaled": lambda t: jnp.sum(jax.nn.softmax(jnp.sqrt(width(t)) * t["v"]) * t["v"]),
@@ -265,3 +269,20 @@ def test_numbers_that_follow_no_power_are_refused(number):
     with pytest.raises(tp.NoLimitError, match="no power") as caught:
         tp.limit(lambda t: number(width(t)) * jnp.mean(t["v"] ** 2))(sampled(samples=256))
     assert __file__ in str(caught.value)
+
+
+COMPARED = {
+    "less": (lambda t, i: i < len(t["v"]), True),
+    "half of it": (lambda t, i: 2 * i >= len(t["v"]) // 2, False),
+    "a square": (lambda t, i: i**2 < len(t["v"]), True),
+    "equal": (lambda t, i: i == len(t["v"]), False),
+    "several": (lambda t, i: jnp.arange(3) + i < len(t["v"]), [True] * 3),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", COMPARED)
+def test_integers_beside_the_width(name, terms):
+    program, exact = COMPARED[name]
+    found = tp.limit(program)(sampled(samples=256, terms=terms), jnp.int32(3))
+    np.testing.assert_array_equal(found, exact)

@@ -41,12 +41,8 @@ def constant_value(ctx: Context, constant: Constant) -> Tensor:
     elif fitted.logs is not None:
         array = array + (fitted.logs * ctx.log_n).astype(array.dtype)
     if len(axes) == 1:
-        wide = ctx.shape(aval.shape)
-        array = (
-            np.broadcast_to(array, wide)
-            if fitted.logs is None or ctx.exact
-            else jnp.broadcast_to(array, wide)
-        )
+        broadcast = np.broadcast_to if isinstance(array, np.ndarray) else jnp.broadcast_to
+        array = broadcast(array, ctx.shape(aval.shape))
         return with_parity(tensor(array, exponents, remainder, axes[0]), EVEN)
     if len(axes) > 1:
         raise WidthError("A constant array with two width axes is not supported.")

@@ -49,6 +49,8 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     axis, space = arithmetic.common_axis(ctx, a, b)
     if a is b:
         return tensor(np.full(a.shape, kind.of_equals), ORDER_ONE, EXACT_ZERO, axis, space)
+    if a.dtype.kind != b.dtype.kind:  # an integer that follows the width is a coefficient
+        a, b = (arithmetic.linear(x, lambda c: jnp.asarray(c, float)) for x in (a, b))
     if a.exact and b.exact and a.exponents == b.exponents and a.stderr is b.stderr is None:
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     if a.dtype.kind != "f":

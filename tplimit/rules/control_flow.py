@@ -38,6 +38,8 @@ from tplimit.values.tensors import (
 UNROLL = 6
 #: Iterations after which the carried values must keep their form.
 _PEEL = 4
+#: Turns after which a ``while`` loop is taken to be endless.
+_TURNS = 100_000
 
 
 @RULES(p.cond_p)
@@ -107,22 +109,29 @@ def while_(
         _nothing_asked(ctx, inner)
         return [_settled(inner, value) for value in out], inner.checks
 
+    endless = ctx.error(
+        f"A while loop has not ended after {_TURNS} turns: their number may grow with the width.",
+        NoLimitError,
+    )
     state, of_body = _steady_form(ctx, state, turned)
     test, of_test = goes_on(state)
     checks = [*of_test, *of_body]
 
     def run(going: Callable[[Tensor], Any]) -> tuple[list[Tensor], list[Any]]:
         def turn(carried: Any) -> Any:
-            before, _, held = carried
+            before, _, held, turns = carried
             out, of_body = turned(before)
             after = [_as_wide(a, b) for a, b in zip(out, before, strict=True)]
             again, of_test = goes_on(after)
             now = [jnp.asarray(check.ok) for check in [*of_test, *of_body]]
-            return after, going(again), [a & b for a, b in zip(held, now, strict=True)]
+            held = [a & b for a, b in zip(held, now, strict=True)]
+            return after, going(again), held, turns + 1
 
         held = [jnp.asarray(check.ok) for check in of_test] + [jnp.asarray(True)] * len(of_body)
-        start = (state, going(test), held)
-        final, _, held = lax.while_loop(lambda carried: carried[1], turn, start)
+        start = (state, going(test), held, jnp.zeros((), int))
+        more = lambda carried: carried[1] & (carried[3] < _TURNS)
+        final, unfinished, held, _ = lax.while_loop(more, turn, start)
+        ctx.check(~unfinished, endless)
         return final, held
 
     final, held = run(lambda test: jnp.asarray(test.coefficient))

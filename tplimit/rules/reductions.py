@@ -212,10 +212,11 @@ def _extremum_over_width(ctx: Context, value: Tensor) -> Tensor:
 
 @reduce_extremum.matrices
 def extremum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: Any) -> Tensor:
-    """Only whether all entries are finite: see ``is_finite``."""
+    """Only whether all (any) entries are finite: see ``is_finite``."""
     if not value.facts.alike or any(axis not in axes for axis in range(value.ndim)):
         matrices.unsupported(ctx, f"{ctx.equation.primitive.name} over some of its axes")
-    return tensor(jnp.all(jnp.stack([jnp.all(x) for x in jax.tree.leaves(value)])))
+    reduce = jnp.any if ctx.equation.primitive is p.reduce_or_p else jnp.all
+    return tensor(reduce(jnp.stack([reduce(x) for x in jax.tree.leaves(value)])))
 
 
 def extremum_along(ctx: Context, value: Tensor, axes: tuple[int, ...], out: Tensor) -> Tensor:

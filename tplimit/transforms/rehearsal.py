@@ -46,9 +46,12 @@ _ROUND_OFF = 1e-12
 #: others, so that nothing holds by the choice of the data: that one of two outputs is the larger.
 _DRAWS = 12
 
-#: How far numbers without a limit are moved, and the largest difference that this makes to what
-#: does not depend on them, relative to a number and to the largest one beside it.
-_OFFSET, _SAME, _ROUNDED = 0.7, 1e-5, 1e-9
+#: How far numbers without a limit are moved: a little, and so far that decisions fall otherwise.
+_OFFSETS = (0.7, 20.0, -20.0)
+
+#: The largest difference that this makes to what does not depend on them, relative to a number and
+#: to the largest one beside it.
+_SAME, _ROUNDED = 1e-4, 1e-9
 
 
 @jax.tree_util.register_static
@@ -174,15 +177,15 @@ class _Traced:
 
     def _depends(self, draw: tuple[Bank, Sequence[Value]], which: np.ndarray) -> bool:
         """Whether the outputs are others for others of the numbers that have no limit."""
-        first, second = (
-            numerics.evaluated(self.jaxpr, [*jax.tree.leaves(draw), offset])
-            for offset in (0 * which, _OFFSET * which)
-        )
         place = 2 * len(self.course.names)
+        first, *others = (
+            numerics.evaluated(self.jaxpr, [*jax.tree.leaves(draw), offset * which])[place:]
+            for offset in (0.0, *_OFFSETS)
+        )
         return not all(
-            np.all(np.abs(a - b) <= _SAME * np.abs(a) + _ROUNDED * np.max(np.abs(a), initial=0.0))
-            for a, b in zip(first[place:], second[place:], strict=True)
-            if np.issubdtype(np.asarray(a).dtype, np.floating)
+            _same(np.asarray(a), np.asarray(b))
+            for other in others
+            for a, b in zip(first, other, strict=True)
         )
 
     def cancelling(
@@ -217,6 +220,14 @@ def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.n
         gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
     silent = ~(size > 0) | ~np.isfinite(size)
     return gone | silent if otherwise else gone & ~silent
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same, up to round-off."""
+    if not np.issubdtype(a.dtype, np.floating):
+        return bool(np.array_equal(a, b))
+    size = np.abs(a)
+    return bool(np.all(np.abs(a - b) <= _SAME * size + _ROUNDED * np.max(size, initial=0.0)))
 
 
 def _numbers(value: Value) -> list[Any]:
