@@ -44,6 +44,14 @@ class Program:
         return "\n    ".join([self.head[0], *body]) + "\n"
 
     @property
+    def largest(self) -> "Program":
+        """The largest number among what the steps give."""
+        names = tuple(step.name for step in self.steps[:-1])
+        every = ", ".join(f"{{{place}}}" for place in range(len(names)))
+        last = Step("", f"jnp.max(jnp.abs(jnp.stack([{every}])))", names)
+        return Program(self.head, (*self.steps[:-1], last))
+
+    @property
     def function(self) -> Callable[..., Any]:
         """The program, compiled so that errors name its lines."""
         file = f"<program {next(_NUMBERS)}>"

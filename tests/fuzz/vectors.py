@@ -2,7 +2,8 @@
 
 Leading coefficients of two keys are compared with outputs at 10^4 and 10^6, three samples each,
 scaled by the exponent that was found. What is off by less than the spread of either, or than the
-error that is printed, passes.
+error that is printed, passes. What is refused is tried with more particles. A sum whose samples
+differ by more than their size has no leading coefficient, and may be refused.
 """
 
 import random
@@ -17,6 +18,7 @@ from fuzz.verdicts import Outcome, Stopped, Verdict, watched
 
 NAME = "vectors"
 WIDTHS = (10**4, 10**6)
+SAMPLES = (2**12, 2**16)
 POWERS = ("n**-0.5", "1.0", "1.0", "n**0.5")
 HEAD = ("def f(p):", "v, w = p['v'], p['w']", "n = v.shape[0]")
 
@@ -78,7 +80,6 @@ def judge(program: Program, number: int) -> Verdict:
     options: dict[str, Any] = {"noise": noise, "terms": (None, 2, 3)[number % 3]}
     options = {name: value for name, value in options.items() if value is not None}
     keys = [jax.random.key(number), jax.random.key(number + 1)]
-    theta = [tp.sample(DECLARED, key, width=tp.inf, samples=2**12, **options) for key in keys]
     run = jax.jit(function)
     finite = {
         n: np.stack(
@@ -91,12 +92,26 @@ def judge(program: Program, number: int) -> Verdict:
     }
     if not all(np.all(np.isfinite(value)) for value in finite.values()):
         return Verdict(Outcome.SKIPPED, "not finite")
-    try:
-        with watched(has_limit=True):
-            found = [tp.leading(function)(one) for one in theta]
-    except Stopped as stopped:
-        return stopped.verdict
-    return _compared(found, finite)
+    verdict = Verdict(Outcome.SKIPPED)
+    for samples in SAMPLES:
+        theta = [tp.sample(DECLARED, k, width=tp.inf, samples=samples, **options) for k in keys]
+        try:
+            with watched(has_limit=_determined(finite)):
+                found = [tp.leading(function)(one) for one in theta]
+            return _compared(found, finite)
+        except Stopped as stopped:
+            verdict = stopped.verdict
+            if verdict.outcome is not Outcome.REFUSED:
+                break
+    return verdict
+
+
+def _determined(finite: dict[int, Any]) -> bool:
+    """Whether every output is the same for all samples of a width, as far as one sees."""
+    return all(
+        np.all(rows.std(0, ddof=1) <= 0.3 * np.abs(rows.mean(0)) + 1e-30)
+        for rows in finite.values()
+    )
 
 
 def _compared(found: list[Any], finite: dict[int, Any]) -> Verdict:

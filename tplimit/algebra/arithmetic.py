@@ -345,14 +345,15 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     )
     if smooth.limits is None:
         return ctx.refuse_later(value, error, knowledge.significant(value))
-    knowledge.known(ctx, value, name)
+    others = value.remainder.map(lambda r, e: r if e == level else NEVER, value.exponents)
+    knowledge.known(ctx, replace(value, remainder=others), name)
     what = f"{name} saturates: its limit"
     knowledge.sign_known(ctx, value, what)
     unknown = doubts.unsure(value)
-    if unknown is not None:
-        ctx.check(~jnp.any(unknown), doubts.undecided(ctx, what))
-    low, high = smooth.limits
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
+    if unknown is not None:
+        ctx.check(~jnp.any(unknown & mask), doubts.undecided(ctx, what))
+    low, high = smooth.limits
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
     if value.finite and not value.exact:

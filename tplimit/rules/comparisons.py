@@ -59,8 +59,9 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if chosen is not None:
         return chosen
     exponents = a.exponents.maximum(b.exponents)
-    x, y = arithmetic.at_exponents(a, exponents), arithmetic.at_exponents(b, exponents)
     infinite = arithmetic.infinite(a) or arithmetic.infinite(b)
+    # Infinity is beyond every power of the width.
+    x, y = (v.coefficient if infinite else arithmetic.at_exponents(v, exponents) for v in (a, b))
     difference = arithmetic.add(ctx, a, b, sign=-1) if not infinite else None
     if (
         (difference is not None and not difference.exact)

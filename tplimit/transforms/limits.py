@@ -6,7 +6,7 @@ part of the compilation key; arrays are not.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,8 +25,8 @@ from tplimit.errors import (
 )
 from tplimit.interpreter.doubts import unsure
 from tplimit.transforms.compilation import Evaluator
-from tplimit.transforms.opaque import LimitValue, with_terms
-from tplimit.values.exponents import NEVER, Exponent, Exponents
+from tplimit.transforms.opaque import LimitValue, has_matrices, with_terms
+from tplimit.values.exponents import NEGLIGIBLE, NEVER, Exponent, Exponents
 from tplimit.values.tensors import Tensor, tensor
 
 
@@ -36,8 +36,8 @@ class Leading:
 
     Attributes:
         coefficient: array of coefficients.
-        exponent: exact exponent, a ``Fraction`` (``-inf`` for an exact zero), or an object
-            array of them where entries differ.
+        exponent: exact exponent, a ``Fraction``, or an object array of them where entries differ;
+            ``-inf`` for an exact zero, and for what vanishes faster than any power.
         stderr: sampling error of the coefficient estimated from the spread over the particles,
             0 where it is exact, NaN where the coefficient is not finite. Replicates (``tp.train``)
             give a sharper and safer estimate.
@@ -155,21 +155,41 @@ def to_leading(leaf: LimitValue) -> Any:
         zero = jnp.zeros(value.shape, value.dtype)
         return Leading(zero, NEVER, zero)
     first = _leading_entries(value)
-    below = first.exponents.map(lambda e, r: r >= e and r != NEVER, value.remainder)
+    below = first.exponents.map(lambda e, r: r >= e and r > NEGLIGIBLE / 2, value.remainder)
     unknown = unsure(first)
-    hidden = np.zeros(value.shape, bool) if unknown is None else np.asarray(unknown)
-    if np.any(np.asarray(below.array, dtype=bool)) or np.any(hidden):
-        raise CancellationError(
-            f"The leading term of an output is not known{_where(hidden)}: its coefficient at "
-            f"n^{value.exponents} is zero within the sampling error.",
-            location=leaf._origin,
-            advice=CANCELLATION_ADVICE,
-        )
+    if unknown is not None and np.any(unknown):
+        raise _not_known(
+            leaf, np.asarray(unknown), first.exponents, "its coefficient at {} is zero within the "
+            "sampling error",
+        )  # fmt: skip
+    if np.any(np.asarray(below.array, dtype=bool)):
+        raise _not_known(
+            leaf, np.asarray(below.array, dtype=bool), value.remainder, "what is known of it is "
+            "zero, and of the rest only that it is of order {} at most",
+        )  # fmt: skip
     coefficient = jnp.asarray(first.coefficient)
     stderr = jnp.zeros((), value.dtype) if first.stderr is None else first.stderr
     # What is no number is not known to any accuracy.
     stderr = jnp.where(jnp.isfinite(coefficient), stderr, jnp.nan)
     return Leading(coefficient, _exponent(first.exponents), stderr)
+
+
+def _not_known(
+    leaf: LimitValue, mask: np.ndarray, exponents: Exponents, why: str
+) -> CancellationError:
+    """The error of an output whose leading terms are not known at some entries.
+
+    ``why``: with a place for the orders that ``exponents`` tells.
+    """
+    shape = leaf._aval.shape
+    mask = np.broadcast_to(mask, shape)
+    orders = sorted(set(np.broadcast_to(exponents.array, shape)[mask].flat), reverse=True)
+    return CancellationError(
+        f"The leading term of an output is not known{_where(mask)}: "
+        f"{why.format(', '.join(f'n^{order}' for order in orders))}.",
+        location=leaf._origin,
+        advice=CANCELLATION_ADVICE,
+    )
 
 
 def _where(mask: np.ndarray) -> str:
@@ -212,8 +232,9 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
     return exponents.value if exponents.uniform else exponents.array
 
 
-#: Terms that are kept where one is not enough.
-MORE_TERMS = 2
+#: Terms that are kept where one is not enough, and where two are not: only of vectors and numbers,
+#: since with every matrix the terms to compute multiply.
+MORE_TERMS, MOST_TERMS = 2, 4
 
 
 def _transformed(
@@ -229,16 +250,25 @@ def _transformed(
         given = (args, kwargs)
         if least > 1:
             given = with_terms(given, least) or given
-        try:
-            return evaluated(given)
-        except CancellationError:
-            # Leading terms vanish: more terms decide, if the values still allow it.
-            more = with_terms(given, MORE_TERMS)
-            if more is None:
-                raise
-        return evaluated(more)
+        failure: CancellationError | None = None
+        for attempt in _attempts(given):
+            try:
+                return evaluated(attempt)
+            except CancellationError as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
     return limited
+
+
+def _attempts(given: Any) -> Iterator[Any]:
+    """Arguments as they are; where their leading terms vanish, with more terms if they allow it."""
+    yield given
+    for terms in (MORE_TERMS, MOST_TERMS):
+        more = with_terms(given, terms) if terms == MORE_TERMS or not has_matrices(given) else None
+        if more is not None:
+            yield more
 
 
 def limit(function: Callable[..., Any]) -> Callable[..., Any]:

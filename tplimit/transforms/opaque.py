@@ -235,6 +235,12 @@ def with_terms(tree: Any, terms: int) -> Any | None:
     return jax.tree.unflatten(structure, [more(leaf) for leaf in leaves])
 
 
+def has_matrices(tree: Any) -> bool:
+    """Whether among the parameters that limit values were sampled with are random matrices."""
+    revealed = [leaf._revealed for leaf in jax.tree.leaves(tree) if isinstance(leaf, LimitValue)]
+    return any(one is not None and one.bank.stores for one in revealed)
+
+
 def _another(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, 1)
 
