@@ -4,6 +4,7 @@ Nothing is random in them, so that the program itself at widths up to 10^8 says 
 double precision, where what has not come to its limit gets nearer from one width to the next.
 """
 
+import itertools
 import random
 from typing import Any
 
@@ -109,11 +110,9 @@ def _compared(program: Program, double: bool) -> Verdict:
     with jax.enable_x64(double):
         vector = tp.sample(tp.normal((tp.Width("n"),)), jax.random.key(0), width=tp.inf, samples=64)
         given = [jnp.asarray(x, float) for x in (X, Y)]
-        # Of what is nothing but round-off there is no leading term to be seen.
-        seen = bool(np.all(np.abs(finite[10**8]) > noise[10**8]))
         refused: Verdict | None = None
         try:
-            with watched(has_limit=_settles(finite) and seen):
+            with watched(has_limit=_leads(finite, noise)):
                 lead = tp.leading(function)(vector, *given)
         except Stopped as stopped:
             refused = stopped.verdict
@@ -138,6 +137,19 @@ def _settles(finite: dict[int, Any]) -> bool:
     first, second, third = (finite[n] for n in WIDTHS)
     rest = 0.3 * np.abs(second - first) + 1e-9
     return all(np.all(np.abs(one - third) <= rest) for one in (second, finite[NEARBY]))
+
+
+def _leads(finite: dict[int, Any], noise: dict[int, float]) -> bool:
+    """Whether every output has a leading term as far as one sees: follows a power of the width.
+
+    Of what is nothing but round-off there is none to be seen.
+    """
+    sizes = [finite[n] for n in (*WIDTHS, NEARBY)]
+    if not np.all(np.abs(sizes[2]) > noise[10**8]) or np.any(sizes[0] * sizes[2] <= 0):
+        return False
+    first, second = (np.log(b / a) / np.log(100) for a, b in itertools.pairwise(sizes[:3]))
+    nearby = np.log(sizes[3] / sizes[2]) / np.log(NEARBY / 10**8)
+    return bool(np.all((abs(second - first) < 0.03) & (abs(nearby - second) < 0.1)))
 
 
 def _far(error: dict[int, Any], noise: dict[int, float], allowed: Any) -> Any:

@@ -385,16 +385,18 @@ def power(
     if not rest:
         change = unknown_part(value)
     parts, moved, binomial = pieces(lead), change, Fraction(1)
-    for k in (1, 2):
+    # A small whole power is a finite sum.
+    whole = p.denominator == 1 and 0 <= p <= 4
+    for k in range(1, (int(p) if whole else 2) + 1):
         binomial *= (p - k + 1) / Fraction(k)
-        if binomial == 0:
-            return total(ctx, parts)
         factor = arithmetic.power(ctx, base, p - k, functools.partial(fn, q=p - k))
         behaviour = parity if k % 2 == 0 else _opposite(parity)
         scaled = arithmetic.linear(factor, functools.partial(operator.mul, float(binomial)))
         factor = with_parity(scaled, first.parity.under(behaviour))
         parts += pieces(multiply(ctx, factor, moved))
         moved = multiply(ctx, moved, change)
+    if whole:
+        return total(ctx, parts)
     size = change.exponents.maximum(change.remainder)
 
     def unknown(e: Exponent, d: Exponent) -> Exponent:
@@ -405,6 +407,44 @@ def power(
     lost = first.exponents.map(unknown, size)
     parts.append(replace(zero(lead), remainder=lost))
     return total(ctx, parts)
+
+
+def by_leading_term(
+    ctx: Context, value: Tensor, function: Callable[[Tensor], Tensor], stand_in: float = 1
+) -> Tensor:
+    """A function that asks for the leading term, of a value some of whose first coefficients are 0.
+
+    Of ``max(x n, 1)`` it hangs on the sign of ``x`` which term leads, and that is known in the run
+    only. So the function is computed from the first term on and from the second on, either with a
+    stand-in where the other holds, and chosen entry by entry. Numbers with a sampling error are
+    never exactly 0.
+    """
+    first = value.terms[0]
+    if not value.finite or not value.terms[1:] or first.stderr is not None:
+        return function(value)
+    shape, second = value.shape, value.terms[1].exponents
+    possible = first.exponents.map(lambda e, f: float(NEVER not in (e, f)), second).mask(1)
+    gone = np.broadcast_to(possible, shape) & (jnp.asarray(first.coefficient) == 0)
+    known = value.constant
+    if known is not None and not np.any(possible & (known == 0)):
+        return function(value)
+    rest = value.remainder.map(
+        lambda r, e, f: NEVER if e != NEVER and f == NEVER else r, first.exponents, second
+    )
+    lower = Tensor(value.terms[1:], rest, value.axis, value.space)
+    here = function(_replaced(value, gone, stand_in))
+    lower = _replaced(lower, ~gone, stand_in)
+    there = by_leading_term(ctx, lower, function, stand_in)
+    return where(ctx, ~gone, (here, there), EVEN)
+
+
+def _replaced(value: Tensor, mask: Any, number: float) -> Tensor:
+    """A value with a number as its first coefficient where a mask holds, and nothing else there."""
+    first, *others = value.terms
+    new = jnp.where(first.exponents.mask(NEVER), 0, jnp.asarray(number, value.dtype))
+    terms = [replace(first, coefficient=jnp.where(mask, new, first.coefficient))]
+    terms += [replace(t, coefficient=jnp.where(mask, 0, t.coefficient)) for t in others]
+    return replace(value, terms=tuple(terms))
 
 
 # --- signs

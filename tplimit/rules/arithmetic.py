@@ -219,7 +219,11 @@ def _powered(ctx: Context, value: Tensor, power: Fraction) -> Tensor:
             return lax.integer_pow(x, int(q))
         return jnp.power(x, float(q))
 
-    return expansion.power(ctx, value, power, fn, behaviour_of_power(power))
+    def powered(value: Tensor) -> Tensor:
+        return expansion.power(ctx, value, power, fn, behaviour_of_power(power))
+
+    whole = power.denominator == 1 and power > 0
+    return powered(value) if whole else expansion.by_leading_term(ctx, value, powered)
 
 
 @RULES(one_minus_square_p)

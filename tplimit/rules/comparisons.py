@@ -169,7 +169,8 @@ def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: A
         doubts.decides(ctx, difference, "A comparison")
     if not difference.exact:
         # Equal leading coefficients decide where both values are exactly zero only.
-        tied = jnp.asarray(x == y)
+        lost = difference.remainder.map(lambda r: float(r != NEVER)).mask(1)
+        tied = jnp.asarray((x == y) & lost)
         for sure in (_both(a, b, tied.shape), difference.zeros):
             tied = tied if sure is None else tied & ~sure
         error = doubts.undecided(ctx, "A comparison", tied=True)

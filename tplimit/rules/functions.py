@@ -42,7 +42,15 @@ def function_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     kind = ctx.kind
     assert isinstance(kind, Smooth)
     fn = kind.function
-    out = expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, fn, kind.parity)
+
+    def of(x: Tensor) -> Tensor:
+        return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), x, fn, kind.parity)
+
+    if a.exponents.max() > 0:
+        bounded_above = kind.limits is None or np.isfinite(kind.limits[1])
+        out = expansion.by_leading_term(ctx, a, of, 1 if bounded_above else -1)
+    else:
+        out = of(a)
     return zero_with(a, out) if arithmetic.taylor(fn)[0] == 0 else out
 
 
@@ -89,10 +97,14 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 @_logarithm.several
 def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Unlike the other functions it has no expansion at 0."""
+    return expansion.by_leading_term(ctx, a, lambda x: _logarithm_of_series(ctx, x))
+
+
+def _logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     kind = ctx.kind
     assert isinstance(kind, Logarithm)
     if not arithmetic.order_one(a):
-        return _with_log_n(ctx, a, kind, logarithm_of_series)
+        return _with_log_n(ctx, a, kind, _logarithm_of_series)
     simple = not a.terms[1:] and not a.patches
     if simple or a.exponents.levels() != [0]:
         return leading_of(ctx, a)

@@ -181,7 +181,7 @@ def _not_known(
 
     ``why``: with a place for the orders that ``exponents`` tells.
     """
-    shape = leaf._aval.shape
+    shape = np.broadcast_shapes(mask.shape, exponents.array.shape)
     mask = np.broadcast_to(mask, shape)
     orders = sorted(set(np.broadcast_to(exponents.array, shape)[mask].flat), reverse=True)
     return CancellationError(
