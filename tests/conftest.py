@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -10,6 +11,24 @@ from oracles.helpers import fast_compilation
 
 from tplimit.caching.store import PROGRAMS
 from tplimit.kernels import import_neural_tangents
+
+#: Names of tests that take long, by measure (`.ci/slow.py`).
+SLOW = Path(__file__).parent / "slow.txt"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that were found to be slow; a name that no test has any more is an error."""
+    listed = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    whole = {item.nodeid.split("::")[0] for item in items}
+    if not any("::" in arg for arg in config.args):
+        names = {item.nodeid for item in items}
+        gone = [n for n in sorted(listed - names) if n.split("::")[0] in whole]
+        if gone:
+            raise pytest.UsageError(f"{SLOW.name} lists tests that do not exist: {gone}")
 
 
 @pytest.fixture

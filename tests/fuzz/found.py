@@ -1,9 +1,10 @@
-"""Programs of the kinds that once had a wrong number, made small."""
+"""Programs of the kinds that once had a wrong number, or none, made small."""
 
 from fuzz import arrays, vectors
 from fuzz.programs import Program, Step
 
 _MIXED = Step("t0", "jnp.stack([x[0], y[1] * n**-0.5, 0.9 * n])")
+_GROWING = Step("t0", "y * n**0.5")
 
 
 def _of_arrays(*templates: str, first: Step = _MIXED) -> Program:
@@ -28,6 +29,27 @@ ARRAYS: dict[str, Program] = {
     "a number at a jump": _of_arrays("jnp.floor(1 - {0} / n)", first=Step("t0", "x")),
     "an index between orders": _of_arrays("jnp.argmax({0} - 0.9 * n) * jnp.ones(3)"),
     "entries of a softmax": _of_arrays("jax.nn.softmax({0} / n) - 1 / 3"),
+    "a bound at infinity": _of_arrays("jnp.minimum({0}, y)", "jnp.nan_to_num({0})"),
+    "saturated beside others": _of_arrays("jnp.tanh(2 * {0}) - jnp.tanh({0})"),
+    "faster than any power": _of_arrays("jax.nn.softmax({0})", first=_GROWING),
+    "all faster than any power": _of_arrays("jnp.exp(-jnp.abs({0}))", first=Step("t0", "x * n")),
+    "a bound below what grows": _of_arrays("jnp.minimum({0}, y)", "jnp.outer({0}, {0}).sum(0)"),
+    "a power of what need not grow": _of_arrays("jax.nn.softplus({0})**3", first=_GROWING),
+    "an inverse of what need not grow": _of_arrays(
+        "jnp.maximum({0}, 0.7)", "jnp.sort({0})", "1 / (1 + jnp.abs({0}))", first=_GROWING
+    ),
+    "a root of what need not grow": _of_arrays(
+        "jnp.minimum({0}, 0.3 * x)", "jnp.cbrt({0})", first=_GROWING
+    ),
+    "a logarithm of what need not grow": _of_arrays(
+        "jnp.maximum({0}, 0.7)", "jnp.log({0}) - jnp.log(2 * {0})", first=_GROWING
+    ),
+    "an exponential of what need not grow": _of_arrays(
+        "jnp.minimum({0}, 0.3 * x)", "jnp.exp(-jnp.abs({0}))", first=_GROWING
+    ),
+    "ties of some entries": _of_arrays(
+        "jnp.where({0} > y, {0}, y)", first=Step("t0", "jnp.stack([x[0] * n, y[1], 0.9 / n])")
+    ),
 }
 VECTORS: dict[str, Program] = {
     "a tie that the next term decides": _of_vectors(

@@ -44,7 +44,7 @@ def test_networks(number: int):
 def test_arrays_that_once_failed(name: str):
     for number in (0, 1):  # in double and in single precision
         verdict = arrays.judge(found.ARRAYS[name], number)
-        assert not verdict.fault, verdict.text
+        assert verdict.outcome in (Outcome.RIGHT, Outcome.JUSTIFIED), verdict.text
 
 
 @pytest.mark.parametrize("name", found.VECTORS)
