@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tplimit.values.sampling_errors import (
     ORDINARY_SHARE,
@@ -15,6 +15,7 @@ from tplimit.values.tensors import tensor
 errors, sizes = st.floats(0, 1e6), st.floats(1e-6, 1e6)
 
 
+@settings(deadline=None)
 @given(stderr=errors, size=sizes)
 def test_what_is_hidden_stays_hidden_and_nothing_else(stderr: float, size: float):
     error = float(bounded(np.float32(stderr), np.float32(size)))

@@ -137,12 +137,15 @@ def _meet(a: Exponents, b: Exponents) -> bool:
 
 def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[int, ...]) -> Term:
     """One term: coefficients of the parts where they have the exponents ``top``."""
-    coefficient = functools.reduce(
-        operator.add, [arithmetic.at_exponents(part, top) for part in parts]
-    )
+    summands = [arithmetic.at_exponents(part, top) for part in parts]
+    coefficient = functools.reduce(operator.add, summands)
     coefficient = jnp.broadcast_to(coefficient, shape)
     stderrs = [arithmetic.stderr_at_exponents(part, top) for part in parts]
-    stderr = arithmetic.combined_stderr(*stderrs)
+    if all(part.finite for part in parts):
+        stderr = arithmetic.combined_stderr(*stderrs)
+    else:
+        axis = next(part.axis for part in parts if not part.finite)
+        stderr = arithmetic.added_stderr(coefficient, axis, *stderrs)
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, shape)
     parity = functools.reduce(operator.and_, [part.parity for part in parts])
@@ -366,8 +369,11 @@ def power(
 ) -> Tensor:
     """``value^p``; ``fn(x, q=q)`` is the power of a coefficient.
 
-    ``(x + d)^p = x^p (1 + p d / x + ...)`` around the leading term, whatever its exponent.
+    ``(x + d)^p = x^p (1 + p d / x + ...)`` around the leading term, whatever its exponent. A small
+    whole power is a product.
     """
+    if p.denominator == 1 and 1 <= p <= 4 and (value.terms[1:] or not value.exact):
+        return functools.reduce(functools.partial(multiply, ctx), [value] * int(p))
     # Near 0 a power may be of any size: what is unknown somewhere is unknown everywhere.
     value = patches.remainder_everywhere(value)
     if value.remainder == EXACT_ZERO and not value.terms[1:]:
@@ -385,9 +391,7 @@ def power(
     if not rest:
         change = unknown_part(value)
     parts, moved, binomial = pieces(lead), change, Fraction(1)
-    # A small whole power is a finite sum.
-    whole = p.denominator == 1 and 0 <= p <= 4
-    for k in range(1, (int(p) if whole else 2) + 1):
+    for k in (1, 2):
         binomial *= (p - k + 1) / Fraction(k)
         factor = arithmetic.power(ctx, base, p - k, functools.partial(fn, q=p - k))
         behaviour = parity if k % 2 == 0 else _opposite(parity)
@@ -395,8 +399,6 @@ def power(
         factor = with_parity(scaled, first.parity.under(behaviour))
         parts += pieces(multiply(ctx, factor, moved))
         moved = multiply(ctx, moved, change)
-    if whole:
-        return total(ctx, parts)
     size = change.exponents.maximum(change.remainder)
 
     def unknown(e: Exponent, d: Exponent) -> Exponent:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
-from tplimit.interpreter import doubts
+from tplimit.interpreter import doubts, layers
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
 from tplimit.interpreter.width_free import continuous, evaluated
@@ -102,6 +102,9 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         if error.location is None:
             ctx.fail(error.reason, WidthError, error.advice or "")
         raise
+    if ctx.terms > 1 and not ctx.exact and not isinstance(ctx.kind, Control):
+        one = RULES.form("one", equation.primitive, ctx.kind)
+        many = layers.followed(ctx, lambda *xs: one(ctx, *xs, **equation.params), values, many)
     return [with_bounded_errors(out) if isinstance(out, Tensor) else out for out in many]
 
 

@@ -43,7 +43,8 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = arithmetic.add(ctx, total, part)
-    error = arithmetic.combined_stderr(_image_stderr(ctx, x, total.coefficient), total.stderr)
+    errors = [_image_stderr(ctx, x, total.coefficient), total.stderr]
+    error = arithmetic.added_stderr(total.coefficient, 1, *errors)
     return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
 
 
@@ -59,7 +60,8 @@ def _image(
         level, lost = exponents + image.lift, remainder + image.lift
         error = image.stderr
         if several:  # else that of the vector is added to the whole image, see apply
-            error = arithmetic.combined_stderr(_image_stderr(ctx, x, image.mean), error)
+            errors = [_image_stderr(ctx, x, image.mean), error]
+            error = arithmetic.added_stderr(image.mean, 1, *errors)
         mean = tensor(image.mean, level, lost, 1, matrix.row_space, error)
         if not several:
             rest = _clt(ctx, level, lost)

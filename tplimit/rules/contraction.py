@@ -150,7 +150,8 @@ def _uniform_product(
         stderr = arithmetic.product_stderr(
             a, b, lambda x, y: lax.dot_general(x, jnp.asarray(y), dims)
         )
-        out = tensor(product, exponents, remainder, axis, space, stderr)
+        zeros = None if axis is None else _zeros(a, b, dims)
+        out = tensor(product, exponents, remainder, axis, space, stderr, zeros)
         sizes = lambda: ctx.rebind(abs(a.coefficient), abs(b.coefficient))
         return arithmetic.less_cancelled(ctx, out, lambda: (product, sizes()))
     size = ctx.equation.in_avals[0].shape[over]
@@ -162,6 +163,18 @@ def _uniform_product(
     if stderr is not None and (a.stderr is not None or b.stderr is not None):
         stderr = stderr + _shares(a, b, dims) * jnp.abs(product)
     return tensor(product, exponents, remainder, axis, space, stderr)
+
+
+def _zeros(a: Tensor, b: Tensor, dims: Dimensions) -> Any:
+    """Entries of a contraction over finite axes all of whose summands are exactly zero, or None."""
+    if a.zeros is None and b.zeros is None:
+        return None
+    x, y = (
+        jnp.ones(v.shape, jnp.float32)
+        if v.zeros is None else 1 - jnp.broadcast_to(v.zeros, v.shape).astype(jnp.float32)
+        for v in (a, b)
+    )  # fmt: skip
+    return lax.dot_general(x, y, dims) == 0
 
 
 def _shares(a: Tensor, b: Tensor, dims: Dimensions) -> Any:

@@ -46,7 +46,10 @@ def convert_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
     if _cuts(a, params):
         return stepped(ctx, a, "trunc", params["new_dtype"])
     if is_rounding(ctx.equation):
-        return leading_of(ctx, a)
+        if a.dtype.kind == "f":
+            return leading_of(ctx, a)
+        terms = [replace(term, coefficient=ctx.rebind(term.coefficient)) for term in a.terms]
+        return zero_with(a, replace(a, terms=tuple(terms)))
     (out,) = linearly(ctx, a, **params)
     assert isinstance(out, Tensor)
     return zero_with(a, out)

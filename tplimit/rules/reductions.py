@@ -13,7 +13,7 @@ import numpy as np
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
-from tplimit.interpreter import doubts
+from tplimit.interpreter import doubts, layers
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -67,9 +67,13 @@ def sum_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) 
 
 def summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
     """A sum over a width, with what is unknown in places of the factors of the summands."""
+    layer = layers.average(ctx, functools.partial(one_term_of, ctx), *values)
+    if layer is not None:
+        values = tuple(map(layers.without_rare, values))
     lost = patches.averaged(Fraction(1), *values)
     unknown = replace(expansion.zero(parts[0]), remainder=EXACT_ZERO.maximum(*lost))
-    return expansion.total(ctx, [*parts, unknown])
+    out = expansion.total(ctx, [*parts, unknown])
+    return out if layer is None else expansion.add(ctx, out, layer)
 
 
 def finite_sum(ctx: Context, value: Tensor, axes: tuple[int, ...]) -> Tensor:

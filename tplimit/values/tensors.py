@@ -128,6 +128,22 @@ class Doubt(NamedTuple):
     error: LimitError
 
 
+class Layer(NamedTuple):
+    """What the coordinates of a vector are at two finite widths (``interpreter/layers.py``).
+
+    Attributes:
+        widths: these widths.
+        share: exponent of the share of coordinates on which they are not the sum of the terms.
+        thin: whether the layer is thin enough there.
+        arrays: the coordinates.
+    """
+
+    widths: tuple[Any, ...]
+    share: Exponent
+    thin: Any
+    arrays: tuple[Any, ...]
+
+
 class Facts(NamedTuple):
     """What a program tells of a value beyond its terms.
 
@@ -139,6 +155,7 @@ class Facts(NamedTuple):
             entry, or along finite axes that it has with length one.
         otherwise: what it is for other outcomes of decisions that are not sure.
         alike: whether all its coordinates along a width are the same, in the limit too.
+        layer: what its coordinates are at finite widths, where they do not all saturate.
     """
 
     zero_with: "Tensor | None" = None
@@ -147,6 +164,7 @@ class Facts(NamedTuple):
     extremum_of: "Extremum | None" = None
     otherwise: "Doubt | None" = None
     alike: bool = False
+    layer: "Layer | None" = None
 
 
 NO_FACTS = Facts()
