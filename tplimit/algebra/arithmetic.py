@@ -34,7 +34,6 @@ from tplimit.values.exponents import (
     Exponents,
     Size,
 )
-from tplimit.values.sampling_errors import ORDINARY_SIGMAS
 from tplimit.values.tensors import Tensor, leading_term, tensor, with_one_exponent
 
 #: A term that only leads above this width does not lead in any network.
@@ -67,23 +66,13 @@ def combined_stderr(*stderrs: Any) -> Any:
     return functools.reduce(jnp.hypot, known) if known else None
 
 
-def added_stderr(total: Any, axis: int | None, *stderrs: Any) -> Any:
-    """Error of a sum of vectors with a width along ``axis``, from those of its parts.
+def added_stderr(*stderrs: Any) -> Any:
+    """Error of a sum of vectors: that of an accident was cut to its size, and accidents add up.
 
-    The error of an accident was cut to its size (``sampling_errors.bounded``), and accidents may
-    add up, whatever their sources. Nor is one hidden here and there: some of its coordinates are
-    large, but what hides the others hides these.
+    See ``sampling_errors.bounded``.
     """
     known = [stderr for stderr in stderrs if stderr is not None]
-    if not known:
-        return None
-    error = jnp.broadcast_to(functools.reduce(operator.add, known), jnp.shape(total))
-    square, size = jnp.square(error), jnp.square(total)
-    if axis is not None:
-        square, size = (jnp.mean(array, axis, keepdims=True) for array in (square, size))
-    # On dead units there is none.
-    hidden = (ORDINARY_SIGMAS**2 * square > size) & (error > 0)
-    return jnp.where(hidden, jnp.maximum(error, jnp.abs(total)), error)
+    return functools.reduce(operator.add, known) if known else None
 
 
 def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
@@ -158,10 +147,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     if a.vanishes and b.vanishes:
         zeros = None
     errors = [stderr_at_exponents(value, exponents) for value in (a, b)]
-    if axis is None:
-        stderr = combined_stderr(*errors)
-    else:
-        stderr = added_stderr(coefficient, axis, *errors)
+    stderr = (combined_stderr if axis is None else added_stderr)(*errors)
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
     total = tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
