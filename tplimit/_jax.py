@@ -1,6 +1,7 @@
 """Everything tplimit takes from JAX outside its public numerical API. No other file does."""
 
 import contextlib
+import functools
 import itertools
 import os
 import sysconfig
@@ -30,6 +31,7 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "compiled",
     "entry_function",
     "evaluated_params",
     "former_names",
@@ -43,6 +45,7 @@ __all__ = [
     "log2_p",
     "one_minus_square_p",
     "open_jaxpr",
+    "part",
     "plain_literal",
     "primitives",
     "scan_layout",
@@ -205,6 +208,12 @@ def traced(function: Any, *args: Any) -> tuple[Any, Any]:
         return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
 
 
+def part(jaxpr: Any, equations: list[Any], reads: list[Any], writes: list[Any]) -> Any:
+    """Some equations of an open jaxpr as a program by itself, closed."""
+    alone = jaxpr.replace(constvars=[], invars=reads, outvars=writes, eqns=equations)
+    return ClosedJaxpr(alone, [])
+
+
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     """Numbers of constants and of carried values of a ``scan`` equation.
 
@@ -309,6 +318,30 @@ def weakly_typed(array: jax.Array) -> jax.Array:
     return primitives.convert_element_type_p.bind(
         array, new_dtype=array.dtype, weak_type=True, sharding=None
     )
+
+
+#: XLA's options that compile several times faster what then runs a few times slower.
+_QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
+
+
+def compiled(function: Callable[..., Any], *, quick: bool, **options: Any) -> Any:
+    """``jax.jit``; ``quick``: compiled for a short wait, where the backend can.
+
+    On CPUs most of the waiting is for optimisations of machine code. Others compile as always.
+    """
+    known = quick and _knows_quick(jax.default_backend())
+    return jax.jit(function, compiler_options=_QUICK if known else None, **options)
+
+
+@functools.cache
+def _knows_quick(backend: str) -> bool:
+    if backend != "cpu":
+        return False
+    try:
+        jax.jit(lambda: 0, compiler_options=_QUICK).lower().compile()
+    except Exception:  # options come and go with the versions of XLA
+        return False
+    return True
 
 
 def entry_function(

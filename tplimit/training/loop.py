@@ -26,11 +26,13 @@ class Functions(NamedTuple):
 class Moves(NamedTuple):
     """What is done to a state: both give the next state (or the same) and a record.
 
-    `observe` is called before each step and after the last; `step` takes a batch besides.
+    `observe` is called before each step and after the last; `step` takes a batch besides. Before
+    the first of them `ready` makes the initial state, with the first batch, ready for the run.
     """
 
     observe: Callable[[Any], tuple[Any, Any]]
     step: Callable[[Any, Any], tuple[Any, Any]]
+    ready: Callable[[Any, Any], Any] = lambda state, batch: state
 
 
 class Engine(ABC):
@@ -92,6 +94,8 @@ def run(
         for part in engine.parts[done:]:
             state = checkpoints.restore(engine.start(part))
             moves = engine.moves(part, len(batches) - len(history.outputs), advance)
+            if not history.outputs:
+                state = moves.ready(state, batches[0])
             for batch in batches[len(history.outputs) :]:
                 state, seen = moves.observe(state)
                 try:
