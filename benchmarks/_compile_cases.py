@@ -191,8 +191,11 @@ def linen_attention(eta: float) -> Case:
 
     heads = 4
 
+    def attention(query: Any, *others: Any, **options: Any) -> Any:
+        return nn.dot_product_attention(query / query.shape[-1] ** 0.5, *others, **options)
+
     def module(width: int) -> Any:
-        return nn.MultiHeadDotProductAttention(heads, use_bias=False)
+        return nn.MultiHeadDotProductAttention(heads, use_bias=False, attention_fn=attention)
 
     def declared(n: Any) -> Tree:
         into = {"kernel": tp.normal((n, heads, n / heads), std=n**-0.5)}

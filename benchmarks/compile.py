@@ -3,14 +3,17 @@
 Every case runs in a process of its own. "floor" is the same case, data and sampling included, for
 an ordinary network of width 1024 under `jax.jit`: what any JAX program has to wait. "cold" is the
 first run at infinite width, "second" that of other closures with the same text, "other" that of
-closures with another learning rate. All of these are CPU seconds without the imports; figures with
+closures with another learning rate; "cached" is a first run in another process, with `tplimit.cache`
+on the disk. All of these are CPU seconds without the imports; figures with
 "/ F" are ratios to the floor. "programs" are those compiled in the cold run that took longer than
 0.2 s. "ms a step" is the time of a step of a longer run whose programs are there.
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -108,10 +111,11 @@ def step_time(case: Case, samples: int) -> float | None:
     return 1000 * (times[2 * LONG] - times[LONG]) / LONG / case.replicates
 
 
-def measured(name: str, what: str, samples: int) -> dict[str, Any]:
-    """The figures of a case in a process of its own."""
+def measured(name: str, what: str, samples: int, folder: str = "") -> dict[str, Any]:
+    """The figures of a case in a process of its own, with a cache in a folder if there is one."""
     command = [sys.executable, __file__, "--probe", what, "--samples", str(samples), name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "TPLIMIT_CACHE": folder}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name} ({what}) failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -121,6 +125,9 @@ def row(name: str, samples: int, steps: bool) -> dict[str, Any]:
     found = measured(name, "floor", samples) | measured(
         name, "steps" if steps else "limit", samples
     )
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            found |= measured(name, "cached", samples, folder)
     floor = found["floor"]
     return {
         "case": name,
@@ -130,6 +137,7 @@ def row(name: str, samples: int, steps: bool) -> dict[str, Any]:
         "second s": found["second"],
         "second / F": found["second"] / floor,
         "other / F": found["other"] / floor,
+        "cached / F": found["cached"] / floor,
         "programs": found["programs"],
         "small ones": found["small"],
         "compiled again": found["again"],

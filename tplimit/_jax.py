@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import serialize_executable
 from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 
@@ -32,6 +33,7 @@ __all__ = [
     "Primitive",
     "Var",
     "compiled",
+    "dumped",
     "entry_function",
     "evaluated_params",
     "former_names",
@@ -41,6 +43,7 @@ __all__ = [
     "is_traced",
     "is_weak",
     "jaxpr_as_fun",
+    "loaded",
     "location",
     "log2_p",
     "one_minus_square_p",
@@ -329,19 +332,35 @@ def compiled(function: Callable[..., Any], *, quick: bool, **options: Any) -> An
 
     On CPUs most of the waiting is for optimisations of machine code. Others compile as always.
     """
-    known = quick and _knows_quick(jax.default_backend())
-    return jax.jit(function, compiler_options=_QUICK if known else None, **options)
+    chosen = _quick_options(jax.default_backend()) if quick else {}
+    return jax.jit(function, compiler_options=chosen or None, **options)
 
 
 @functools.cache
-def _knows_quick(backend: str) -> bool:
+def _quick_options(backend: str) -> dict[str, Any]:
+    """Those options that there are: they come and go with the versions of XLA."""
     if backend != "cpu":
-        return False
+        return {}
+    return {name: value for name, value in _QUICK.items() if _is_option({name: value})}
+
+
+def _is_option(option: dict[str, Any]) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=_QUICK).lower().compile()
-    except Exception:  # options come and go with the versions of XLA
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+    except Exception:
         return False
     return True
+
+
+def dumped(program: Any) -> bytes:
+    """A compiled program, to be ``loaded`` by another process on such a machine."""
+    content, _, _ = serialize_executable.serialize(program)
+    return content
+
+
+def loaded(content: bytes, lowered: Any) -> Callable[..., Any]:
+    """A compiled program that was ``dumped``, and lowered as this one is."""
+    return serialize_executable.deserialize_and_load(content, lowered.in_tree, lowered.out_tree)
 
 
 def entry_function(

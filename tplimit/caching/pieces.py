@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 
 from tplimit import _jax
+from tplimit.caching import disk
 from tplimit.caching.store import PIECES, kept
 
 T = TypeVar("T")
@@ -173,6 +174,6 @@ def _useful(reads: Sequence[Any], writes: Sequence[Any], free: Sequence[int]) ->
 
 def _compiled(jaxpr: Any, donated: tuple[int, ...]) -> Callable[..., Any]:
     function = functools.partial(
-        _jax.compiled, _jax.jaxpr_as_fun(jaxpr), quick=True, donate_argnums=donated
+        disk.compiled, _jax.jaxpr_as_fun(jaxpr), quick=True, donate_argnums=donated
     )
     return kept("piece", function, jaxpr, donated, store=PIECES)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tplimit import _jax
+from tplimit.caching import disk
 from tplimit.caching.pieces import chained
 
 #: Work of a query from which optimising pays: vectors x particles x calls. Measured: optimising
@@ -67,5 +67,5 @@ def compiled(
     """
     if whole or pays(work):
         gone = 0 if donated else ()
-        return _jax.compiled(function, quick=not pays(work), donate_argnums=gone)
+        return disk.compiled(function, quick=not pays(work), donate_argnums=gone)
     return chained(function, donated=donated)
