@@ -1,12 +1,12 @@
 """The wait before the first answer: CPU time of a first run, and what is compiled in it.
 
-Every case runs in a process of its own. "floor" is the same case, data and sampling included, for
+Every case runs in processes of its own. "floor" is the same case, data and sampling included, for
 an ordinary network of width 1024 under `jax.jit`: what any JAX program has to wait. "cold" is the
 first run at infinite width, "second" that of other closures with the same text, "other" that of
-closures with another learning rate; "cached" is a first run in another process, with `tplimit.cache`
-on the disk. All of these are CPU seconds without the imports; figures with
-"/ F" are ratios to the floor. "programs" are those compiled in the cold run that took longer than
-0.2 s. "ms a step" is the time of a step of a longer run whose programs are there.
+closures with another learning rate; "cached" is a first run in another process that finds a cache
+on the disk. All of these are CPU seconds without the imports; figures with "/ F" are ratios to the
+floor. "programs" are those compiled in the cold run that took longer than 0.2 s. "ms a step" is the
+time of a step of a longer run whose programs are there.
 """
 
 import json
