@@ -6,7 +6,7 @@ import itertools
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -211,9 +211,11 @@ def traced(function: Any, *args: Any) -> tuple[Any, Any]:
         return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
 
 
-def part(jaxpr: Any, equations: list[Any], reads: list[Any], writes: list[Any]) -> Any:
+def part(jaxpr: Any, equations: Sequence[Any], reads: Sequence[Any], writes: Sequence[Any]) -> Any:
     """Some equations of an open jaxpr as a program by itself, closed."""
-    alone = jaxpr.replace(constvars=[], invars=reads, outvars=writes, eqns=equations)
+    alone = jaxpr.replace(
+        constvars=[], invars=list(reads), outvars=list(writes), eqns=list(equations)
+    )
     return ClosedJaxpr(alone, [])
 
 

@@ -8,9 +8,9 @@ tenths of a millisecond for each, and loops are not fused across them: it is a w
 what runs a few times.
 """
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,15 +25,27 @@ T = TypeVar("T")
 _MARK = "tplimit_piece"
 
 
-def apart(function: Callable[..., T], *args: Any) -> T:
-    """``function(*args)``, which is compiled apart where a program is compiled in pieces."""
-    if not any(map(_jax.is_traced, jax.tree.leaves(args))):
-        return function(*args)
+_in_pieces: ContextVar[bool] = ContextVar("in_pieces", default=False)
 
-    def tplimit_piece(*args: Any) -> T:  # a new one every time: JAX remembers by function
-        return function(*args)
 
-    return jax.jit(tplimit_piece)(*args)
+def apart(function: Callable[..., T], *args: Any, **fixed: Hashable) -> T:
+    """``function(*args, **fixed)``, which is compiled apart in programs compiled in pieces.
+
+    It depends on its arguments only, of which the ``fixed`` ones are no arrays.
+    """
+    if not _in_pieces.get():
+        return function(*args, **fixed)
+    # JAX remembers what it traced of the same function with arguments of the same form.
+    key = (function, tuple(fixed.items()))
+    piece: Callable[..., T] = PIECES.get(key, lambda: _marked(function, fixed))
+    return piece(*args)
+
+
+def _marked(function: Callable[..., Any], fixed: dict[str, Hashable]) -> Callable[..., Any]:
+    def tplimit_piece(*args: Any) -> Any:
+        return function(*args, **fixed)
+
+    return jax.jit(tplimit_piece)
 
 
 def chained(function: Callable[..., Any], *, donated: bool = False) -> Callable[..., Any]:
@@ -48,7 +60,11 @@ def chained(function: Callable[..., Any], *, donated: bool = False) -> Callable[
         leaves, tree = jax.tree.flatten(args)
         form = tree, tuple(map(jax.typeof, leaves))
         if form not in programs:
-            jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+            token = _in_pieces.set(True)
+            try:
+                jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+            finally:
+                _in_pieces.reset(token)
             gone = len(jax.tree.leaves(args[0])) if donated else 0
             programs[form] = _chain(jaxpr, gone), jax.tree.structure(shape)
         run, out_tree = programs[form]
@@ -63,9 +79,9 @@ class _Link:
     needed for are forgotten."""
 
     run: Callable[..., Any]
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    over: tuple[int, ...]
+    reads: Sequence[int]
+    writes: Sequence[int]
+    over: Sequence[int]
 
 
 def _chain(closed: Any, gone: int) -> Callable[[Sequence[Any]], list[Any]]:
@@ -81,18 +97,15 @@ def _chain(closed: Any, gone: int) -> Callable[[Sequence[Any]], list[Any]]:
     links = []
     for place, part in enumerate(parts):
         reads = _reads(part)
-        writes = [
-            v for e in part for v in e.outvars if last.get(v, -1) > place or v in results
-        ]  # fmt: skip
-        over = [v for v in reads if last[v] == place and v not in results]
-        free = [i for i, v in enumerate(reads) if v in over and v in owned]
-        link = _compiled(_jax.part(jaxpr, part, reads, writes), _useful(reads, writes, free))
+        needed = {v for e in part for v in e.outvars if last.get(v, -1) > place or v in results}
+        over = {v for v in reads if last[v] == place and v not in results}
+        free = [v in over and v in owned for v in reads]
+        link, writes = _compiled(jaxpr, part, reads, needed, free)
         for v in writes:
             numbers[v] = len(numbers)
         owned.update(writes)
-        links.append(
-            _Link(link, *(tuple(numbers[v] for v in some) for some in (reads, writes, over)))
-        )
+        over.update(v for v in writes if v not in needed)
+        links.append(_Link(link, *([numbers[v] for v in some] for some in (reads, writes, over))))
     ends = [_end(atom, numbers) for atom in jaxpr.outvars]
 
     def run(leaves: Sequence[Any]) -> list[Any]:
@@ -158,22 +171,39 @@ def _reads(part: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys(v for e in part for v in _operands(e) if v not in made))
 
 
-def _useful(reads: Sequence[Any], writes: Sequence[Any], free: Sequence[int]) -> tuple[int, ...]:
-    """Those of the free operands whose memory some result can use, where it matters: no copy of
+def _compiled(
+    jaxpr: Any, part: Sequence[Any], reads: Sequence[Any], needed: set[Any], free: Sequence[bool]
+) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """The compiled part, and the variables that it computes."""
+    first = part[0]
+    if _is_piece(first) and list(first.invars) == list(reads):
+        closed, writes = first.params["jaxpr"], first.outvars
+    else:
+        writes = [v for e in part for v in e.outvars if v in needed]
+        closed = _jax.part(jaxpr, part, reads, writes)
+    gone = _useful(reads, writes, free)
+
+    def compile() -> Callable[..., Any]:
+        return disk.compiled(_jax.jaxpr_as_fun(closed), quick=True, donate_argnums=gone)
+
+    def find() -> tuple[Any, Callable[..., Any]]:
+        return closed, kept("piece", compile, closed, gone, store=PIECES)
+
+    if closed is not first.params.get("jaxpr"):
+        return find()[1], writes
+    # What JAX remembers is the same object, and need not be read again to be known.
+    return PIECES.get((id(closed), gone), find)[1], writes
+
+
+def _useful(reads: Sequence[Any], writes: Sequence[Any], free: Sequence[bool]) -> tuple[int, ...]:
+    """Places of the free operands whose memory some result can use, where it matters: no copy of
     rows that are appended to, but for rows themselves one program, whoever needs them afterwards.
     """
     found, open_ = [], [(v.aval.shape, v.aval.dtype) for v in writes]
     largest = max((math.prod(v.aval.shape) for v in reads), default=0)
-    for place in free:
-        form = reads[place].aval.shape, reads[place].aval.dtype
-        if form in open_ and math.prod(form[0]) == largest:
+    for place, v in enumerate(reads):
+        form = v.aval.shape, v.aval.dtype
+        if free[place] and form in open_ and math.prod(form[0]) == largest:
             open_.remove(form)
             found.append(place)
     return tuple(found)
-
-
-def _compiled(jaxpr: Any, donated: tuple[int, ...]) -> Callable[..., Any]:
-    function = functools.partial(
-        disk.compiled, _jax.jaxpr_as_fun(jaxpr), quick=True, donate_argnums=donated
-    )
-    return kept("piece", function, jaxpr, donated, store=PIECES)

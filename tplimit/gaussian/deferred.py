@@ -39,7 +39,6 @@ the Master Theorem, used constructively.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -231,13 +230,13 @@ def query(
     the coefficients, for the residual and once more for both to keep the basis orthonormal; ``Y``
     for the overlap of the fresh rows with it, and for their correction with all images at once.
     """
-    found = apart(partial(_found, law.tolerance), store, x, unmet)
+    found = apart(_found, store, x, unmet, tolerance=law.tolerance)
     stream = Stream(store.key_Y) if stream is None else stream
     z = stream.rows(store.count, x.shape[0], store.Y.shape[1], store.Y.dtype)
     room = jnp.asarray(False)
     if not law.exact:
         room, z = apart(_centred, store.count, z, earlier)
-    image, updates, z = apart(partial(_answered, law.exact), store, found, z, room, cores)
+    image, updates, z = apart(_answered, store, found, z, room, list(cores), exact=law.exact)
     after = apart(_appended, store, found, z)
     place = jnp.zeros_like(store.count)
     coordinates = lax.dynamic_update_slice(found.c, found.R, (place, store.count))
@@ -261,7 +260,7 @@ class _Found(NamedTuple):
 
 
 def _found(
-    tolerance: float, store: Store, x: Float[Array, "b n_in"], unmet: Bool[Array, " b"] | None
+    store: Store, x: Float[Array, "b n_in"], unmet: Bool[Array, " b"] | None, *, tolerance: float
 ) -> _Found:
     known = noise.inner(x, store.X)
     c = known * store.forward
@@ -287,12 +286,13 @@ def _centred(
 
 
 def _answered(
-    exact: bool,
     store: Store,
     found: _Found,
     z: Float[Array, "b n_out"],
     room: Bool[Array, ""],
     cores: Sequence[Float[Array, "c c"]],
+    *,
+    exact: bool,
 ) -> tuple[Float[Array, "b n_out"], list[Float[Array, "b n_out"]], Float[Array, "b n_out"]]:
     """Images of the rows, also under the cores, and ``Z_new``, made of the rows ``z``."""
     spent = _components(store, z, room)

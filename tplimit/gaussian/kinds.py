@@ -153,9 +153,17 @@ class Stream:
         """Rows ``start, ..., start + count - 1``, each of ``size`` standard normals."""
         index = start + jnp.arange(count)
         numbers = self.first + self.stride * index
+        return apart(_drawn, self.key, self.noise, index, numbers, size=size, dtype=dtype)
 
-        def drawn(key: Array, noise: Noise, index: Array, numbers: Array) -> Array:
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-            return noise.rows(keys, numbers, size, dtype)
 
-        return apart(drawn, self.key, self.noise, index, numbers)
+def _drawn(
+    key: Key[Array, ""],
+    noise: Noise,
+    index: Int[Array, " b"],
+    numbers: Int[Array, " b"],
+    *,
+    size: int,
+    dtype: jnp.dtype,
+) -> Float[Array, "b size"]:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return noise.rows(keys, numbers, size, dtype)
