@@ -9,11 +9,11 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Hashable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from tplimit import _jax
 
@@ -118,7 +118,7 @@ def _kept(folder: Path, lowered: Any, quick: bool) -> Callable[..., Any]:
 def _machine() -> list[str]:
     """What a program is compiled for."""
     device = jax.devices()[0]
-    parts = [jax.__version__, jaxlib.__version__, platform.python_version(), platform.machine()]
+    parts = [jax.__version__, version("jaxlib"), platform.python_version(), platform.machine()]
     parts += [device.platform, device.device_kind, os.environ.get("XLA_FLAGS", "")]
     with contextlib.suppress(OSError):  # processors of one name may know different instructions
         lines = Path("/proc/cpuinfo").read_text().splitlines()

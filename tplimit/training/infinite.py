@@ -80,14 +80,17 @@ class Traced:
             beside = functools.wraps(observe)(lambda state: (state, observe(state)))
             self.observe_and_keep = Evaluator(beside, records=True)
 
-    def observer(self, calls: Calls, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
+    def observer(
+        self, calls: Calls, keep: bool, many: bool, tell: Tell
+    ) -> Callable[[Any], tuple[Any, Any]]:
         """A function from a state to (state, observation), which may `keep` what it reveals of the
         weights in the state; forgetting is cheaper."""
         if self.observe is None:
             return lambda state: (state, None)
+        on_compile = lambda done: tell(f"compiling observe {done + 1}")
         if keep:
-            return consuming(self.observe_and_keep, calls, replicated=many)
-        forget = raw(self.observe, many, calls)
+            return consuming(self.observe_and_keep, calls, on_compile, many)
+        forget = raw(self.observe, many, calls, on_compile)
         return lambda state: (state, forget(state))
 
 
@@ -118,8 +121,13 @@ class _Limit(Engine):
         moving = Calls(steps, len(self.parts), done)
         looking = Calls(steps + 1, len(self.parts), done)
         return Moves(
-            self.functions.observer(looking, self.options.keeps_reveals, self.many),
-            consuming(self.functions.step, moving, lambda: tell("compiling"), self.many),
+            self.functions.observer(looking, self.options.keeps_reveals, self.many, tell),
+            consuming(
+                self.functions.step,
+                moving,
+                lambda done: tell(f"compiling step {done + 1}"),
+                self.many,
+            ),
             self._with_room,
         )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tplimit.errors import CancellationError
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
@@ -92,6 +92,7 @@ def run(
     with bar(steps, engine.label, progress) as advance:
         engine.begin(history, batches)
         for part in engine.parts[done:]:
+            advance("sampling")
             state = checkpoints.restore(engine.start(part))
             moves = engine.moves(part, len(batches) - len(history.outputs), advance)
             if not history.outputs:
@@ -109,7 +110,7 @@ def run(
                 note("outputs", output)
                 watch.look(history)
                 checkpoints.save(state, history)
-                advance("training")
+                advance(STEP)
             state, seen = moves.observe(state)
             note("observations", seen)
             history.finish_part()

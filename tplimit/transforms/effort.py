@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from tplimit.caching import disk
 from tplimit.caching.pieces import chained
 
@@ -52,8 +54,11 @@ class Calls:
 
 
 def pays(work: float) -> bool:
-    """Whether optimising pays for programs whose queries have so much to do, in all calls."""
-    return work >= _PAYS
+    """Whether optimising pays for programs whose queries have so much to do, in all calls.
+
+    It always does but on CPUs, whose compilers alone are known well enough.
+    """
+    return work >= _PAYS or jax.default_backend() != "cpu"
 
 
 def compiled(
