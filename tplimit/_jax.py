@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import serialize_executable
 from jax.extend import core as jex_core, source_info_util
 from jax.extend.core import primitives
 
@@ -356,12 +355,16 @@ def _is_option(option: dict[str, Any]) -> bool:
 
 def dumped(program: Any) -> bytes:
     """A compiled program, to be ``loaded`` by another process on such a machine."""
+    from jax.experimental import serialize_executable
+
     content, _, _ = serialize_executable.serialize(program)
     return content
 
 
 def loaded(content: bytes, lowered: Any) -> Callable[..., Any]:
     """A compiled program that was ``dumped``, and lowered as this one is."""
+    from jax.experimental import serialize_executable
+
     return serialize_executable.deserialize_and_load(content, lowered.in_tree, lowered.out_tree)
 
 

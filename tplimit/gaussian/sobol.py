@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt32
 
@@ -99,6 +98,8 @@ def digits(size: int) -> int:
 @functools.lru_cache(maxsize=8)
 def directions(coordinates: int, bits: int) -> np.ndarray:
     """Direction numbers ``(coordinates, bits)`` of scipy's sequence, at most ``MOST`` of them."""
+    import scipy  # alone, which is fast; what it holds is slow to import
+
     coordinates = min(coordinates, MOST)
     table = Path(scipy.__file__).parent / "stats" / "_sobol_direction_numbers.npz"
     if not table.exists():
