@@ -35,6 +35,7 @@ __all__ = [
     "dumped",
     "entry_function",
     "evaluated_params",
+    "form",
     "former_names",
     "inner_program",
     "is_jaxpr",
@@ -303,6 +304,13 @@ def is_key(value: Any) -> bool:
 def raw_key_shape() -> tuple[int, ...]:
     """Shape of a random key of the old kind, ``jax.random.PRNGKey(0)``."""
     return tuple(jax.eval_shape(jax.random.PRNGKey, 0).shape)
+
+
+def form(leaves: list[Any]) -> Hashable:
+    """What a program depends on of its arguments on one device. From JAX 0.12 on types of arrays
+    that a loaded program returns are equal to themselves only."""
+    types = map(jax.typeof, leaves)
+    return tuple((one.shape, one.dtype, one.weak_type) for one in types)
 
 
 def is_weak(value: Any) -> bool:

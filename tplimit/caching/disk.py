@@ -79,7 +79,7 @@ def compiled(
         folder, alone = _folder(), _alone(leaves)
         if folder is None or not alone:
             return jitted(*args)
-        form = tree, tuple(map(jax.typeof, leaves))
+        form = tree, _jax.form(leaves)
         if form not in programs:
             programs[form] = _kept(folder, jitted.lower(*args), quick)
         return programs[form](*args)

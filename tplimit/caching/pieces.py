@@ -58,7 +58,7 @@ def chained(function: Callable[..., Any], *, donated: bool = False) -> Callable[
 
     def call(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
-        form = tree, tuple(map(jax.typeof, leaves))
+        form = tree, _jax.form(leaves)
         if form not in programs:
             token = _in_pieces.set(True)
             try:
