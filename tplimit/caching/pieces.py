@@ -24,7 +24,6 @@ T = TypeVar("T")
 
 _MARK = "tplimit_piece"
 
-
 _in_pieces: ContextVar[bool] = ContextVar("in_pieces", default=False)
 
 
@@ -149,12 +148,8 @@ def _parts(jaxpr: Any, results: set[Any]) -> list[list[Any]]:
             stage = before + before % 2
             between.setdefault(stage, []).append(equation)
         stages.update(dict.fromkeys(equation.outvars, stage))
-    found: list[list[Any]] = []
-    for stage in range(max(stages.values(), default=0) + 1):
-        found += (
-            pieces.get(stage, []) if stage % 2 else [between[stage]] if stage in between else []
-        )
-    return found
+    parts = pieces | {stage: [equations] for stage, equations in between.items()}
+    return [part for stage in sorted(parts) for part in parts[stage]]
 
 
 def _is_piece(equation: Any) -> bool:
@@ -176,7 +171,7 @@ def _compiled(
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """The compiled part, and the variables that it computes."""
     first = part[0]
-    if _is_piece(first) and list(first.invars) == list(reads):
+    if _is_piece(first) and list(first.invars) == list(reads) and _all_new(first.params["jaxpr"]):
         closed, writes = first.params["jaxpr"], first.outvars
     else:
         writes = [v for e in part for v in e.outvars if v in needed]
@@ -193,6 +188,15 @@ def _compiled(
         return find()[1], writes
     # What JAX remembers is the same object, and need not be read again to be known.
     return PIECES.get((id(closed), gone), find)[1], writes
+
+
+def _all_new(closed: Any) -> bool:
+    """Whether no result of a program is an argument, which JAX would return as it is: then it is
+    not known whose memory it is."""
+    jaxpr, _ = _jax.open_jaxpr(closed)
+    return set(jaxpr.invars).isdisjoint(
+        atom for atom in jaxpr.outvars if not isinstance(atom, _jax.Literal)
+    )
 
 
 def _useful(reads: Sequence[Any], writes: Sequence[Any], free: Sequence[bool]) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ class Store(Generic[T]):
 PROGRAMS: Store[Any] = Store(64, 2**28)
 
 #: Pieces of programs (see ``pieces.py``), which are smaller.
-PIECES: Store[Any] = Store(256, 2**28)
+PIECES: Store[Any] = Store(512, 2**28)
 
 
 def kept(what: str, make: Callable[[], T], *values: Any, store: Store[Any] | None = None) -> T:
