@@ -114,20 +114,16 @@ class _Limit(Engine):
     def start(self, part: jax.Array, redraw: Callable[[Any], Any] = lambda state: state) -> Any:
         state = redraw(self.options.sample(self.theta, part if self.many else part[0]))
         init = self.functions.init
-        return raw(init, self.many)(state) if init else state
+        return raw(init, self.many, Calls(1, len(self.parts)))(state) if init else state
 
     def moves(self, part: jax.Array, left: int, tell: Tell) -> Moves:
         steps, done = self.steps, self.steps - left
         moving = Calls(steps, len(self.parts), done)
         looking = Calls(steps + 1, len(self.parts), done)
+        on_compile = lambda done: tell(f"compiling step {done + 1}")
         return Moves(
             self.functions.observer(looking, self.options.keeps_reveals, self.many, tell),
-            consuming(
-                self.functions.step,
-                moving,
-                lambda done: tell(f"compiling step {done + 1}"),
-                self.many,
-            ),
+            consuming(self.functions.step, moving, on_compile, self.many),
             self._with_room,
         )
 
