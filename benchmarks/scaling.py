@@ -23,6 +23,7 @@ import numpy as np
 from common import Problem, Report, parser, peak_memory, power_law
 
 import tplimit as tp
+from tplimit.transforms.effort import Calls
 from tplimit.transforms.limits import consuming, to_limit
 from tplimit.transforms.opaque import revealed_directions
 
@@ -75,7 +76,7 @@ def train(setting: Setting, repeats: int = 3) -> Run:
         key = jax.random.key(seed)
         how = {"samples": setting.samples, "rank_tolerance": setting.tolerance}
         state = problem.start(tp.sample(problem.theta, key, width=tp.inf, **how))
-        step = consuming(problem.step, setting.steps)
+        step = consuming(problem.step, Calls(setting.steps))
         times, found, f = [], [], None
         for _ in range(setting.steps):
             begin = time.perf_counter()

@@ -9,7 +9,7 @@ import jax
 import pytest
 from oracles.helpers import fast_compilation
 
-from tplimit.caching.store import PROGRAMS
+from tplimit.caching.store import PIECES, PROGRAMS
 from tplimit.kernels import import_neural_tangents
 
 #: Names of tests that take long, by measure (`.ci/slow.py`).
@@ -62,8 +62,10 @@ def _compile_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def unshared() -> Iterator[None]:
     """For tests that change what programs compute: none that was compiled is shared."""
     PROGRAMS.clear()
+    PIECES.clear()
     yield
     PROGRAMS.clear()
+    PIECES.clear()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,5 +73,6 @@ def _bounded_memory() -> Iterator[None]:
     """Compiled programs of one module are of no use to the next."""
     yield
     PROGRAMS.clear()
+    PIECES.clear()
     jax.clear_caches()
     gc.collect()

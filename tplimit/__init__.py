@@ -2,6 +2,7 @@
 
 from tplimit import kernels, parameterizations, rules  # noqa: F401  (rules enter themselves)
 from tplimit.arguments import Deferred, inf
+from tplimit.caching.disk import cache
 from tplimit.declare.parameters import full, normal, rademacher, uniform
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import (
@@ -49,6 +50,7 @@ __all__ = [
     "UnsupportedOperationError",
     "Width",
     "WidthError",
+    "cache",
     "classify",
     "classify_step",
     "compare",

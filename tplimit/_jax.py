@@ -1,11 +1,12 @@
 """Everything tplimit takes from JAX outside its public numerical API. No other file does."""
 
 import contextlib
+import functools
 import itertools
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +31,11 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "compiled",
+    "dumped",
     "entry_function",
     "evaluated_params",
+    "form",
     "former_names",
     "inner_program",
     "is_jaxpr",
@@ -39,10 +43,12 @@ __all__ = [
     "is_traced",
     "is_weak",
     "jaxpr_as_fun",
+    "loaded",
     "location",
     "log2_p",
     "one_minus_square_p",
     "open_jaxpr",
+    "part",
     "plain_literal",
     "primitives",
     "scan_layout",
@@ -205,6 +211,14 @@ def traced(function: Any, *args: Any) -> tuple[Any, Any]:
         return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
 
 
+def part(jaxpr: Any, equations: Sequence[Any], reads: Sequence[Any], writes: Sequence[Any]) -> Any:
+    """Some equations of an open jaxpr as a program by itself, closed."""
+    alone = jaxpr.replace(
+        constvars=[], invars=list(reads), outvars=list(writes), eqns=list(equations)
+    )
+    return ClosedJaxpr(alone, [])
+
+
 def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     """Numbers of constants and of carried values of a ``scan`` equation.
 
@@ -292,6 +306,13 @@ def raw_key_shape() -> tuple[int, ...]:
     return tuple(jax.eval_shape(jax.random.PRNGKey, 0).shape)
 
 
+def form(leaves: list[Any]) -> Hashable:
+    """What a program depends on of its arguments on one device. From JAX 0.12 on types of arrays
+    that a loaded program returns are equal to themselves only."""
+    types = map(jax.typeof, leaves)
+    return tuple((one.shape, one.dtype, one.weak_type) for one in types)
+
+
 def is_weak(value: Any) -> bool:
     """Whether an array has the dtype of a Python scalar, which gives way to other dtypes."""
     return bool(getattr(value, "weak_type", False))
@@ -309,6 +330,50 @@ def weakly_typed(array: jax.Array) -> jax.Array:
     return primitives.convert_element_type_p.bind(
         array, new_dtype=array.dtype, weak_type=True, sharding=None
     )
+
+
+#: XLA's options that compile several times faster what then runs a few times slower.
+_QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
+
+
+def compiled(function: Callable[..., Any], *, quick: bool, **options: Any) -> Any:
+    """``jax.jit``; ``quick``: compiled for a short wait, where the backend can.
+
+    On CPUs most of the waiting is for optimisations of machine code. Others compile as always.
+    """
+    chosen = _quick_options(jax.default_backend()) if quick else {}
+    return jax.jit(function, compiler_options=chosen or None, **options)
+
+
+@functools.cache
+def _quick_options(backend: str) -> dict[str, Any]:
+    """Those options that there are: they come and go with the versions of XLA."""
+    if backend != "cpu":
+        return {}
+    return {name: value for name, value in _QUICK.items() if _is_option({name: value})}
+
+
+def _is_option(option: dict[str, Any]) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+    except Exception:
+        return False
+    return True
+
+
+def dumped(program: Any) -> bytes:
+    """A compiled program, to be ``loaded`` by another process on such a machine."""
+    from jax.experimental import serialize_executable
+
+    content, _, _ = serialize_executable.serialize(program)
+    return content
+
+
+def loaded(content: bytes, lowered: Any) -> Callable[..., Any]:
+    """A compiled program that was ``dumped``, and lowered as this one is."""
+    from jax.experimental import serialize_executable
+
+    return serialize_executable.deserialize_and_load(content, lowered.in_tree, lowered.out_tree)
 
 
 def entry_function(

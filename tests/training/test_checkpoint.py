@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 import tplimit as tp
 from tplimit.gaussian.deferred import Law
 from tplimit.training import checkpoint, encoding, infinite
+from tplimit.transforms import effort
 from tplimit.values.tensors import Tensor
 
 N = tp.Width("n")
@@ -159,6 +160,19 @@ def test_parts_of_several_replicates(tmp_path, mortal, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="another run: division of the replicates differ"):
         run(8, replicates=3, checkpoint=every(tmp_path))
+
+
+def test_steps_that_are_optimised(tmp_path, mortal, monkeypatch, unshared):
+    """How well a step is compiled follows from its place in the run, not from what has been run."""
+    monkeypatch.setattr(effort, "_PAYS", 3 * 64 * 2)  # from step 2 on; the first two are not
+    monkeypatch.setattr(infinite, "_TOGETHER_CPU", 64)
+    batches = [BATCHES[0]] * 5
+    whole = run(tp.inf, batches=batches)
+    mortal(8)
+    with pytest.raises(Killed):
+        run(tp.inf, batches=batches, checkpoint=every(tmp_path))
+    mortal(100)
+    assert_same(run(tp.inf, batches=batches, checkpoint=every(tmp_path)), whole)
 
 
 def test_double_precision(tmp_path, mortal):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import tplimit as tp
 from tplimit.errors import LimitError, WidthError
 from tplimit.training import checkpoint, encoding, infinite
-from tplimit.transforms import compilation, sampling, sharding
+from tplimit.transforms import plans, room, sampling, sharding
 
 N = tp.Width("n")
 M = 256
@@ -89,8 +89,8 @@ def bank_of(run):
 @pytest.fixture
 def capacities(monkeypatch):
     """Stores with little room at first; what they have grown to."""
-    monkeypatch.setattr(compilation, "_CAPACITY", 24)
-    grown, seen = compilation._grown, []
+    monkeypatch.setattr(room, "_CAPACITY", 24)
+    grown, seen = room._grown, []
 
     def growing(bank, capacity):
         seen.append(capacity)
@@ -100,7 +100,7 @@ def capacities(monkeypatch):
             assert_divided(bank)
         return bank
 
-    monkeypatch.setattr(compilation, "_grown", growing)
+    monkeypatch.setattr(room, "_grown", growing)
     return seen
 
 
@@ -253,20 +253,18 @@ def test_no_device_draws_or_trains_all_particles(monkeypatch):
     sampled = draw.lower(jax.random.key(0)).compile().as_text()
     assert long_arrays(sampled, size // 8) and not long_arrays(sampled, size)
 
-    planned, programs = compilation._planned, []
+    program, programs = plans.Plan.program, []
 
     def watched(*args):
-        plan = planned(*args)
-        consume = plan.consume
+        run = program(*args)
 
         def watching(*given):
-            programs.append(consume.lower(*given).compile().as_text())
-            return consume(*given)
+            programs.append(run.lower(*given).compile().as_text())
+            return run(*given)
 
-        plan.consume = watching
-        return plan
+        return watching
 
-    monkeypatch.setattr(compilation, "_planned", watched)
+    monkeypatch.setattr(plans.Plan, "program", watched)
     # A function of its own, of which nothing is compiled yet.
     fresh = lambda state, batch: step(state, batch)
     tp.train(fresh, THETA, [(X, Y)], width=tp.inf, key=jax.random.key(0), samples=size,

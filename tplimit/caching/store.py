@@ -62,11 +62,14 @@ class Store(Generic[T]):
 #: each takes some hundred memory maps, of which Linux gives a process 65530.
 PROGRAMS: Store[Any] = Store(64, 2**28)
 
+#: Pieces of programs (see ``pieces.py``), which are smaller.
+PIECES: Store[Any] = Store(512, 2**28)
 
-def kept(what: str, make: Callable[[], T], *values: Any) -> T:
+
+def kept(what: str, make: Callable[[], T], *values: Any, store: Store[Any] | None = None) -> T:
     """Something made for programs or other values, shared by all that are equal to them."""
     key = identity(what, *values)
-    return PROGRAMS.get(key, make, key.weight)
+    return (PROGRAMS if store is None else store).get(key, make, key.weight)
 
 
 def compiled(function: Callable[..., Any], *, donated: bool = False) -> Callable[..., Any]:

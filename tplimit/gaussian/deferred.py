@@ -46,6 +46,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
+from tplimit.caching.pieces import apart
 from tplimit.gaussian import noise
 from tplimit.gaussian.basis import directions
 from tplimit.gaussian.kinds import Stream
@@ -138,7 +139,9 @@ class Answer(NamedTuple):
     fluctuations: list[Float[Array, "b n_out"]]
 
 
-class Multipliers(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Multipliers:
     """Standard normals of zero sum that weight the coordinates in central-limit terms.
 
     ``size``: coordinates per common width ``n``.
@@ -146,7 +149,7 @@ class Multipliers(NamedTuple):
 
     input: Float[Array, " n_in"]
     output: Float[Array, " n_out"]
-    size: int
+    size: int = field(metadata={"static": True})
 
     def inner(
         self, weights: Float[Array, " m"], a: Float[Array, "r m"], b: Float[Array, "s m"]
@@ -227,7 +230,38 @@ def query(
     the coefficients, for the residual and once more for both to keep the basis orthonormal; ``Y``
     for the overlap of the fresh rows with it, and for their correction with all images at once.
     """
-    rows = x.shape[0]
+    found = apart(_found, store, x, unmet, tolerance=law.tolerance)
+    stream = Stream(store.key_Y) if stream is None else stream
+    z = stream.rows(store.count, x.shape[0], store.Y.shape[1], store.Y.dtype)
+    room = jnp.asarray(False)
+    if not law.exact:
+        room, z = apart(_centred, store.count, z, earlier)
+    image, updates, z = apart(_answered, store, found, z, room, list(cores), exact=law.exact)
+    after = apart(_appended, store, found, z)
+    place = jnp.zeros_like(store.count)
+    coordinates = lax.dynamic_update_slice(found.c, found.R, (place, store.count))
+    fluctuations = []
+    if multipliers is not None:
+        gamma = apart(_gamma, store, found.q, z, multipliers)
+        after = replace(after, gamma=gamma)
+        fluctuations = apart(_changes, after, x, coordinates + found.b, cores, multipliers)
+    return Answer(image, updates, after, coordinates, fluctuations)
+
+
+class _Found(NamedTuple):
+    """What is found out about the rows of a query (see the module's text)."""
+
+    c: Float[Array, "b c"]
+    b: Float[Array, "b c"]
+    q: Float[Array, "b n_in"]  # the new directions
+    kept: Bool[Array, " b"]  # which of them there are
+    met: Float[Array, "b c"]  # the components of H on them
+    R: Float[Array, "b b"]
+
+
+def _found(
+    store: Store, x: Float[Array, "b n_in"], unmet: Bool[Array, " b"] | None, *, tolerance: float
+) -> _Found:
     known = noise.inner(x, store.X)
     c = known * store.forward
     b = known * store.transposed * jnp.asarray(store.ratio, x.dtype)
@@ -235,41 +269,58 @@ def query(
         b = jnp.where(unmet[:, None], 0, b)
     residual = x - c @ store.X
     scale = jnp.sqrt(jnp.mean(x * x, axis=1))
-    basis, kept = directions(residual, scale, law.tolerance)
+    basis, kept = directions(residual, scale, tolerance)
     # Rows made from small residuals are orthogonal to Q only after a second projection.
     met = noise.inner(basis, store.X)
     q = noise.orthonormalise(basis - (met * store.forward) @ store.X, kept)
-    R = noise.inner(residual, q)
+    return _Found(c, b, q, kept, met * store.transposed, noise.inner(residual, q))
 
-    stream = Stream(store.key_Y) if stream is None else stream
-    z = stream.rows(store.count, rows, store.Y.shape[1], store.Y.dtype)
-    room = jnp.asarray(False)
-    if not law.exact:
-        used = store.count + rows + sum((jnp.sum(s.kept) for s in earlier), jnp.zeros((), int))
-        room = noise.has_room(used, z.shape[1])
-        z = jnp.where(room, noise.centred(z, earlier), z)
+
+def _centred(
+    count: Int[Array, ""], z: Float[Array, "b n_out"], earlier: Sequence[NoiseRows]
+) -> tuple[Bool[Array, ""], Float[Array, "b n_out"]]:
+    """Whether there is room for matching, and the rows matched to those of other matrices."""
+    used = count + z.shape[0] + sum((jnp.sum(s.kept) for s in earlier), jnp.zeros((), int))
+    room = noise.has_room(used, z.shape[1])
+    return room, jnp.where(room, noise.centred(z, earlier), z)
+
+
+def _answered(
+    store: Store,
+    found: _Found,
+    z: Float[Array, "b n_out"],
+    room: Bool[Array, ""],
+    cores: Sequence[Float[Array, "c c"]],
+    *,
+    exact: bool,
+) -> tuple[Float[Array, "b n_out"], list[Float[Array, "b n_out"]], Float[Array, "b n_out"]]:
+    """Images of the rows, also under the cores, and ``Z_new``, made of the rows ``z``."""
     spent = _components(store, z, room)
-    updates = [c @ core.T for core in cores]
-    fresh, image, *changed = jnp.split(
-        jnp.concatenate([-spent, c + b, *updates]) @ store.Y, 2 + len(cores)
+    fresh, image, *updates = jnp.split(
+        jnp.concatenate([-spent, found.c + found.b, *(found.c @ core.T for core in cores)])
+        @ store.Y,
+        2 + len(cores),
     )
-    z = jnp.where(kept[:, None], z + fresh, 0)
-    if not law.exact:
-        z = jnp.where(room, noise.orthonormalise(z, kept), z)
-    place = jnp.zeros_like(store.count)
-    coordinates = lax.dynamic_update_slice(c, R, (place, store.count))
-    after = _appended(store, q, z, kept, met * store.transposed)
-    fluctuations = []
-    if multipliers is not None:
-        gamma = _gamma(store, q, z, multipliers)
-        after = replace(after, gamma=gamma)
-        met = multipliers.inner(multipliers.input, x, after.X)
-        weights = jnp.where(after.transposed, jnp.asarray(store.ratio, x.dtype), 1)
-        change = met * weights + (coordinates + b) @ gamma
-        some = [met * after.forward @ core.T for core in cores]
-        whole = jnp.concatenate([change, *some]) @ after.Y
-        fluctuations = jnp.split(whole, 1 + len(cores))
-    return Answer(image + R @ z, changed, after, coordinates, fluctuations)
+    z = jnp.where(found.kept[:, None], z + fresh, 0)
+    if not exact:
+        z = jnp.where(room, noise.orthonormalise(z, found.kept), z)
+    return image + found.R @ z, updates, z
+
+
+def _changes(
+    after: Store,
+    x: Float[Array, "b n_in"],
+    coefficients: Float[Array, "b c"],
+    cores: Sequence[Float[Array, "c c"]],
+    multipliers: Multipliers,
+) -> list[Float[Array, "b n_out"]]:
+    """Changes of the image, and of those under the cores, at finite width."""
+    assert after.gamma is not None
+    met = multipliers.inner(multipliers.input, x, after.X)
+    weights = jnp.where(after.transposed, jnp.asarray(after.ratio, x.dtype), 1)
+    change = met * weights + coefficients @ after.gamma
+    some = [met * after.forward @ core.T for core in cores]
+    return jnp.split(jnp.concatenate([change, *some]) @ after.Y, 1 + len(cores))
 
 
 def _gamma(
@@ -310,14 +361,8 @@ def _components(
     return on_Z + (on_P - on_Z @ store.overlap)
 
 
-def _appended(
-    store: Store,
-    q: Float[Array, "b n_in"],
-    z: Float[Array, "b n_out"],
-    kept: Bool[Array, " b"],
-    met: Float[Array, "b c"],
-) -> Store:
-    """The store with forward pairs ``(q, z)``; ``met`` are the overlaps of ``H`` with ``q``."""
+def _appended(store: Store, found: _Found, z: Float[Array, "b n_out"]) -> Store:
+    """The store with the forward pairs that a query has found."""
     place, zero = store.count, jnp.zeros_like(store.count)
 
     def put(stack: Array, block: Array, *start: Array) -> Array:
@@ -325,11 +370,11 @@ def _appended(
 
     return replace(
         store,
-        X=put(store.X, q, place, zero),
+        X=put(store.X, found.q, place, zero),
         Y=put(store.Y, z, place, zero),
-        forward=put(store.forward, kept, place),
-        overlap=put(store.overlap, met.T, zero, place),
-        count=place + jnp.sum(kept, dtype=place.dtype),
+        forward=put(store.forward, found.kept, place),
+        overlap=put(store.overlap, found.met.T, zero, place),
+        count=place + jnp.sum(found.kept, dtype=place.dtype),
     )
 
 

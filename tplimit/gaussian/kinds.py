@@ -15,6 +15,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from tplimit import arguments
+from tplimit.caching.pieces import apart
 from tplimit.gaussian import sobol
 from tplimit.values.fields import ALONG, COMMON, STATIC
 
@@ -151,5 +152,18 @@ class Stream:
     ) -> Float[Array, "count size"]:
         """Rows ``start, ..., start + count - 1``, each of ``size`` standard normals."""
         index = start + jnp.arange(count)
-        keys = jax.vmap(lambda i: jax.random.fold_in(self.key, i))(index)
-        return self.noise.rows(keys, self.first + self.stride * index, size, dtype)
+        numbers = self.first + self.stride * index
+        return apart(_drawn, self.key, self.noise, index, numbers, size=size, dtype=dtype)
+
+
+def _drawn(
+    key: Key[Array, ""],
+    noise: Noise,
+    index: Int[Array, " b"],
+    numbers: Int[Array, " b"],
+    *,
+    size: int,
+    dtype: jnp.dtype,
+) -> Float[Array, "b size"]:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return noise.rows(keys, numbers, size, dtype)

@@ -14,6 +14,7 @@ combined.
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -96,13 +97,49 @@ def digits(size: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def directions(coordinates: int, bits: int) -> np.ndarray:
-    """Direction numbers ``(coordinates, bits)`` of scipy's sequence, at most ``MOST`` of them.
-
-    Point ``2^(k+1) - 1`` of scipy's order (a Gray code) is the direction number ``v[:, k]`` itself.
-    """
-    from scipy.stats import qmc  # slow to import
+    """Direction numbers ``(coordinates, bits)`` of scipy's sequence, at most ``MOST`` of them."""
+    import scipy  # alone, which is fast; what it holds is slow to import
 
     coordinates = min(coordinates, MOST)
+    table = Path(scipy.__file__).parent / "stats" / "_sobol_direction_numbers.npz"
+    if not table.exists():
+        return _probed(coordinates, bits)
+    with np.load(table) as found:
+        polynomials, first = found["poly"][:coordinates], found["vinit"][:coordinates]
+    return _continued(polynomials, first, bits)
+
+
+def _continued(polynomials: np.ndarray, first: np.ndarray, bits: int) -> np.ndarray:
+    """Direction numbers by the recursion over the digits of primitive polynomials over GF(2).
+
+    With ``a_j`` the coefficients of a polynomial of degree ``s``, all numbers odd::
+
+        m_k = m_(k-s) ^ xor_(j=1..s) 2^j a_j m_(k-j),    v_k = m_k 2^(31 - k)
+    """
+    m = np.ones((len(polynomials), bits), np.int64)
+    degrees = np.array([int(p).bit_length() - 1 for p in polynomials])
+    for degree in np.unique(degrees[1:]):  # the first coordinate has no polynomial
+        rows = degrees == degree
+        rows[0] = False
+        known = min(degree, bits)
+        numbers = m[rows]
+        numbers[:, :known] = first[rows, :known]
+        for k in range(degree, bits):
+            new = numbers[:, k - degree].copy()
+            for j in range(1, degree + 1):
+                new ^= ((polynomials[rows] >> (degree - j)) & 1) * (numbers[:, k - j] << j)
+            numbers[:, k] = new
+        m[rows] = numbers
+    return (m << np.arange(_BITS - 1, _BITS - 1 - bits, -1)).astype(np.uint32)
+
+
+def _probed(coordinates: int, bits: int) -> np.ndarray:
+    """Direction numbers read off the points of scipy, which is slow to import.
+
+    Point ``2^(k+1) - 1`` of its order (a Gray code) is the direction number ``v[:, k]`` itself.
+    """
+    from scipy.stats import qmc
+
     engine = qmc.Sobol(coordinates, scramble=False, bits=_BITS)
     table = np.zeros((coordinates, bits), np.uint32)
     passed = 0

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tplimit import arguments
-from tplimit.errors import CancellationError, LimitWarning, WidthError
+from tplimit.errors import CancellationError, LimitError, LimitWarning, WidthError
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
@@ -20,13 +20,18 @@ from tplimit.training.options import Options
 from tplimit.training.trajectory import Records, Trajectory, width_label
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.decisions import ReplicatesDiffer
+from tplimit.transforms.effort import Calls
 from tplimit.transforms.limits import MORE_TERMS, consuming, exponent_of, raw, to_limit, to_series
 from tplimit.transforms.opaque import replicate, revealed_directions, with_other_draws
+from tplimit.transforms.room import with_room_for_all
 
 # Replicates of the limit are computed in one call while they have at most so many coordinates. Of
 # CPUs batched matrix products are slow: one call is 5 times faster with 8 replicates of 256
 # particles, as fast with 1024, and 2.5 times slower with 16384.
 _TOGETHER_CPU, _TOGETHER = 2**11, 2**18
+
+# With several terms later steps ask for so much more than the first.
+_MORE = 1.5
 
 # So many steps show whether records depend on the draw of the initial function.
 _TELLING = 2
@@ -47,7 +52,7 @@ def train_limit(
     watch = Watch(width_label(options.width), options.fluctuations)
     while True:
         now = replace(options, terms=decided["terms"])
-        engine = _Limit(functions, theta, now, keys, decided["together"])
+        engine = _Limit(functions, theta, now, keys, decided["together"], len(batches))
         try:
             history, state = run(engine, batches, progress, checkpoints, watch)
             return engine.trajectory(history, state)
@@ -75,14 +80,17 @@ class Traced:
             beside = functools.wraps(observe)(lambda state: (state, observe(state)))
             self.observe_and_keep = Evaluator(beside, records=True)
 
-    def observer(self, calls: int, keep: bool, many: bool) -> Callable[[Any], tuple[Any, Any]]:
+    def observer(
+        self, calls: Calls, keep: bool, many: bool, tell: Tell
+    ) -> Callable[[Any], tuple[Any, Any]]:
         """A function from a state to (state, observation), which may `keep` what it reveals of the
         weights in the state; forgetting is cheaper."""
         if self.observe is None:
             return lambda state: (state, None)
+        on_compile = lambda done: tell(f"compiling observe {done + 1}")
         if keep:
-            return consuming(self.observe_and_keep, calls, replicated=many)
-        forget = raw(self.observe, many)
+            return consuming(self.observe_and_keep, calls, on_compile, many)
+        forget = raw(self.observe, many, calls, on_compile)
         return lambda state: (state, forget(state))
 
 
@@ -90,23 +98,47 @@ class _Limit(Engine):
     """Samplings of the limit, so many of them `together` in one call."""
 
     def __init__(
-        self, functions: Traced, theta: Any, options: Options, keys: jax.Array, together: int
+        self,
+        functions: Traced,
+        theta: Any,
+        options: Options,
+        keys: jax.Array,
+        together: int,
+        steps: int,
     ) -> None:
         self.label = width_label(options.width)
         self.functions, self.theta, self.options = functions, theta, options
         self.parts = [keys[i : i + together] for i in range(0, len(keys), together)]
-        self.many = together > 1
+        self.many, self.steps = together > 1, steps
 
     def start(self, part: jax.Array, redraw: Callable[[Any], Any] = lambda state: state) -> Any:
         state = redraw(self.options.sample(self.theta, part if self.many else part[0]))
         init = self.functions.init
-        return raw(init, self.many)(state) if init else state
+        return raw(init, self.many, Calls(1, len(self.parts)))(state) if init else state
 
     def moves(self, part: jax.Array, left: int, tell: Tell) -> Moves:
+        steps, done = self.steps, self.steps - left
+        moving = Calls(steps, len(self.parts), done)
+        looking = Calls(steps + 1, len(self.parts), done)
+        on_compile = lambda done: tell(f"compiling step {done + 1}")
         return Moves(
-            self.functions.observer(left + 1, self.options.keeps_reveals, self.many),
-            consuming(self.functions.step, left, lambda: tell("compiling"), self.many),
+            self.functions.observer(looking, self.options.keeps_reveals, self.many, tell),
+            consuming(self.functions.step, moving, on_compile, self.many),
+            self._with_room,
         )
+
+    def _with_room(self, state: Any, batch: Any) -> Any:
+        """The initial state with room for the whole run, where that is little."""
+        functions, steps = self.functions, self.steps
+        try:
+            asked = [(functions.step.asks(state, batch, replicated=self.many), steps)]
+            if functions.observe is not None:
+                keep = self.options.keeps_reveals
+                look = functions.observe_and_keep if keep else functions.observe
+                asked.append((look.asks(state, replicated=self.many), steps + 1 if keep else 1))
+        except LimitError:
+            return state  # in its place it is told better
+        return with_room_for_all(state, asked, _MORE if self.options.series else 1.0)
 
     def begin(self, history: History, batches: Sequence[Any]) -> None:
         sampled = self.options.series and self.options.init_output == "sample"
@@ -131,6 +163,7 @@ class _Limit(Engine):
             part, records = self.parts[0], []
             state = self.start(part, redraw)
             moves = self.moves(part, len(batches), lambda text: None)
+            state = moves.ready(state, batches[0])
             for batch in batches[: last + _TELLING]:
                 state, seen = moves.observe(state)
                 records.append(self._limits("observations", seen))

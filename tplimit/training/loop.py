@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tplimit.errors import CancellationError
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
@@ -26,11 +26,13 @@ class Functions(NamedTuple):
 class Moves(NamedTuple):
     """What is done to a state: both give the next state (or the same) and a record.
 
-    `observe` is called before each step and after the last; `step` takes a batch besides.
+    `observe` is called before each step and after the last; `step` takes a batch besides. Before
+    the first of them `ready` makes the initial state, with the first batch, ready for the run.
     """
 
     observe: Callable[[Any], tuple[Any, Any]]
     step: Callable[[Any, Any], tuple[Any, Any]]
+    ready: Callable[[Any, Any], Any] = lambda state, batch: state
 
 
 class Engine(ABC):
@@ -90,8 +92,11 @@ def run(
     with bar(steps, engine.label, progress) as advance:
         engine.begin(history, batches)
         for part in engine.parts[done:]:
+            advance("sampling")
             state = checkpoints.restore(engine.start(part))
             moves = engine.moves(part, len(batches) - len(history.outputs), advance)
+            if not history.outputs:
+                state = moves.ready(state, batches[0])
             for batch in batches[len(history.outputs) :]:
                 state, seen = moves.observe(state)
                 try:
@@ -105,7 +110,7 @@ def run(
                 note("outputs", output)
                 watch.look(history)
                 checkpoints.save(state, history)
-                advance("training")
+                advance(STEP)
             state, seen = moves.observe(state)
             note("observations", seen)
             history.finish_part()

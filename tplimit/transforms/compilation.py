@@ -5,75 +5,29 @@ run. What has been compiled belongs to the program that was traced, not to the f
 programs share it.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tplimit import _jax, arguments
-from tplimit.caching.store import Store, kept
+from tplimit.caching.store import kept
 from tplimit.errors import LimitError, LimitWarning, Location, warn
-from tplimit.gaussian import noise
-from tplimit.gaussian.bank import Bank
-from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import Held, Name, Sums
-from tplimit.interpreter.context import SEVERAL, Check, Context
-from tplimit.interpreter.spaces import Spaces
+from tplimit.interpreter.cancellation import Held, Name
+from tplimit.interpreter.context import Check
 from tplimit.interpreter.table import RULES
 from tplimit.program.lint import lint
 from tplimit.program.tracing import WIDTHS, Aval, Program, Slot, failed_at_width, trace
-from tplimit.transforms import sharding
-from tplimit.transforms.decisions import Decisions
+from tplimit.transforms.effort import Calls, pays
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
-from tplimit.transforms.rehearsal import interpreted, rehearsed
+from tplimit.transforms.plans import Plan, Planning, plan_for
+from tplimit.transforms.room import fitted, with_room
 from tplimit.values.exponents import Dim, Size
-from tplimit.values.fields import COMMON, map_arrays
-from tplimit.values.tensors import Matrices, Tensor, Value
-
-#: Pairs that stores have room for at first, and the multiple that capacities are rounded up to.
-_CAPACITY, _ROUND = 128, 16
-
-
-@dataclass
-class _Plan:
-    """A compiled way to run a program on inputs of one form.
-
-    ``run`` and ``consume`` are the same; the second may reuse the memory of the stores.
-    ``form`` is that of the inputs, ``cancelled`` tells whether some of its sums are taken to
-    cancel, ``compiled`` for which (consume, capacity) there has been a call.
-    """
-
-    run: Callable[..., Any]
-    consume: Callable[..., Any]
-    revealed: dict[int, int]
-    form: Any
-    cancelled: bool
-    compiled: set[tuple[bool, int]] = field(default_factory=set)
-
-
-#: Compiled plans kept of one program: for other forms of the values, and other decisions.
-_PLANS = 16
-
-
-@dataclass
-class _Planning:
-    """A program with its plans, for all evaluators that traced an equal one.
-
-    ``deciding`` are the finite variables whose values have to be known before a run; ``refuted``
-    are sums that a rehearsal took to cancel and a run did not, by the form of the values.
-    """
-
-    program: Program
-    deciding: list[Slot] = field(default_factory=list)
-    refuted: dict[Any, set[Name]] = field(default_factory=dict)
-    plans: Store[_Plan] = field(default_factory=lambda: Store(_PLANS))
-
+from tplimit.values.tensors import Tensor, Value
 
 #: From a program, the structures of its arguments and of its outputs, and the leaves of the
 #: arguments to another program of the same arguments, and the structure of its outputs.
@@ -101,7 +55,7 @@ class Evaluator:
     ) -> None:
         self.function, self.change, self.jit, self.records = function, change, jit, records
         self.programs: dict[Any, tuple[Program, Any]] = {}
-        self.plannings: dict[int, _Planning] = {}
+        self.plannings: dict[int, Planning] = {}
 
     def __call__(
         self,
@@ -109,7 +63,7 @@ class Evaluator:
         kwargs: dict[str, Any],
         *,
         last: bool = False,
-        calls: int = 0,
+        calls: Calls | None = None,
         on_compile: Callable[[], None] | None = None,
         replicated: bool = False,
     ) -> Any:
@@ -117,8 +71,8 @@ class Evaluator:
 
         Args:
             last: the arguments are not used again: the memory of their stores may be reused.
-            calls: how many such calls follow one another, this one included, if that is known;
-                stores then get no more room than all of these can need.
+            calls: how many such calls follow one another, if that is known; stores then get no
+                more room than all of these can need.
             on_compile: called before a run that has to be compiled.
             replicated: arrays of limit values have a leading axis of independent replicates, and
                 so have those of the outputs; other arguments are common to all.
@@ -130,15 +84,9 @@ class Evaluator:
                     "A parameter that was only declared is passed to a limited function.",
                     advice="Sample it first: theta = tp.sample(theta, key, width=tp.inf).",
                 )
-        leaves = beside(leaves)
-        revealed, values = gathered(leaves)
-        avals = [aval_of(leaf) for leaf in leaves]
-        exact = revealed is not None and revealed.bank.law.exact
-        also = (revealed.bank.n,) if revealed is not None and exact else ()
-        program, out_tree = self.program(tree, avals, leaves, also)
-        call = _Call(last, calls, on_compile)
-        if replicated:
-            call = replace(call, axes=tuple(_axis(leaf) for leaf in leaves))
+        program, out_tree, values, revealed = self._read(beside(leaves), tree)
+        axes = _axes(leaves) if replicated else None
+        call = _Call(last, calls, on_compile, axes)
         out, new = self.run(program, values, revealed, call)
         origins = _origins(program)
         # A finite value needs no bank, and must not keep one alive.
@@ -147,6 +95,27 @@ class Evaluator:
             for value, aval, origin in zip(out, program.out_avals, origins, strict=True)
         ]
         return jax.tree.unflatten(out_tree, wrapped)
+
+    def asks(self, *args: Any, replicated: bool = False) -> dict[int, int]:
+        """How many rows a call with these arguments asks of each matrix; nothing is run.
+
+        Raises:
+            LimitError: already without its numbers the program is known to have no limit.
+        """
+        leaves, tree = jax.tree.flatten((args, {}))
+        program, _, values, revealed = self._read(beside(leaves), tree)
+        axes = _axes(leaves) if replicated else None
+        return plan_for(self.planning(program), values, revealed, axes).revealed
+
+    def _read(
+        self, leaves: list[Any], tree: Any
+    ) -> tuple[Program, Any, list[Value], Revealed | None]:
+        """The function as a program, and what it is given."""
+        revealed, values = gathered(leaves)
+        exact = revealed is not None and revealed.bank.law.exact
+        also = (revealed.bank.n,) if revealed is not None and exact else ()
+        program, out_tree = self.program(tree, [aval_of(leaf) for leaf in leaves], leaves, also)
+        return program, out_tree, values, revealed
 
     def align(self, args: tuple[Any, ...], widths: Sequence[int]) -> None:
         """Raise where the function is another program at one of these widths than in the limit."""
@@ -187,7 +156,7 @@ class Evaluator:
     ) -> tuple[list[Value], Revealed | None]:
         planning = self.planning(program)
         while True:
-            plan = _plan(planning, values, revealed, call.axes)
+            plan = plan_for(planning, values, revealed, call.axes)
             out, refuted = self._run(plan, program, values, revealed, call)
             if not refuted:
                 return out
@@ -195,7 +164,7 @@ class Evaluator:
 
     def _run(
         self,
-        plan: _Plan,
+        plan: Plan,
         program: Program,
         values: list[Value],
         revealed: Revealed | None,
@@ -204,19 +173,26 @@ class Evaluator:
         """Outputs by a plan, and the sums that it wrongly takes to cancel."""
         bank = None
         if revealed is not None:
-            revealed = _with_room(revealed, plan.revealed, call.calls)
+            revealed = with_room(revealed, plan.revealed, call.calls)
             bank = revealed.bank
-        values = [_fitted(value, bank) for value in values]
+        values = [fitted(value, bank) for value in values]
         stores = () if bank is None else bank.stores
         rest = None if bank is None else replace(bank, stores=())
         capacity = 0 if bank is None else bank.capacity
         consume = call.last and not plan.cancelled  # else it may have to run once more
-        if (consume, capacity) not in plan.compiled:
-            plan.compiled.add((consume, capacity))
+        if call.calls is None:
+            plan.calls += 1
+        work = plan.work * (plan.calls if call.calls is None else call.calls.alike)
+        if any(map(_jax.is_traced, jax.tree.leaves((stores, rest, values)))):
+            work = math.inf  # it becomes part of another program, whose calls nobody knows
+        run = plan.program(consume, work)
+        key = (consume, pays(work), capacity)
+        if key not in plan.compiled:
+            plan.compiled.add(key)
             if call.on_compile is not None:
                 call.on_compile()
         with nullcontext() if self.jit else jax.disable_jit():
-            results = (plan.consume if consume else plan.run)(stores, rest, values)
+            results = (run if self.jit else plan.function)(stores, rest, values)
         out, new_bank, checks, held = results
         refuted = _refuted(held)
         if refuted:
@@ -233,33 +209,11 @@ class Evaluator:
             used[index] = used.get(index, 0) + count
         return (out, Revealed(new_bank, Lineage(revealed.lineage), used)), []
 
-    def planning(self, program: Program) -> _Planning:
+    def planning(self, program: Program) -> Planning:
         if id(program) not in self.plannings:
-            planning = kept("plans", lambda: _Planning(program), program, RULES.state())
+            planning = kept("plans", lambda: Planning(program), program, RULES.state())
             self.plannings[id(program)] = planning
         return self.plannings[id(program)]
-
-
-def _plan(
-    planning: _Planning,
-    values: list[Value],
-    revealed: Revealed | None,
-    axes: tuple[int | None, ...] | None,
-) -> _Plan:
-    program = planning.program
-    bank = None if revealed is None else revealed.bank
-    form = (_form(values), _repeated(values), _form(bank), axes)
-    refuted = frozenset(planning.refuted.get(form, ()))
-    decisions = Decisions(program, values, axes)
-    for slot in planning.deciding:
-        decisions(slot)
-    make = functools.partial(_planned, program, values, bank, decisions, axes, form, refuted)
-    plan = planning.plans.get((form, refuted, decisions.key), make)
-    new = [slot for slot in decisions.made if slot not in planning.deciding]
-    if new:  # asked for the first time
-        planning.deciding += new
-        return planning.plans.get((form, refuted, decisions.key), lambda: plan)
-    return plan
 
 
 @dataclass(frozen=True)
@@ -270,26 +224,13 @@ class _Call:
     """
 
     last: bool = False
-    calls: int = 0
+    calls: Calls | None = None
     on_compile: Callable[[], None] | None = None
     axes: tuple[int | None, ...] | None = None
 
 
-def _axis(leaf: Any) -> int | None:
-    return 0 if isinstance(leaf, LimitValue) else None
-
-
-def _mapped(
-    function: Callable[..., Any], bank: Bank | None, axes: tuple[int | None, ...] | None
-) -> Callable[..., Any]:
-    """A function of stores, the rest of the bank, and values, applied to all replicates."""
-    if axes is None:
-        return function
-    rest = None
-    if bank is not None:
-        place = {COMMON["role"]: None}
-        rest = map_arrays(lambda _, axis, role: place.get(role, 0), replace(bank, stores=()))
-    return jax.vmap(function, in_axes=(0, rest, list(axes)))
+def _axes(leaves: list[Any]) -> tuple[int | None, ...]:
+    return tuple(0 if isinstance(leaf, LimitValue) else None for leaf in leaves)
 
 
 def _apart(
@@ -326,58 +267,6 @@ def _is_finite(value: Value) -> bool:
     return isinstance(value, Tensor) and value.finite
 
 
-def _form(tree: Any) -> Any:
-    """What compilation depends on, save the capacity of the stores."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jnp.ndim(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
-
-
-def _repeated(values: list[Value]) -> tuple[int, ...]:
-    """For each array of the values the first place where it stands: what is equal may cancel."""
-    places: dict[int, int] = {}
-    return tuple(places.setdefault(id(leaf), i) for i, leaf in enumerate(jax.tree.leaves(values)))
-
-
-def _planned(
-    program: Program,
-    values: list[Value],
-    bank: Bank | None,
-    decisions: Decisions,
-    axes: tuple[int | None, ...] | None,
-    form: Any,
-    refuted: frozenset[Name],
-) -> _Plan:
-    """Rehearse a program, and prepare its compilation."""
-    learnt = rehearsed(program, values, bank, decisions, axes, refuted)
-    made = dict(decisions.made)  # the values that they were made of are not kept
-
-    # What finite results have revealed is forgotten, and the stores need not be written.
-    written = any(aval.width_axes for aval in program.out_avals)
-
-    def run(
-        stores: Any, rest: Bank | None, values: list[Value]
-    ) -> tuple[list[Value], Bank | None, list[Check], list[Held]]:
-        bank = None if rest is None else replace(rest, stores=stores)
-        mesh = None if bank is None else bank.mesh
-        sums = None if learnt.cancelled is None else Sums(learnt.cancelled)
-        spaces, offset = Spaces(learnt.spaces.classes), None if sums is None else np.zeros(SEVERAL)
-        ctx = Context(bank, spaces=spaces, decide=made.get, sums=sums, offset=offset)
-        # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
-        with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):
-            out = interpreted(ctx, program, values)
-        held = [] if sums is None else sums.held
-        doubts.settle(ctx, out)
-        results = out, ctx.ledger.closed() if written else None, ctx.checks, held
-        return sharding.constrained(mesh, results)
-
-    revealed: dict[int, int] = {}
-    for (index, _), count in learnt.asked.rows.items():
-        revealed[index] = revealed.get(index, 0) + count
-    all_runs = _mapped(run, bank, axes)
-    consuming = jax.jit(all_runs, donate_argnums=0)
-    return _Plan(jax.jit(all_runs), consuming, revealed, form, bool(learnt.cancelled))
-
-
 def _refuted(held: Sequence[Held]) -> list[Name]:
     """The sums that were taken to cancel and do not; none can be told while JAX is tracing."""
     if any(_jax.is_traced(one.ok) for one in held):
@@ -411,50 +300,6 @@ def _verify(checks: Sequence[Check], planned: Program, program: Program, records
         if isinstance(error, LimitError):
             raise error
         warn(error)
-
-
-def _with_room(revealed: Revealed, rows: dict[int, int], calls: int) -> Revealed:
-    """Stores with room for the pairs that a call may reveal; capacity doubles when full.
-
-    The bounds in ``revealed`` are replaced by the true counts only when they exceed the capacity,
-    since reading these waits for the call before.
-    """
-    bank = revealed.bank
-    if not bank.stores:
-        return revealed
-
-    def needed(used: dict[int, int], times: int) -> int:
-        return max((used.get(i, 0) + times * count for i, count in rows.items()), default=0)
-
-    if needed(revealed.used, 1) <= bank.capacity:
-        return revealed
-    counts = jax.device_get([store.count for store in bank.stores])
-    used = {index: int(np.max(count)) for index, count in enumerate(counts)}
-    capacity = max(bank.capacity, _CAPACITY)
-    while capacity < needed(used, 1):
-        capacity *= 2
-    if calls and bank.capacity < needed(used, calls) < capacity:
-        capacity = -(-needed(used, calls) // _ROUND) * _ROUND
-    return Revealed(_grown(bank, capacity), revealed.lineage, used)
-
-
-def _grown(bank: Bank, capacity: int) -> Bank:
-    if bank.mesh is None:
-        return bank.grown(capacity)
-    # Compiled with its layout: operation by operation every device would hold whole stacks.
-    grow = jax.jit(lambda bank: sharding.constrained(bank.mesh, bank.grown(capacity)))
-    return grow(bank)
-
-
-def _fitted(value: Value, bank: Bank | None) -> Value:
-    """Matrices whose parts are padded to the capacity of the stores."""
-    if bank is None or not isinstance(value, Matrices):
-        return value
-    return value.map(
-        lambda matrix: replace(
-            matrix, parts=tuple(part.fitted(bank.capacity) for part in matrix.parts)
-        )
-    )
 
 
 def _lengths(shape: Sequence[Dim], n: int) -> tuple[int, ...]:

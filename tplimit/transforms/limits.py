@@ -25,6 +25,7 @@ from tplimit.errors import (
 )
 from tplimit.interpreter.doubts import unsure
 from tplimit.transforms.compilation import Evaluator
+from tplimit.transforms.effort import Calls
 from tplimit.transforms.opaque import LimitValue, has_matrices, with_terms
 from tplimit.values.exponents import NEGLIGIBLE, NEVER, Exponent, Exponents
 from tplimit.values.tensors import Tensor, tensor
@@ -353,40 +354,51 @@ def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> No
     Evaluator(function).align(args, widths)
 
 
-def raw(function: Callable[..., Any] | Evaluator, replicated: bool = False) -> Callable[..., Any]:
+def raw(
+    function: Callable[..., Any] | Evaluator,
+    replicated: bool = False,
+    calls: Calls | None = None,
+    on_compile: Callable[[int], None] | None = None,
+) -> Callable[..., Any]:
     """Like ``tp.limit``, but every output stays a ``LimitValue`` with its exponents.
 
-    ``replicated``: the limit values have a leading axis of independent replicates. An evaluator
-    stands for its function as it was traced.
+    ``replicated``: the limit values have a leading axis of independent replicates. ``calls``: how
+    often the function will be called; ``on_compile`` is called with the number of a call that has
+    to be compiled, before it is. An evaluator stands for its function as it was traced.
     """
-    evaluator = _evaluator(function)
-
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        return evaluator(args, kwargs, replicated=replicated)
-
-    return limited
+    return _calling(_evaluator(function), False, replicated, calls, on_compile)
 
 
 def consuming(
     function: Callable[..., Any] | Evaluator,
-    calls: int,
-    on_compile: Callable[[], None] | None = None,
+    calls: Calls,
+    on_compile: Callable[[int], None] | None = None,
     replicated: bool = False,
 ) -> Callable[..., Any]:
-    """Like ``raw``, for ``calls`` calls in a row, each of which takes over the state before it.
+    """Like ``raw``, for calls in a row, each of which takes over the state before it.
 
     The memory of the stores is reused: arguments that hold any must not be used again.
-    ``on_compile`` is called before a call that has to be compiled.
     """
-    evaluator = _evaluator(function)
-    left = calls
+    return _calling(_evaluator(function), True, replicated, calls, on_compile)
 
-    def limited(*args: Any) -> Any:
-        nonlocal left
-        left -= 1
-        return evaluator(
-            args, {}, last=True, calls=left + 1, on_compile=on_compile, replicated=replicated
-        )
+
+def _calling(
+    evaluator: Evaluator,
+    last: bool,
+    replicated: bool,
+    calls: Calls | None,
+    on_compile: Callable[[int], None] | None,
+) -> Callable[..., Any]:
+    made = 0
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        nonlocal made
+        now, tell = None, None
+        if calls is not None:
+            now = calls.after(made)
+            tell = None if on_compile is None else functools.partial(on_compile, now.done)
+        made += 1
+        return evaluator(args, kwargs, last=last, calls=now, on_compile=tell, replicated=replicated)
 
     return limited
 

@@ -1,6 +1,6 @@
 """Limit values as users hold them: opaque leaves that share one bank of revealed randomness."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NoReturn
 
@@ -215,24 +215,11 @@ def with_terms(tree: Any, terms: int) -> Any | None:
     None where that is no longer possible: at finite width, with as many terms already, or when
     random matrices have been revealed without the changes that further terms need.
     """
-    banks: dict[int, Revealed] = {}
-    leaves, structure = jax.tree.flatten(tree)
-    for leaf in leaves:
-        own = leaf._revealed if isinstance(leaf, LimitValue) else None
-        if own is None or id(own) in banks:
-            continue
-        if own.bank.law.exact or own.bank.terms >= terms or own.used:
-            return None
-        banks[id(own)] = Revealed(own.bank.of_terms(terms), Lineage())
-    if not banks:
+    leaves = jax.tree.leaves(tree)
+    banks = [leaf._revealed for leaf in leaves if isinstance(leaf, LimitValue) and leaf._revealed]
+    if not banks or any(b.bank.law.exact or b.bank.terms >= terms or b.used for b in banks):
         return None
-
-    def more(leaf: Any) -> Any:
-        if not isinstance(leaf, LimitValue) or leaf._revealed is None:
-            return leaf
-        return LimitValue(leaf._value, leaf._aval, banks[id(leaf._revealed)], leaf._origin)
-
-    return jax.tree.unflatten(structure, [more(leaf) for leaf in leaves])
+    return with_banks(tree, lambda own: Revealed(own.bank.of_terms(terms), Lineage()))
 
 
 def has_matrices(tree: Any) -> bool:
@@ -250,21 +237,28 @@ def with_other_draws(tree: Any) -> Any:
 
     These are drawn when a sum is made: values as sampled, before anything was computed.
     """
-    banks: dict[int, Revealed] = {}
 
     def redrawn(revealed: Revealed) -> Revealed:
-        if id(revealed) not in banks:
-            key = revealed.bank.key
-            if key is not None:
-                replicated = key.ndim > (0 if is_key(key) else 1)
-                key = (jax.vmap(_another) if replicated else _another)(key)
-            banks[id(revealed)] = Revealed(replace(revealed.bank, key=key), Lineage())
-        return banks[id(revealed)]
+        key = revealed.bank.key
+        if key is not None:
+            replicated = key.ndim > (0 if is_key(key) else 1)
+            key = (jax.vmap(_another) if replicated else _another)(key)
+        return Revealed(replace(revealed.bank, key=key), Lineage())
+
+    return with_banks(tree, redrawn)
+
+
+def with_banks(tree: Any, change: Callable[[Revealed], Revealed]) -> Any:
+    """The same limit values with other banks; what is shared stays shared."""
+    changed: dict[int, Revealed] = {}
 
     def other(leaf: Any) -> Any:
-        if not isinstance(leaf, LimitValue) or leaf._revealed is None:
+        own = leaf._revealed if isinstance(leaf, LimitValue) else None
+        if own is None:
             return leaf
-        return LimitValue(leaf._value, leaf._aval, redrawn(leaf._revealed), leaf._origin)
+        if id(own) not in changed:
+            changed[id(own)] = change(own)
+        return LimitValue(leaf._value, leaf._aval, changed[id(own)], leaf._origin)
 
     return jax.tree.map(other, tree)
 

@@ -32,6 +32,7 @@ from tplimit.matrices.parts import Matrix
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program.tracing import Aval
 from tplimit.transforms import sharding
+from tplimit.transforms.effort import compiled
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Dim, Exponents, Size
 from tplimit.values.parity import EVEN, Parity
@@ -283,7 +284,13 @@ def _sampler(
     def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
         return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
 
-    return kept("sampler", lambda: jax.jit(draw_all), declared, how)
+    rows = sum(math.prod(d for d in _dims(p) if isinstance(d, int)) for p in declared if p)
+    return kept(
+        "sampler",
+        lambda: compiled(draw_all, rows * how.n, whole=how.mesh is not None),
+        declared,
+        how,
+    )
 
 
 def _aval(parameter: Parameter) -> Aval:

@@ -12,7 +12,7 @@ from tplimit.kernels.function_space.problems import Problem, precision
 from tplimit.kernels.function_space.runs import KernelRun
 from tplimit.kernels.function_space.training import by_gains, finish, modes
 from tplimit.networks.losses import Loss
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 
 __all__ = ["flow"]
 
@@ -110,5 +110,5 @@ def _integrated(
                     )
                 beta, reached = step.y[:, -1], end
             found.append(beta.reshape(shape))
-            shown("training")
+            shown(STEP)
     return np.stack(found, axis=1).astype(problem.dtype)

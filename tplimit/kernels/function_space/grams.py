@@ -13,7 +13,7 @@ from tplimit import arguments
 from tplimit.kernels._neural_tangents import Imported
 from tplimit.kernels.recursions.network import Network
 from tplimit.kernels.recursions.recurrent import Recurrent
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 
 __all__ = ["Evaluated", "Held", "KernelFunction", "KernelLike", "as_matrix", "gram"]
 
@@ -136,7 +136,7 @@ class Evaluated:
                         out[rows, columns] = (values + values.T) / 2
                     else:
                         out[columns, rows] = values.T
-                advance("training")
+                advance(STEP)
         return out
 
     def times(self, v: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from tplimit.kernels.function_space.runs import Ensemble, KernelRun, Saved
 from tplimit.kernels.function_space.training import train
 from tplimit.networks import losses
 from tplimit.networks.losses import Loss
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 
 if TYPE_CHECKING:
     import optax
@@ -184,7 +184,7 @@ def _by_gradients(
     with bar(right.shape[1], "conjugate gradients", progress) as shown, np.errstate(all="ignore"):
         for i in range(right.shape[1]):
             weights[:, i], _ = cg(operator, right[:, i].astype(np.float64), rtol=tolerance)
-            shown("training")
+            shown(STEP)
     return _checked(kernel, noise, right, weights.astype(kernel.dtype))
 
 

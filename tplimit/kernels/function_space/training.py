@@ -15,7 +15,7 @@ from tplimit.kernels.function_space.optimizers import check_linear, move
 from tplimit.kernels.function_space.problems import Problem, precision, record_steps, slopes
 from tplimit.kernels.function_space.runs import KernelRun
 from tplimit.networks.losses import Loss, resolve
-from tplimit.output.progress import bar
+from tplimit.output.progress import STEP, bar
 
 if TYPE_CHECKING:
     import optax
@@ -320,7 +320,7 @@ def _held(
             done = end
             if done in recorded:
                 yield np.asarray(carry[0])
-            shown("training")
+            shown(STEP)
 
 
 def _evaluated(
@@ -351,7 +351,7 @@ def _evaluated(
                 batch = rows[t % len(rows)]
                 f = problem.start[batch] + problem.kernel.rows_times(batch, held)
                 carry = react(carry, lr, jnp.asarray(f), y[batch], jnp.asarray(batch))
-            shown("training")
+            shown(STEP)
 
 
 def _reaction(objective: Any, optimizer: Any, vector: bool) -> Callable[..., Any]:
