@@ -58,6 +58,13 @@ PROGRAMS: dict[str, tuple[Callable[[Any], Any], float]] = {
 }
 
 
+def test_an_outer_product_has_no_layer():
+    """What becomes a matrix is known to leading order: <u tanh(..)> <u u> n."""
+    program = lambda t: jnp.mean(jnp.outer(jnp.tanh(inside(t)) * t["v"], t["u"]) @ t["u"])
+    found = tp.limit(lambda t: program(t) / t["v"].shape[0])(sampled("sobol"))
+    assert abs(found - 2 * DENSITY) < 0.02
+
+
 def sampled(noise: str, seed: int = 0, samples: int = 2**13) -> Any:
     return tp.sample(
         DECLARED, jax.random.key(seed), width=tp.inf, samples=samples, terms=2, noise=noise,

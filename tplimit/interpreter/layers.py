@@ -50,22 +50,20 @@ def followed(ctx: Context, run: Run, values: Sequence[Value], outputs: list[Valu
     """
     operands = [value for value in values if isinstance(value, Tensor)]
     vectors = [value for value in operands if not value.finite]
-    shares = [max(_shares(out), default=None) for out in outputs if isinstance(out, Tensor)]
-    if len(operands) < len(values) or None in shares or any(map(_unexplained, vectors)):
+    if len(operands) < len(values) or any(map(_unexplained, vectors)):
         return outputs
-    layer = _common(ctx, vectors)
-    if layer is None or any(share > layer.share for share in shares if share is not None):
+    found = [out for out in outputs if isinstance(out, Tensor) and _rare(out)]
+    layer = _common(ctx, vectors) if len(found) == len(outputs) else None
+    if layer is None or any(patch.share > layer.share for out in found for patch in _rare(out)):
         return outputs
-    found = []
+    arrays = []
     for number in range(2):
         there = _aside(ctx, run, [_plain(v, _at_width(v, layer, number)) for v in operands])
         if there is None or any(out.axis is None or out.exponents != ORDER_ONE for out in there):
             return outputs
-        found.append([out.coefficient for out in there])
-    return [
-        knowing(out, layer=layer._replace(arrays=arrays)) if isinstance(out, Tensor) else out
-        for out, arrays in zip(outputs, zip(*found, strict=True), strict=True)
-    ]
+        arrays.append([out.coefficient for out in there])
+    both = zip(*arrays, strict=True)
+    return [knowing(o, layer=layer._replace(arrays=a)) for o, a in zip(found, both, strict=True)]
 
 
 def average(ctx: Context, run: Run, *values: Tensor) -> Tensor | None:
@@ -161,10 +159,6 @@ def _all_thin(layers: Sequence[Layer]) -> Any:
 def _rare(value: Tensor) -> list[Any]:
     """What is unknown of a vector on a vanishing share of its coordinates."""
     return [patch for patch in value.patches if patch.mask is None]
-
-
-def _shares(value: Tensor) -> list[Exponent]:
-    return [patch.share for patch in _rare(value)]
 
 
 def _unexplained(value: Tensor) -> bool:
