@@ -89,9 +89,10 @@ class Context:
         dry: bool = False,
         sums: Sums | None = None,
         offset: Any = None,
+        drawn: Any = 0.0,
     ) -> None:
         self.spaces = Spaces(() if bank is None else bank.classes) if spaces is None else spaces
-        self.ledger = Ledger(bank, self.spaces, dry)
+        self.ledger = Ledger(bank, self.spaces, dry, drawn)
         self.decide = decide
         self.sums = sums
         self.offset = offset
@@ -274,8 +275,9 @@ class Context:
     def child(self, bank: Bank | None) -> "Context":
         """A context for the body of a compiled loop, with a bank of its own."""
         inner = Context(
-            bank, spaces=self.spaces, decide=self.decide, dry=self.ledger.dry, offset=self.offset
-        )
+            bank, spaces=self.spaces, decide=self.decide, dry=self.ledger.dry, offset=self.offset,
+            drawn=self.ledger.drawn,
+        )  # fmt: skip
         inner.nested, inner.at = True, self.at
         inner.without_limit = self.without_limit
         return inner

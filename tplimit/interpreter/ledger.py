@@ -35,12 +35,15 @@ class Ledger:
         bank: with all that has been revealed, or None where nothing is deferred.
         asked: how many rows, of which matrix.
         dry: whether this is a rehearsal: rows are counted, and dense matrices answer.
+        drawn: 0; what is random depends on it in a rehearsal.
     """
 
-    def __init__(self, bank: Bank | None, spaces: Spaces, dry: bool = False) -> None:
+    def __init__(
+        self, bank: Bank | None, spaces: Spaces, dry: bool = False, drawn: Any = 0.0
+    ) -> None:
         self.bank = bank
         self.spaces = spaces
-        self.dry = dry
+        self.dry, self.drawn = dry, drawn
         self.asked = Asked({})
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -138,7 +141,8 @@ class Ledger:
             return jnp.zeros(size)
         if self.dry:
             half = generic((size // 2,), np.float32, self.spaces.find(space), 3)
-            return np.concatenate([half, -half, np.zeros(size % 2, np.float32)])  # of zero sum
+            weights = np.concatenate([half, -half, np.zeros(size % 2, np.float32)])  # of zero sum
+            return weights * (1.0 + self.drawn)
         return self.bank.multipliers(self.spaces.find(space), size)
 
     def closed(self) -> Bank | None:

@@ -87,12 +87,14 @@ class Evaluator:
         program, out_tree, values, revealed = self._read(beside(leaves), tree)
         axes = _axes(leaves) if replicated else None
         call = _Call(last, calls, on_compile, axes)
-        out, new = self.run(program, values, revealed, call)
-        origins = _origins(program)
+        (out, new), sources = self.run(program, values, revealed, call)
+        random = _random(leaves, sources) or [()] * len(out)
         # A finite value needs no bank, and must not keep one alive.
         wrapped = [
-            LimitValue(value, aval, None if _is_finite(value) else new, origin)
-            for value, aval, origin in zip(out, program.out_avals, origins, strict=True)
+            LimitValue(value, aval, None if _is_finite(value) else new, origin, drawn)
+            for value, aval, origin, drawn in zip(
+                out, program.out_avals, _origins(program), random, strict=True
+            )
         ]
         return jax.tree.unflatten(out_tree, wrapped)
 
@@ -153,13 +155,14 @@ class Evaluator:
 
     def run(
         self, program: Program, values: list[Value], revealed: Revealed | None, call: "_Call"
-    ) -> tuple[list[Value], Revealed | None]:
+    ) -> tuple[tuple[list[Value], Revealed | None], tuple[tuple[int, ...], ...]]:
+        """Outputs with their bank, and what their terms depend on."""
         planning = self.planning(program)
         while True:
             plan = plan_for(planning, values, revealed, call.axes)
             out, refuted = self._run(plan, program, values, revealed, call)
             if not refuted:
-                return out
+                return out, plan.sources
             planning.refuted.setdefault(plan.form, set()).update(refuted)
 
     def _run(
@@ -261,6 +264,15 @@ def _apart(
             f"Different widths ({', '.join(names)}) are combined coordinate by coordinate.",
             "Give both axes the same width, or connect them by a matrix.",
         ) from error
+
+
+def _random(leaves: Sequence[Any], sources: Sequence[Sequence[int]]) -> list[tuple[bool, ...]]:
+    """Which terms of outputs are other numbers for every draw of the fluctuations."""
+    drawn = 1
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, LimitValue) and any(leaf._random):
+            drawn |= 2 << place
+    return [tuple(bool(mask & drawn) for mask in masks) for masks in sources]
 
 
 def _is_finite(value: Value) -> bool:

@@ -42,14 +42,18 @@ class Leading:
         stderr: sampling error of the coefficient estimated from the spread over the particles,
             0 where it is exact, NaN where the coefficient is not finite. Replicates (``tp.train``)
             give a sharper and safer estimate.
+        random: whether the limit is random, another number for every key (an initial function in a
+            kernel regime): ``stderr`` does not include how these differ.
     """
 
     coefficient: jax.Array
     exponent: Any
     stderr: jax.Array
+    random: bool = False
 
     def __repr__(self) -> str:
-        return f"Leading({self.coefficient} +- {self.stderr}, n^{self.exponent})"
+        drawn = ", random" if self.random else ""
+        return f"Leading({self.coefficient} +- {self.stderr}, n^{self.exponent}{drawn})"
 
 
 def to_limit(leaf: LimitValue) -> Any:
@@ -172,7 +176,20 @@ def to_leading(leaf: LimitValue) -> Any:
     stderr = jnp.zeros((), value.dtype) if first.stderr is None else first.stderr
     # What is no number is not known to any accuracy.
     stderr = jnp.where(jnp.isfinite(coefficient), stderr, jnp.nan)
-    return Leading(coefficient, _exponent(first.exponents), stderr)
+    return Leading(coefficient, _exponent(first.exponents), stderr, _is_random(leaf, first))
+
+
+def _is_random(leaf: LimitValue, first: Tensor) -> bool:
+    """Whether a term that leads somewhere is another number for every draw."""
+    value = leaf._value
+    if not isinstance(value, Tensor) or not any(leaf._random) or is_traced(first.coefficient):
+        return any(leaf._random)
+
+    def leads(term: Any) -> bool:
+        same = np.asarray(term.exponents.array == first.exponents.array, dtype=bool)
+        return bool(np.any(same & (np.asarray(term.coefficient) != 0)))
+
+    return any(drawn and leads(t) for t, drawn in zip(value.terms, leaf._random, strict=True))
 
 
 def _not_known(

@@ -56,9 +56,10 @@ class LimitValue:
     """
 
     tplimit_value: ClassVar[bool] = True
-    __slots__ = ("_aval", "_origin", "_revealed", "_value")
+    __slots__ = ("_aval", "_origin", "_random", "_revealed", "_value")
     _aval: Aval
     _origin: Location | None
+    _random: tuple[bool, ...]  # terms that are other numbers for every draw
     _revealed: Revealed | None
     _value: Value
 
@@ -68,8 +69,10 @@ class LimitValue:
         aval: Aval,
         revealed: Revealed | None,
         origin: Location | None = None,
+        random: tuple[bool, ...] = (),
     ) -> None:
         self._value = value
+        self._random = random
         self._aval = aval
         self._revealed = revealed
         self._origin = origin
@@ -190,7 +193,7 @@ def on_mesh(mesh: Mesh | None, leaves: Sequence[Any]) -> list[Any]:
         if id(leaf._value) not in values:
             values[id(leaf._value)] = sharding.placed(mesh, leaf._value, _replicates(leaf))
         revealed = None if own is None else moved[id(own)]
-        return LimitValue(values[id(leaf._value)], leaf._aval, revealed, leaf._origin)
+        return LimitValue(values[id(leaf._value)], leaf._aval, revealed, leaf._origin, leaf._random)
 
     return [move(leaf) for leaf in leaves]
 
@@ -258,7 +261,7 @@ def with_banks(tree: Any, change: Callable[[Revealed], Revealed]) -> Any:
             return leaf
         if id(own) not in changed:
             changed[id(own)] = change(own)
-        return LimitValue(leaf._value, leaf._aval, changed[id(own)], leaf._origin)
+        return LimitValue(leaf._value, leaf._aval, changed[id(own)], leaf._origin, leaf._random)
 
     return jax.tree.map(other, tree)
 
@@ -279,7 +282,7 @@ def replicate(tree: Any, index: int) -> Any:
         if not isinstance(leaf, LimitValue):
             return leaf
         own = None if leaf._revealed is None else bank_of(leaf._revealed)
-        return LimitValue(picked(leaf._value), leaf._aval, own, leaf._origin)
+        return LimitValue(picked(leaf._value), leaf._aval, own, leaf._origin, leaf._random)
 
     return jax.tree.map(one, tree)
 

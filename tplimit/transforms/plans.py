@@ -39,6 +39,7 @@ class Plan:
         cancelled: whether some of its sums are taken to cancel.
         work: that of a query in one call (see ``effort.py``).
         divided: whether its arrays are divided among devices.
+        sources: what the terms of its outputs depend on (see ``rehearsal.Learnt``).
         calls: how often it was called with no word on how many calls there will be.
         programs: those compiled, by whether they may reuse the memory of the stores, and are
             optimised.
@@ -51,6 +52,7 @@ class Plan:
     cancelled: bool
     work: float
     divided: bool
+    sources: tuple[tuple[int, ...], ...]
     calls: int = 0
     programs: dict[tuple[bool, bool], Callable[..., Any]] = field(default_factory=dict)
     compiled: set[tuple[bool, bool, int]] = field(default_factory=set)
@@ -155,7 +157,7 @@ def _planned(
     divided = bank is not None and bank.mesh is not None
     cancelled = bool(learnt.cancelled)
     function = _mapped(run, bank, axes)
-    return Plan(function, revealed, form, cancelled, work, divided)
+    return Plan(function, revealed, form, cancelled, work, divided, learnt.sources)
 
 
 def _rows(program: Program) -> int:

@@ -12,7 +12,10 @@ before they take exponentials (softmax, logsumexp), and what they return is the 
 number: so it is tried with another one.
 """
 
+import functools
+import itertools
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +38,9 @@ from tplimit.program import numerics
 from tplimit.program.tracing import Program
 from tplimit.values.fields import COMMON, map_arrays
 from tplimit.values.tensors import Matrices, Tensor, Value
+
+#: Numbers without a limit as they are.
+_NO_OFFSET = np.zeros(SEVERAL)
 
 #: Particles of a rehearsal: so many that nothing holds for all of them by chance.
 _PARTICLES = 64
@@ -63,11 +69,14 @@ class Learnt:
         spaces: which width axes are one.
         asked: how many rows are asked of each matrix.
         cancelled: which sums cancel; None where there is no expansion in the width.
+        sources: of each term of each output what it depends on, as bits: the first is the draw of
+            the fluctuations, the others are the inputs.
     """
 
     spaces: Spaces
     asked: Asked
     cancelled: Mapping[Name, np.ndarray] | None
+    sources: tuple[tuple[int, ...], ...] = ()
 
 
 def interpreted(ctx: Context, program: Program, values: Sequence[Value]) -> list[Value]:
@@ -116,21 +125,26 @@ def rehearsed(
 @dataclass(frozen=True, eq=False)
 class _Course:
     """How an interpretation went: what it learnt, the error it ended in, what it asked, the errors
-    of numbers without a limit."""
+    of numbers without a limit, how many terms its outputs have and whether they are finite."""
 
     learnt: Learnt
     error: LimitError | None
     names: Sequence[tuple[Name, int | None]]
     without_limit: Sequence[LimitError]
+    terms: Sequence[tuple[int, bool]]
 
 
 @dataclass(frozen=True)
 class _Traced:
-    """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size, and
-    where there are numbers without a limit those that it returns."""
+    """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size, where
+    there are numbers without a limit those that it returns, and the terms of its outputs.
+
+    ``marks``: for each argument of the jaxpr what it is, see ``Learnt.sources``.
+    """
 
     jaxpr: Any
     course: _Course
+    marks: Sequence[int]
 
     @classmethod
     def of(
@@ -142,11 +156,11 @@ class _Traced:
         values: Sequence[Value],
     ) -> "_Traced":
         def interpretation(
-            bank: Bank | None, values: Sequence[Value], offset: Any
-        ) -> tuple[tuple[list[tuple[Any, Any]], list[Any]], _Course]:
+            bank: Bank | None, values: Sequence[Value], offset: Any, drawn: Any
+        ) -> tuple[tuple[list[tuple[Any, Any]], list[Any], list[Any]], _Course]:
             sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
             offset = None if sums is None else offset
-            ctx = Context(bank, decide=decide, dry=True, sums=sums, offset=offset)
+            ctx = Context(bank, decide=decide, dry=True, sums=sums, offset=offset, drawn=drawn)
             error, out = None, []
             try:
                 out = interpreted(ctx, program, values)
@@ -157,12 +171,15 @@ class _Traced:
             names = [(question.name, question.axis) for question in asked]
             balances = [(question.total, question.size) for question in asked]
             numbers = [number for value in out for number in _numbers(value)]
-            course = _Course(learnt, error, names, tuple(ctx.without_limit))
-            return (balances, numbers if ctx.without_limit else []), course
+            vectors = [value if isinstance(value, Tensor) else None for value in out]
+            terms = [(0, False) if v is None else (len(v.terms), v.finite) for v in vectors]
+            course = _Course(learnt, error, names, tuple(ctx.without_limit), tuple(terms))
+            known = [jnp.asarray(t.coefficient) for v in vectors if v is not None for t in v.terms]
+            return (balances, numbers if ctx.without_limit else [], known), course
 
         traced = jax.make_jaxpr(interpretation, return_shape=True)
-        jaxpr, (_, course) = traced(bank, values, np.zeros(SEVERAL))
-        return cls(jaxpr, course)
+        jaxpr, (_, course) = traced(bank, values, _NO_OFFSET, np.zeros((), np.float32))
+        return cls(jaxpr, course, _marks(bank, values))
 
     def learnt(self, draws: Sequence[tuple[Bank, Sequence[Value]]]) -> Learnt:
         if self.course.error is not None:
@@ -173,14 +190,33 @@ class _Traced:
                 if self._depends(draw, np.ones(SEVERAL)):
                     single = zip(errors, np.eye(SEVERAL), strict=False)
                     raise next((e for e, one in single if self._depends(draw, one)), errors[0])
-        return self.course.learnt
+        marks = iter(self._sources(draws))
+        sources = tuple(tuple(itertools.islice(marks, count)) for count, _ in self.course.terms)
+        return replace(self.course.learnt, sources=sources)
+
+    def _sources(self, draws: Sequence[tuple[Bank, Sequence[Value]]]) -> list[int]:
+        """For each term of the outputs what it depends on, see ``Learnt``."""
+        finite = [finite for count, finite in self.course.terms for _ in range(count)]
+        reached = _reached(self.jaxpr, self.marks)
+        marks = reached[len(reached) - len(finite) :]
+        if draws and any(number and mark & 1 for number, mark in zip(finite, marks, strict=True)):
+            # A number may be made with something random and not depend on it.
+            outputs = (self._evaluated(draws[0], drawn=d)[-len(finite) :] for d in (0.0, 1.0))
+            same = [_same(np.asarray(a), np.asarray(b)) for a, b in zip(*outputs, strict=True)]
+            marks = [mark & ~1 if s else mark for mark, s in zip(marks, same, strict=True)]
+        return marks
+
+    def _evaluated(
+        self, draw: tuple[Bank, Sequence[Value]], offset: Any = _NO_OFFSET, drawn: float = 0.0
+    ) -> list[Any]:
+        arguments = [*jax.tree.leaves(draw), offset, np.asarray(drawn, np.float32)]
+        return numerics.evaluated(self.jaxpr, arguments)
 
     def _depends(self, draw: tuple[Bank, Sequence[Value]], which: np.ndarray) -> bool:
         """Whether the outputs are others for others of the numbers that have no limit."""
         place = 2 * len(self.course.names)
         first, *others = (
-            numerics.evaluated(self.jaxpr, [*jax.tree.leaves(draw), offset * which])[place:]
-            for offset in (0.0, *_OFFSETS)
+            self._evaluated(draw, offset * which)[place:] for offset in (0.0, *_OFFSETS)
         )
         return not all(
             _same(np.asarray(a), np.asarray(b))
@@ -194,8 +230,7 @@ class _Traced:
         """Masks of the sums of which some entries are round-off for all these particles."""
         found: dict[Name, np.ndarray] = {}
         for number, draw in enumerate(draws):
-            leaves = [*jax.tree.leaves(draw), np.zeros(SEVERAL)]
-            arrays = iter(numerics.evaluated(self.jaxpr, leaves))
+            arrays = iter(self._evaluated(draw))
             masks = {}
             for name, axis in self.course.names:
                 mask = _round_off(next(arrays), next(arrays), axis, number > 0)
@@ -205,6 +240,26 @@ class _Traced:
             if not found:
                 break
         return found
+
+
+def _marks(bank: Bank | None, values: Sequence[Value]) -> list[int]:
+    """For each array of the arguments the bit of what it belongs to, see ``Learnt.sources``."""
+    inputs = [2 << i for i, value in enumerate(values) for _ in jax.tree.leaves(value)]
+    return [*(0 for _ in jax.tree.leaves(bank)), *inputs, 0, 1]
+
+
+def _reached(closed: Any, marks: Sequence[int]) -> list[int]:
+    """Which of the marked arguments each result of a jaxpr depends on."""
+    jaxpr, _ = _jax.open_jaxpr(closed)
+    found = dict(zip(jaxpr.invars, marks, strict=True))
+
+    def of(atoms: Sequence[Any]) -> list[int]:
+        return [0 if isinstance(a, _jax.Literal) else found.get(a, 0) for a in atoms]
+
+    for equation in jaxpr.eqns:
+        mark = functools.reduce(operator.or_, of(equation.invars), 0)
+        found.update(dict.fromkeys(equation.outvars, mark))
+    return of(jaxpr.outvars)
 
 
 def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.ndarray:
