@@ -25,6 +25,7 @@ from tplimit.program.tracing import WIDTHS, Aval, Program, Slot, failed_at_width
 from tplimit.transforms.effort import Calls, pays
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
 from tplimit.transforms.plans import Plan, Planning, plan_for
+from tplimit.transforms.rehearsal import terms_of
 from tplimit.transforms.room import fitted, with_room
 from tplimit.values.exponents import Dim, Size
 from tplimit.values.tensors import Tensor, Value
@@ -88,7 +89,7 @@ class Evaluator:
         axes = _axes(leaves) if replicated else None
         call = _Call(last, calls, on_compile, axes)
         (out, new), sources = self.run(program, values, revealed, call)
-        random = _random(leaves, sources) or [()] * len(out)
+        random = _random(leaves, values, sources) or [()] * len(out)
         # A finite value needs no bank, and must not keep one alive.
         wrapped = [
             LimitValue(value, aval, None if _is_finite(value) else new, origin, drawn)
@@ -266,12 +267,16 @@ def _apart(
         ) from error
 
 
-def _random(leaves: Sequence[Any], sources: Sequence[Sequence[int]]) -> list[tuple[bool, ...]]:
+def _random(
+    leaves: Sequence[Any], values: Sequence[Value], sources: Sequence[Sequence[int]]
+) -> list[tuple[bool, ...]]:
     """Which terms of outputs are other numbers for every draw of the fluctuations."""
-    drawn = 1
-    for place, leaf in enumerate(leaves):
-        if isinstance(leaf, LimitValue) and any(leaf._random):
-            drawn |= 2 << place
+    drawn, bit = 1, 2
+    for leaf, value in zip(leaves, values, strict=True):
+        random = leaf._random if isinstance(leaf, LimitValue) else ()
+        for number in range(terms_of(value)):
+            drawn |= bit if number < len(random) and random[number] else 0
+            bit *= 2
     return [tuple(bool(mask & drawn) for mask in masks) for masks in sources]
 
 

@@ -70,7 +70,7 @@ class Learnt:
         asked: how many rows are asked of each matrix.
         cancelled: which sums cancel; None where there is no expansion in the width.
         sources: of each term of each output what it depends on, as bits: the first is the draw of
-            the fluctuations, the others are the inputs.
+            the fluctuations, the others are the terms of the inputs in turn (``terms_of``).
     """
 
     spaces: Spaces
@@ -139,12 +139,14 @@ class _Traced:
     """An interpretation as a jaxpr, whose outputs are the sums it made, each with its size, where
     there are numbers without a limit those that it returns, and the terms of its outputs.
 
-    ``marks``: for each argument of the jaxpr what it is, see ``Learnt.sources``.
+    ``marks``: for each argument of the jaxpr what it is, see ``Learnt.sources``; ``lower``: those
+    marks that are not of leading terms.
     """
 
     jaxpr: Any
     course: _Course
     marks: Sequence[int]
+    lower: Sequence[int]
 
     @classmethod
     def of(
@@ -179,7 +181,7 @@ class _Traced:
 
         traced = jax.make_jaxpr(interpretation, return_shape=True)
         jaxpr, (_, course) = traced(bank, values, _NO_OFFSET, np.zeros((), np.float32))
-        return cls(jaxpr, course, _marks(bank, values))
+        return cls(jaxpr, course, *_marks(bank, values))
 
     def learnt(self, draws: Sequence[tuple[Bank, Sequence[Value]]]) -> Learnt:
         if self.course.error is not None:
@@ -199,17 +201,26 @@ class _Traced:
         finite = [finite for count, finite in self.course.terms for _ in range(count)]
         reached = _reached(self.jaxpr, self.marks)
         marks = reached[len(reached) - len(finite) :]
-        if draws and any(number and mark & 1 for number, mark in zip(finite, marks, strict=True)):
-            # A number may be made with something random and not depend on it.
-            outputs = (self._evaluated(draws[0], drawn=d)[-len(finite) :] for d in (0.0, 1.0))
-            same = [_same(np.asarray(a), np.asarray(b)) for a, b in zip(*outputs, strict=True)]
-            marks = [mark & ~1 if s else mark for mark, s in zip(marks, same, strict=True)]
+        numbers = functools.reduce(operator.or_, itertools.compress(marks, finite), 0)
+        # A number may be made beside something random, or of lower order, and not depend on it:
+        # that is tried.
+        tried = [bit for bit in self.lower if bit & numbers and draws]
+        first = self._evaluated(draws[0]) if tried else []
+        for bit in tried:
+            other = self._evaluated(draws[0], moved=bit)
+            for place, own in enumerate(range(len(first) - len(finite), len(first))):
+                if marks[place] & bit and _same(np.asarray(first[own]), np.asarray(other[own])):
+                    marks[place] ^= bit
         return marks
 
     def _evaluated(
-        self, draw: tuple[Bank, Sequence[Value]], offset: Any = _NO_OFFSET, drawn: float = 0.0
+        self, draw: tuple[Bank, Sequence[Value]], offset: Any = _NO_OFFSET, moved: int = 0
     ) -> list[Any]:
-        arguments = [*jax.tree.leaves(draw), offset, np.asarray(drawn, np.float32)]
+        """Results for some particles; those arguments are others whose mark is ``moved``."""
+        arguments = [*jax.tree.leaves(draw), offset, np.zeros((), np.float32)]
+        if moved:
+            pairs = zip(arguments, self.marks, strict=True)
+            arguments = [_moved(a) if mark == moved else a for a, mark in pairs]
         return numerics.evaluated(self.jaxpr, arguments)
 
     def _depends(self, draw: tuple[Bank, Sequence[Value]], which: np.ndarray) -> bool:
@@ -242,10 +253,23 @@ class _Traced:
         return found
 
 
-def _marks(bank: Bank | None, values: Sequence[Value]) -> list[int]:
-    """For each array of the arguments the bit of what it belongs to, see ``Learnt.sources``."""
-    inputs = [2 << i for i, value in enumerate(values) for _ in jax.tree.leaves(value)]
-    return [*(0 for _ in jax.tree.leaves(bank)), *inputs, 0, 1]
+def terms_of(value: Value) -> int:
+    """How many terms a value has; a matrix counts as one."""
+    return len(value.terms) if isinstance(value, Tensor) else 1
+
+
+def _marks(bank: Bank | None, values: Sequence[Value]) -> tuple[list[int], list[int]]:
+    """For each array of the arguments the bit of what it belongs to, see ``Learnt.sources``, and
+    the bits that are not of leading terms."""
+    marks, lower, bit = [0] * len(jax.tree.leaves(bank)), [1], 2
+    for value in values:
+        whole = len(marks) + len(jax.tree.leaves(value))
+        for number, term in enumerate(value.terms if isinstance(value, Tensor) else (value,)):
+            marks += [bit] * len(jax.tree.leaves(term))
+            lower += [bit] if number else []
+            bit *= 2
+        marks += [0] * (whole - len(marks))
+    return [*marks, 0, 1], lower
 
 
 def _reached(closed: Any, marks: Sequence[int]) -> list[int]:
@@ -260,6 +284,11 @@ def _reached(closed: Any, marks: Sequence[int]) -> list[int]:
         mark = functools.reduce(operator.or_, of(equation.invars), 0)
         found.update(dict.fromkeys(equation.outvars, mark))
     return of(jaxpr.outvars)
+
+
+def _moved(array: Any) -> Any:
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    return (1.7 * np.asarray(array) + 0.3).astype(array.dtype) if floating else array
 
 
 def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.ndarray:
