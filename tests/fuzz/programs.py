@@ -46,7 +46,7 @@ class Program:
     @property
     def largest(self) -> "Program":
         """The largest number among what the steps give."""
-        names = tuple(step.name for step in self.steps[:-1])
+        names = tuple(step.name for step in self.steps[:-1]) or ("x",)
         every = ", ".join(f"{{{place}}}" for place in range(len(names)))
         last = Step("", f"jnp.max(jnp.abs(jnp.stack([{every}])))", names)
         return Program(self.head, (*self.steps[:-1], last))

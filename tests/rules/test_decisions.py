@@ -137,12 +137,6 @@ UNKNOWN: dict[str, Callable[[Theta], Any]] = {
     "a jump within the error": lambda t: jnp.mod(one(t), 1),
     "a quotient within the error": lambda t: one(t) // 1,
     "an integer within the error": lambda t: one(t).astype(int),
-    "units that are not saturated": lambda t: root(t) * jnp.mean(
-        t["w"] * jnp.tanh(root(t) * t["v"] + t["w"])
-    ),
-    "the same for a sigmoid": lambda t: root(t) * jnp.mean(
-        t["w"] * jax.nn.sigmoid(root(t) * t["v"] + t["w"])
-    ),
     "a square that saturates": lambda t: root(t) * jnp.mean(jnp.exp(-N(t) * t["v"] ** 2)),
     "a product that saturates": lambda t: root(t) * jnp.mean(
         1 - jnp.tanh(root(t) * t["v"] * t["w"]) ** 2

@@ -44,6 +44,9 @@ from tplimit.values.parity import EVEN, Behaviour, Parity
 from tplimit.values.rearranging import restricted
 from tplimit.values.tensors import Patch, Tensor, Term, leading_term, tensor, with_parity
 
+#: Terms from which on it is asked which of the known terms of a number leads.
+_CHOSEN = 4
+
 #: From a piece (or two) of one term to a value of one term.
 Piecewise = Callable[..., Tensor]
 
@@ -416,10 +419,11 @@ def by_leading_term(
     Of ``max(x n, 1)`` it hangs on the sign of ``x`` which term leads, and that is known in the run
     only. So the function is computed from the first term on and from the second on, either with a
     stand-in where the other holds, and chosen entry by entry. Numbers with a sampling error are
-    never exactly 0.
+    never exactly 0. What is unknown of the one choice is unknown of both: so it is done only where
+    fewer terms did not decide.
     """
     first = value.terms[0]
-    if not value.finite or not value.terms[1:] or first.stderr is not None:
+    if ctx.terms < _CHOSEN or not value.finite or not value.terms[1:] or first.stderr is not None:
         return function(value)
     shape, second = value.shape, value.terms[1].exponents
     possible = first.exponents.map(lambda e, f: float(NEVER not in (e, f)), second).mask(1)
