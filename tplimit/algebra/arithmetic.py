@@ -1,7 +1,6 @@
 """Arithmetic of values ``n^e c + O(n^rho)``: sums, products, powers, functions, width averages."""
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -64,15 +63,6 @@ def combined_stderr(*stderrs: Any) -> Any:
     """Error of a sum of terms whose errors have different sources."""
     known = [stderr for stderr in stderrs if stderr is not None]
     return functools.reduce(jnp.hypot, known) if known else None
-
-
-def added_stderr(*stderrs: Any) -> Any:
-    """Error of a sum of vectors: that of an accident was cut to its size, and accidents add up.
-
-    See ``sampling_errors.bounded``.
-    """
-    known = [stderr for stderr in stderrs if stderr is not None]
-    return functools.reduce(operator.add, known) if known else None
 
 
 def _warn_crossing(ctx: Context, leading: Tensor, other: Tensor) -> None:
@@ -146,8 +136,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     zeros = None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
     if a.vanishes and b.vanishes:
         zeros = None
-    errors = [stderr_at_exponents(value, exponents) for value in (a, b)]
-    stderr = (combined_stderr if axis is None else added_stderr)(*errors)
+    stderr = combined_stderr(stderr_at_exponents(a, exponents), stderr_at_exponents(b, exponents))
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
     total = tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)

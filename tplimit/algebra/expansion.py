@@ -144,8 +144,7 @@ def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[i
     coefficient = functools.reduce(operator.add, summands)
     coefficient = jnp.broadcast_to(coefficient, shape)
     stderrs = [arithmetic.stderr_at_exponents(part, top) for part in parts]
-    finite = all(part.finite for part in parts)
-    stderr = (arithmetic.combined_stderr if finite else arithmetic.added_stderr)(*stderrs)
+    stderr = arithmetic.combined_stderr(*stderrs)
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, shape)
     parity = functools.reduce(operator.and_, [part.parity for part in parts])

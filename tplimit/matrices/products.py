@@ -43,8 +43,7 @@ def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = arithmetic.add(ctx, total, part)
-    errors = [_image_stderr(ctx, x, total.coefficient), total.stderr]
-    error = arithmetic.added_stderr(*errors)
+    error = arithmetic.combined_stderr(_image_stderr(ctx, x, total.coefficient), total.stderr)
     return tensor(total.coefficient, total.exponents, total.remainder, 1, matrix.row_space, error)
 
 
@@ -60,8 +59,7 @@ def _image(
         level, lost = exponents + image.lift, remainder + image.lift
         error = image.stderr
         if several:  # else that of the vector is added to the whole image, see apply
-            errors = [_image_stderr(ctx, x, image.mean), error]
-            error = arithmetic.added_stderr(*errors)
+            error = arithmetic.combined_stderr(_image_stderr(ctx, x, image.mean), error)
         mean = tensor(image.mean, level, lost, 1, matrix.row_space, error)
         if not several:
             rest = _clt(ctx, level, lost)
@@ -125,17 +123,17 @@ def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = EXACT
 def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     """Standard error of an image from that of the vector: the same share of each row.
 
-    A matrix acts on a row as a whole, so only the size of the error counts, not its place: the
-    image of an error is as large on coordinates on which that of the row is small.
+    A matrix acts on a row as a whole, so only the size of the error counts, not its place.
     """
     if x.stderr is None:
         return None
     errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.stderr, x.shape), axis=x.axis))
     rows = ctx.ledger.rows(x)
     size = jnp.mean(rows * rows, axis=1, keepdims=True)
-    share = jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
-    error = jnp.sqrt(share * jnp.mean(image * image, axis=1, keepdims=True))
-    return jnp.broadcast_to(error, image.shape)
+    share = jnp.sqrt(
+        jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
+    )
+    return share * jnp.abs(image)
 
 
 def _clt(ctx: Context, exponents: Exponents, remainder: Exponents) -> Exponents:

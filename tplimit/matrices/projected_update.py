@@ -75,7 +75,7 @@ class ProjectedUpdate(Part):
         return replace(
             self,
             core=core,
-            share=bounded_share(arithmetic.added_stderr(*errors), _size(core)),
+            share=bounded_share(arithmetic.combined_stderr(*errors), _size(core)),
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
