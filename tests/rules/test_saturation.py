@@ -107,3 +107,12 @@ def test_a_layer_that_is_thick_or_thin_is_no_wrong_number(scale: float):
 def test_what_is_no_power_of_the_width_is_refused(program: Callable[[Any], Any]):
     with pytest.raises(tp.CancellationError, match="of order n\\^"):
         tp.limit(lambda t: root(t) * program(t))(sampled("sobol"))
+
+
+def test_other_powers_and_double_precision(float64: None):
+    """The share is n^(-1/3) where the vector grows like n^(1/3)."""
+    third = lambda t: t["v"].shape[0] ** (1 / 3)
+    program = lambda t: third(t) * jnp.mean(t["w"] * jnp.tanh(third(t) * t["v"] + t["w"]))
+    out = limit_of(program, sampled("sobol"))
+    assert out.coefficient.dtype == np.float64
+    assert abs(out.coefficient - 2 * DENSITY) < 5 * out.stderr < 0.5

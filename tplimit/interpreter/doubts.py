@@ -98,7 +98,7 @@ def followed(ctx: Context, values: Sequence[Value], run: Run) -> list[Value]:
             ctx.check(~doubt.vain, doubt.error)
     if not known or not any(finite):
         return outputs
-    with _aside(ctx):
+    with aside(ctx):
         try:
             cases = [run([outcome(v, number) for v in values]) for number in _NUMBERS]
         except LimitError:
@@ -149,13 +149,14 @@ def _differ(value: Tensor, other: Tensor, share: float) -> Any:
 
 
 @contextmanager
-def _aside(ctx: Context) -> Iterator[None]:
+def aside(ctx: Context) -> Iterator[None]:
     """Interpret what need not hold."""
-    checks, ctx.checks = ctx.checks, []
+    checks, decisions = ctx.checks, ctx.decisions
+    ctx.checks, ctx.decisions = [], []
     try:
         yield
     finally:
-        ctx.checks = checks
+        ctx.checks, ctx.decisions = checks, decisions
 
 
 def decides(ctx: Context, value: Tensor, what: str) -> None:

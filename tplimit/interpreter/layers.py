@@ -23,6 +23,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.errors import LimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.program.traits import Relation, Smooth
 from tplimit.values import patches
@@ -52,9 +53,10 @@ def followed(ctx: Context, run: Run, values: Sequence[Value], outputs: list[Valu
     vectors = [value for value in operands if not value.finite]
     if len(operands) < len(values) or any(map(_unexplained, vectors)):
         return outputs
-    found = [out for out in outputs if isinstance(out, Tensor) and _rare(out)]
+    found = [out for out in outputs if isinstance(out, Tensor) and patches.rare(out)]
     layer = _common(ctx, vectors) if len(found) == len(outputs) else None
-    if layer is None or any(patch.share > layer.share for out in found for patch in _rare(out)):
+    shares = [patch.share for out in found for patch in patches.rare(out)]
+    if layer is None or max(shares) > layer.share:
         return outputs
     arrays = []
     for number in range(2):
@@ -74,7 +76,7 @@ def average(ctx: Context, run: Run, *values: Tensor) -> Tensor | None:
     known = [value.facts.layer for value in values if value.facts.layer is not None]
     if not known or any(map(_unexplained, values)) or not _alike(known):
         return None
-    layer, rare = known[0], [replace(v, patches=tuple(_rare(v))) for v in values]
+    layer, rare = known[0], [replace(v, patches=patches.rare(v)) for v in values]
     level = max(patches.averaged(Fraction(1), *rare))
     sizes, errors = [], []
     for number, width in enumerate(layer.widths):
@@ -89,11 +91,6 @@ def average(ctx: Context, run: Run, *values: Tensor) -> Tensor | None:
     error = jnp.hypot(jnp.hypot(errors[0], 2 * errors[1]), _EXTRAPOLATION * (total - sizes[1]))
     error = jnp.where(_all_thin(known), error, jnp.inf)
     return tensor(total, Exponents(level), Exponents(level + layer.share), stderr=error)
-
-
-def without_rare(value: Tensor) -> Tensor:
-    """The same vector without what is unknown on a vanishing share of its coordinates."""
-    return replace(value, patches=tuple(x for x in value.patches if x.mask is not None))
 
 
 # --- layers
@@ -115,7 +112,7 @@ def _common(ctx: Context, vectors: Sequence[Tensor]) -> Layer | None:
     if not whole or len(levels) > 1:
         return None
     (level,) = levels
-    ratio = functools.reduce(jnp.minimum, [_over_thickness(ctx, vector) for vector in grown])
+    ratio = functools.reduce(jnp.minimum, [_over_thickness(vector) for vector in grown])
     if known:
         thin = thin & (_power(known[0].widths[0], level) * ratio >= _LEAST)
         return known[0]._replace(thin=thin)
@@ -125,7 +122,7 @@ def _common(ctx: Context, vectors: Sequence[Tensor]) -> Layer | None:
     return Layer(widths, -Fraction(level), thin, ())
 
 
-def _over_thickness(ctx: Context, vector: Tensor) -> Any:
+def _over_thickness(vector: Tensor) -> Any:
     """Size of the growing term of a vector over that of the others and of where functions vary."""
 
     def size(term: Any) -> Any:
@@ -156,13 +153,8 @@ def _all_thin(layers: Sequence[Layer]) -> Any:
     return functools.reduce(operator.and_, [*same, *(layer.thin for layer in layers)], True)
 
 
-def _rare(value: Tensor) -> list[Any]:
-    """What is unknown of a vector on a vanishing share of its coordinates."""
-    return [patch for patch in value.patches if patch.mask is None]
-
-
 def _unexplained(value: Tensor) -> bool:
-    return bool(_rare(value)) and value.facts.layer is None
+    return bool(patches.rare(value)) and value.facts.layer is None
 
 
 # --- values at finite widths
@@ -209,12 +201,9 @@ def _plain(value: Tensor, array: Any) -> Tensor:
 
 def _aside(ctx: Context, run: Run, values: Sequence[Tensor]) -> list[Any] | None:
     """Results of values of one term, of which nothing need hold; None where there are none."""
-    checks, decisions = ctx.checks, ctx.decisions
-    ctx.checks, ctx.decisions = [], []
     try:
-        out = run(*values)
+        with doubts.aside(ctx):
+            out = run(*values)
     except LimitError:
         return None
-    finally:
-        ctx.checks, ctx.decisions = checks, decisions
     return list(out) if isinstance(out, (list, tuple)) else [out]

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from tplimit._jax import one_minus_square_p, primitives as p
-from tplimit.algebra import arithmetic, expansion
+from tplimit.algebra import arithmetic, expansion, functions
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -220,10 +220,10 @@ def _powered(ctx: Context, value: Tensor, power: Fraction) -> Tensor:
         return jnp.power(x, float(q))
 
     def powered(value: Tensor) -> Tensor:
-        return expansion.power(ctx, value, power, fn, behaviour_of_power(power))
+        return functions.power(ctx, value, power, fn, behaviour_of_power(power))
 
     whole = power.denominator == 1 and power > 0
-    return powered(value) if whole else expansion.by_leading_term(ctx, value, powered)
+    return powered(value) if whole else functions.by_leading_term(ctx, value, powered)
 
 
 @RULES(one_minus_square_p)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.algebra import arithmetic, expansion, knowledge
+from tplimit.algebra import arithmetic, expansion, functions, knowledge
 from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -44,11 +44,11 @@ def function_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     fn = kind.function
 
     def of(x: Tensor) -> Tensor:
-        return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), x, fn, kind.parity)
+        return functions.smooth(ctx, lambda x: one_term_of(ctx, x), x, fn, kind.parity)
 
     if a.exponents.max() > 0:
         bounded_above = kind.limits is None or np.isfinite(kind.limits[1])
-        out = expansion.by_leading_term(ctx, a, of, 1 if bounded_above else -1)
+        out = functions.by_leading_term(ctx, a, of, 1 if bounded_above else -1)
     else:
         out = of(a)
     return zero_with(a, out) if arithmetic.taylor(fn)[0] == 0 else out
@@ -97,7 +97,7 @@ def logarithm(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 @_logarithm.several
 def logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Unlike the other functions it has no expansion at 0."""
-    return expansion.by_leading_term(ctx, a, lambda x: _logarithm_of_series(ctx, x))
+    return functions.by_leading_term(ctx, a, lambda x: _logarithm_of_series(ctx, x))
 
 
 def _logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
@@ -112,7 +112,7 @@ def _logarithm_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     knowledge.not_zero(ctx, lead, "The logarithm of")
     # Near 0 it may be of any size: what is unknown somewhere is unknown everywhere.
     a = patches.remainder_everywhere(a)
-    return expansion.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")
+    return functions.smooth(ctx, lambda x: one_term_of(ctx, x), a, kind.function, "neither")
 
 
 def _with_log_n(ctx: Context, a: Tensor, kind: Logarithm, rule: Callable[..., Tensor]) -> Tensor:

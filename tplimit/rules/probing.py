@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import Primitive, entry_function
-from tplimit.algebra import arithmetic, expansion, knowledge
+from tplimit.algebra import arithmetic, functions, knowledge
 from tplimit.caching.store import kept
 from tplimit.errors import NEXT_TERM_ADVICE, RULE_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
@@ -262,7 +262,7 @@ def of_series(ctx: Context, *values: Tensor, **_: Any) -> Tensor:
     found, value = _found_of(ctx), values[0]
     if len(values) > 1 or not _expands(found, value):
         return leading_of(ctx, *values)
-    out = expansion.smooth(ctx, lambda x: of_one_term(ctx, x), value, found.apply, "neither")
+    out = functions.smooth(ctx, lambda x: of_one_term(ctx, x), value, found.apply, "neither")
     return zero_with(value, out) if arithmetic.taylor(found.apply)[0] == 0 else out
 
 

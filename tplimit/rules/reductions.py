@@ -69,7 +69,7 @@ def summed(ctx: Context, parts: list[Tensor], *values: Tensor) -> Tensor:
     """A sum over a width, with what is unknown in places of the factors of the summands."""
     layer = layers.average(ctx, functools.partial(one_term_of, ctx), *values)
     if layer is not None:
-        values = tuple(map(layers.without_rare, values))
+        values = tuple(map(patches.without_rare, values))
     lost = patches.averaged(Fraction(1), *values)
     unknown = replace(expansion.zero(parts[0]), remainder=EXACT_ZERO.maximum(*lost))
     out = expansion.total(ctx, [*parts, unknown])

@@ -34,6 +34,16 @@ def reach(value: Tensor) -> Any:
     return functools.reduce(operator.or_, masks) if masks else None
 
 
+def rare(value: Tensor) -> tuple[Patch, ...]:
+    """What is unknown of a vector on a vanishing share of its coordinates, nobody knows where."""
+    return tuple(patch for patch in value.patches if patch.mask is None)
+
+
+def without_rare(value: Tensor) -> Tensor:
+    """The same vector without that."""
+    return replace(value, patches=tuple(p for p in value.patches if p.mask is not None))
+
+
 def joined(patches: Iterable[Patch]) -> tuple[Patch, ...]:
     """Patches as one on a vanishing share of the coordinates, and two with a mask."""
 
