@@ -30,6 +30,10 @@ ARRAYS: dict[str, Program] = {
     "an index between orders": _of_arrays("jnp.argmax({0} - 0.9 * n) * jnp.ones(3)"),
     "entries of a softmax": _of_arrays("jax.nn.softmax({0} / n) - 1 / 3"),
     "a bound at infinity": _of_arrays("jnp.minimum({0}, y)", "jnp.nan_to_num({0})"),
+    "bounds of which some are infinite": _of_arrays(
+        "jnp.clip({0}, -1.0, jnp.array([jnp.inf, 1.0, jnp.inf]))"
+    ),
+    "compared with infinity": _of_arrays("{0} < jnp.array([jnp.inf, 1.0, jnp.inf])"),
     "saturated beside others": _of_arrays("jnp.tanh(2 * {0}) - jnp.tanh({0})"),
     "faster than any power": _of_arrays("jax.nn.softmax({0})", first=_GROWING),
     "all faster than any power": _of_arrays("jnp.exp(-jnp.abs({0}))", first=Step("t0", "x * n")),

@@ -5,6 +5,7 @@ term does, and where that is not known the program is refused. Limits are exact,
 one wide network.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -214,6 +215,24 @@ def test_leading_terms_are_not_zero(
     shape = np.shape(found.coefficient)
     exponents = np.broadcast_to(np.asarray(found.exponent, dtype=float), shape)
     assert np.array_equal(np.ravel(exponents), exponent)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["an argument", "a constant"])
+def test_infinity_is_beyond_every_power(given: bool, theta: Theta) -> None:
+    """Added to what grows, compared with it, or with it under a maximum."""
+    infinite = jnp.asarray([jnp.inf, -jnp.inf, 0.0])
+    grown = lambda t: jnp.asarray([0.8, -1.3, 0.45]) * jnp.stack([N(t), 1.0, root(t)])
+    programs: list[tuple[Any, list[float]]] = [
+        (lambda t, b: grown(t) + b, [np.inf, -np.inf, 0.45]),
+        (lambda t, b: (grown(t) < b).astype(float), [1, 0, 0]),
+        (lambda t, b: jnp.minimum(grown(t), -b), [-np.inf, -1.3, 0]),
+    ]
+    for program, expected in programs:
+        if given:
+            found = tp.leading(program)(theta, infinite)
+        else:
+            found = tp.leading(functools.partial(program, b=infinite))(theta)
+        np.testing.assert_allclose(found.coefficient, expected, atol=1e-6)
 
 
 # --- arguments

@@ -152,16 +152,32 @@ def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:
 
 
 def at_exponents(value: Tensor, exponents: Exponents) -> Any:
-    """Coefficient with zeros where the value is of lower order than ``exponents``."""
+    """Coefficient with zeros where the value is of lower order than ``exponents``.
+
+    What is infinite, or no number, is so beside every power of the width.
+    """
     if value.exponents == exponents:
         return value.coefficient
     same = np.asarray(value.exponents.map(lambda a, b: a == b, exponents).array, dtype=bool)
     if same.all():
         return value.coefficient
+    beyond = infinities(value)
     if not same.any():
-        return np.zeros(value.shape, value.dtype)
+        return np.zeros(value.shape, value.dtype) if beyond is None else beyond
     # Masks stay masks.
-    return jnp.where(same, value.coefficient, jnp.zeros((), value.dtype))
+    rest = jnp.zeros((), value.dtype) if beyond is None else beyond
+    return jnp.where(same, value.coefficient, rest)
+
+
+def infinities(value: Tensor) -> Any:
+    """The entries of a finite array, or a constant, that are infinite or no numbers, and 0 for the
+    others; None where it is known that there are none."""
+    c, known = value.coefficient, value.constant
+    if value.dtype.kind != "f" or (known is None and not value.finite):
+        return None
+    if known is not None:
+        return None if np.all(np.isfinite(known)) else np.where(np.isfinite(known), 0, known)
+    return jnp.where(jnp.isfinite(c), jnp.zeros((), value.dtype), c)
 
 
 def product_exponents(a: Tensor, b: Tensor) -> tuple[Exponents, Exponents]:

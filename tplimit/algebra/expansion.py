@@ -92,12 +92,14 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
             break
         kept.append((top, those))
         left = [e.map(lambda x, t: NEVER if x == t else x, top) for e in left]
-    terms = []
+    terms: list[Term] = []
     shape = np.broadcast_shapes(*(part.shape for part in parts))
     for top, those in kept:
         known = top.map(lambda e, r: e if e > r else NEVER, remainder)
         if known != EXACT_ZERO:
-            terms.append(_added(top, known, those, shape))
+            # What is infinite is so beside every power of the width: it leads.
+            others = [] if terms else [p for p in parts if all(p is not one for one in those)]
+            terms.append(_added(top, known, those, shape, others))
     if not terms:
         dtype = jnp.result_type(*(part.dtype for part in parts))
         terms.append(Term(jnp.zeros(shape, dtype), EXACT_ZERO, parity=EVEN))
@@ -133,9 +135,18 @@ def _meet(a: Exponents, b: Exponents) -> bool:
     return same.max() > 0
 
 
-def _added(top: Exponents, known: Exponents, parts: list[Tensor], shape: tuple[int, ...]) -> Term:
-    """One term: coefficients of the parts where they have the exponents ``top``."""
+def _added(
+    top: Exponents,
+    known: Exponents,
+    parts: list[Tensor],
+    shape: tuple[int, ...],
+    others: Sequence[Tensor],
+) -> Term:
+    """One term: coefficients of the parts where they have the exponents ``top``, and what is
+    infinite of others."""
     summands = [arithmetic.at_exponents(part, top) for part in parts]
+    beyond = [arithmetic.infinities(part) for part in others]
+    summands += [array for array in beyond if array is not None]
     coefficient = functools.reduce(operator.add, summands)
     coefficient = jnp.broadcast_to(coefficient, shape)
     stderrs = [arithmetic.stderr_at_exponents(part, top) for part in parts]

@@ -391,5 +391,6 @@ def _changed(array: np.ndarray, number: int) -> np.ndarray:
     """Other numbers, where there were equal ones equal ones again, of the same sign if all are."""
     if array.dtype.kind != "f":
         return array
-    factor = 1.5 * np.sin(12.9898 * array.astype(float) + 2.1 * number)
+    known = np.where(np.isfinite(array), array, 0).astype(float)
+    factor = 1.5 * np.sin(12.9898 * known + 2.1 * number)
     return (array * (1.6 + factor if np.all(array >= 0) else factor)).astype(array.dtype)
