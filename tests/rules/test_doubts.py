@@ -92,6 +92,37 @@ def test_nothing_hangs_on_a_sign_that_is_not_known(name, noise):
             tp.limit(function)(sampled(noise, terms=terms))
 
 
+def three(t):
+    """Three numbers that are equal in truth."""
+    return jnp.stack([jnp.mean(jnp.abs(t[name])) for name in "uvw"])
+
+
+ODD = jnp.array([1.0, 1.0, 5.0])
+CROWDS = {
+    "largest": lambda t: jnp.take(ODD, jnp.argmax(three(t))),
+    "smallest": lambda t: jnp.take(ODD[::-1], jnp.argmin(three(t))),
+    "derivative": lambda t: jax.grad(jnp.max)(three(t)) @ ODD,
+    "sorted": lambda t: lax.sort((three(t), ODD), num_keys=1)[1][-1],
+    "best": lambda t: jnp.take(ODD, lax.top_k(three(t), 1)[1]),
+    "rounded": lambda t: jnp.take(
+        jnp.array([1.0, 1.0, 1.0, 5.0]), jnp.round(2 + 99 * equal(t)).astype(int)
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", CROWDS)
+def test_of_three_outcomes_two_that_agree_do_not_decide(name, noise):
+    for key in range(3):
+        with pytest.raises(tp.LimitError, match="within the sampling error"):
+            tp.limit(CROWDS[name])(sampled(noise, key))
+
+
+def test_what_is_below_a_crowd_decides_nothing():
+    low = jnp.array([0.0, 1.0, 1.0])
+    assert tp.limit(lambda t: jnp.take(ODD, jnp.argmax(three(t) - low)))(sampled()) == 1
+
+
 def nothing(t):
     """Rounding leaves exactly 0, with an error."""
     return (1e8 + equal(t)) - 1e8

@@ -72,6 +72,16 @@ def taken(
     return decision
 
 
+def no_third(ctx: Context, distance: Tensor, what: str) -> None:
+    """Require that a decision has no more than two outcomes within its error: no others are tried.
+
+    ``distance`` is that of the numbers that decide from a third outcome.
+    """
+    hidden = unsure(distance)
+    if hidden is not None:
+        ctx.check(~jnp.any(hidden), undecided(ctx, what), doubt=True)
+
+
 @contextmanager
 def shown(ctx: Context, outputs: list[Value]) -> Iterator[None]:
     """Decisions that a rule takes, and whose outcomes its outputs do not show, must be sure."""

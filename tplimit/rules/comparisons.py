@@ -140,15 +140,17 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
     kind, what = ctx.kind, "Which of several values is the extremum"
     assert isinstance(kind, Relation)
 
-    def both_ways(mask: Tensor, apart: Tensor | None) -> Tensor:
-        second = kind.function(second_largest(value, known.axes, known.side), True)
+    def both_ways(mask: Tensor, apart: Tensor | None, largest: Any) -> Tensor:
+        second = kind.function(second_largest(value, known.axes, known.side, largest), True)
         return doubts.taken(ctx, mask, second, apart, what, known.axes)
 
     if ctx.terms == 1:
         first = with_one_exponent(value)
         apart = extremum_is_known(ctx, first, known.axes, known.side, what)
-        holds = kind.function(first.coefficient == with_one_exponent(extremum).coefficient, True)
-        return both_ways(tensor(holds, ORDER_ONE, flips(first), value.axis, value.space), apart)
+        largest = first.coefficient == with_one_exponent(extremum).coefficient
+        holds = kind.function(largest, True)
+        mask = tensor(holds, ORDER_ONE, flips(first), value.axis, value.space)
+        return both_ways(mask, apart, largest)
     difference = expansion.minus(ctx, value, extremum)
     zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]
     equal = functools.reduce(jnp.logical_and, zeros)
@@ -158,7 +160,7 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
     share = NEVER if NEVER in (below, least) else below - least
     parity = expansion.plus_parity([value])
     mask = expansion.mask_of(kind.function(equal, True), Exponents(share), parity, difference)
-    return both_ways(mask, apart)
+    return both_ways(mask, apart, equal)
 
 
 def _decided(ctx: Context, a: Tensor, b: Tensor, difference: Tensor | None, x: Any, y: Any) -> None:
@@ -399,8 +401,8 @@ def index_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **params
 
     what = "The index of an extremum"
     apart = extremum_is_apart(ctx, value, axes, side, what)
-    other = index_of_second(value, axes, side)
-    return doubts.taken(ctx, joined((value, where), axis, later)[1], other, apart, what)
+    index = joined((value, where), axis, later)[1]
+    return doubts.taken(ctx, index, index_of_second(value, axes, side, index), apart, what)
 
 
 @reduce_extremum.several

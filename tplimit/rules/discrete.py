@@ -25,7 +25,9 @@ from tplimit.values.tensors import (
     Matrices,
     Tensor,
     knowing,
+    leading_term,
     tensor,
+    with_one_exponent,
     with_parity,
 )
 
@@ -158,7 +160,17 @@ def stepped(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:
         out = expansion.mask_of(there, share, parity, difference)
     else:
         out = tensor(there, ORDER_ONE, share, a.axis, a.space)
+    doubts.no_third(ctx, _to_second_jump(difference), "Rounding")
     return doubts.taken(ctx, out, beyond, difference, "Rounding")
+
+
+def _to_second_jump(difference: Tensor) -> Tensor:
+    """How far numbers are from the jump that is next to the nearest one."""
+    first = with_one_exponent(leading_term(difference))
+    at_jump = not arithmetic.order_one(first)
+    off = jnp.zeros(first.shape) if at_jump else jnp.abs(jnp.asarray(first.coefficient))
+    stderr = None if at_jump else first.stderr
+    return tensor(1 - off, axis=first.axis, space=first.space, stderr=stderr)
 
 
 def _grown(ctx: Context, a: Tensor, steps: Steps, dtype: Any) -> Tensor:

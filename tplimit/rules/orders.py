@@ -142,6 +142,8 @@ def _by(
     tied = (apart.coefficient == 0) & taken(not_told(first, jnp.ones(key.shape, bool)))
     ctx.check(~knowledge.beyond_accident(tied, key), tie)
     doubts.decides(ctx, apart, what)
+    if first.finite and first.shape[axis] > 2:
+        doubts.no_third(ctx, _beyond_neighbours(first, taken, axis), what)
     found = []
     for other in others:
         (one,) = with_common_exponents([other], ctx.terms)
@@ -173,6 +175,17 @@ def _neighbours(first: Tensor, taken: Callable[[Any], Any], axis: int) -> tuple[
         stderr = error + jnp.take_along_axis(error, nearest, axis)
     gap = jnp.minimum(before, after)
     return tensor(gap, first.exponents, axis=first.axis, space=first.space, stderr=stderr), nearest
+
+
+def _beyond_neighbours(first: Tensor, taken: Callable[[Any], Any], axis: int) -> Tensor:
+    """How far each of numbers in order is from the second one after it."""
+    two_on = lambda array: lax.slice_in_dim(array, 2, None, axis=axis)
+    start = lambda array: lax.slice_in_dim(array, 0, -2, axis=axis)
+    c, stderr = taken(first.coefficient), None
+    if first.stderr is not None:
+        error = taken(first.stderr)
+        stderr = two_on(error) + start(error)
+    return tensor(two_on(c) - start(c), first.exponents, stderr=stderr)
 
 
 def _sorted(value: Tensor, axis: int) -> Tensor:

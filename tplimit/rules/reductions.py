@@ -276,9 +276,14 @@ def extremum_is_apart(
     left = jnp.moveaxis(c, axes, range(len(axes)))
     ordered = jnp.sort(left.reshape(-1, *left.shape[len(axes) :]), axis=0)
     spread = jnp.max(jnp.broadcast_to(first.stderr, value.shape), axes)
-    gap = ordered[-1] - ordered[-2]
-    apart = tensor(gap, first.exponents, axis=_left(value.axis, axes), stderr=spread)
+    axis = _left(value.axis, axes)
+    apart, *others = (
+        tensor(ordered[-1] - one, first.exponents, axis=axis, stderr=spread)
+        for one in ordered[-2:-4:-1]
+    )
     doubts.decides(ctx, apart, what)
+    for third in others:
+        doubts.no_third(ctx, third, what)
     return apart
 
 
@@ -286,13 +291,17 @@ def _alone(value: Tensor, axes: tuple[int, ...]) -> bool:
     return bool(np.prod([value.shape[axis] for axis in axes]) < 2 or value.vanishes)
 
 
-def second_largest(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
-    """Mask of the second largest (smallest) entry along finite axes."""
+def second_largest(value: Tensor, axes: tuple[int, ...], side: int, largest: Any) -> Any:
+    """Mask of the second largest (smallest) entry along finite axes.
+
+    ``largest`` masks what was taken for the largest one, which among equal leading coefficients
+    another term may have told.
+    """
     c = side * jnp.asarray(with_one_exponent(leading_term(value)).coefficient)
-    front = jnp.moveaxis(c, axes, range(len(axes)))
-    flat = front.reshape(-1, *front.shape[len(axes) :])
+    front, chosen = (jnp.moveaxis(array, axes, range(len(axes))) for array in (c, largest))
+    flat, chosen = (a.reshape(-1, *front.shape[len(axes) :]) for a in (front, chosen))
     places = jnp.arange(len(flat)).reshape([-1] + [1] * (flat.ndim - 1))
-    rest = jnp.where(places == jnp.argmax(flat, 0), -jnp.inf, flat)
+    rest = jnp.where(places == jnp.argmax(chosen, 0), -jnp.inf, flat)
     second = places == jnp.argmax(rest, 0)
     return jnp.moveaxis(second.reshape(front.shape), range(len(axes)), axes)
 
@@ -322,12 +331,15 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     out = tensor(
         ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
     )
-    return doubts.taken(ctx, out, index_of_second(value, axes, side), apart, what)
+    return doubts.taken(ctx, out, index_of_second(value, axes, side, out), apart, what)
 
 
-def index_of_second(value: Tensor, axes: tuple[int, ...], side: int) -> Any:
-    """Index of the second largest (smallest) entry along a finite axis."""
-    return jnp.argmax(second_largest(value, axes, side), axes[0])
+def index_of_second(value: Tensor, axes: tuple[int, ...], side: int, largest: Tensor) -> Any:
+    """Index of the second largest (smallest) entry along a finite axis, beside the largest one."""
+    (axis,) = axes
+    places = jnp.arange(value.shape[axis]).reshape([-1] + [1] * (len(value.shape) - axis - 1))
+    chosen = places == jnp.expand_dims(jnp.asarray(largest.coefficient), axis)
+    return jnp.argmax(second_largest(value, axes, side, chosen), axis)
 
 
 @arg_extremum.matrices
