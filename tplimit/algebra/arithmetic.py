@@ -25,10 +25,10 @@ from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
     EXACT_ZERO,
     HALF,
-    MAX_DENOMINATOR,
     NEGLIGIBLE,
     NEVER,
     ORDER_ONE,
+    SLOWLY,
     Exponent,
     Exponents,
     Size,
@@ -37,9 +37,6 @@ from tplimit.values.tensors import Tensor, leading_term, tensor, with_one_expone
 
 #: A term that only leads above this width does not lead in any network.
 WIDTH_OF_NETWORKS = 1e6
-
-#: The exponent of what vanishes nobody knows how slowly.
-SLOWLY = -Fraction(1, MAX_DENOMINATOR)
 
 #: Taylor terms tried at 0 before a function is called flat.
 _TAYLOR_ORDER = 6

@@ -286,7 +286,7 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
     first = leading_term(difference)
     signs = jnp.sign(jnp.asarray(first.coefficient))
     parity = first.parity.under("neither")
-    flips = _flips(difference, 0)
+    flips = _flips(ctx, difference, 0)
     hidden = patches.undecided(difference, first.exponents, signs == 0)
     tied = signs == 0
     if not first.parity.fresh:
@@ -295,7 +295,7 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
             hidden = hidden | patches.undecided(difference, term.exponents, signs == 0)
             signs = jnp.where(signs == 0, jnp.sign(jnp.asarray(term.coefficient)), signs)
             parity = parity & term.parity.under("neither")
-            flips = flips.maximum(_flips(difference, number))
+            flips = flips.maximum(_flips(ctx, difference, number))
         unknown = difference.remainder.map(lambda r: float(r != NEVER)).mask(1)
         tied = (signs == 0) & jnp.asarray(unknown)
         if first.zeros is not None and not difference.terms[1:]:
@@ -316,7 +316,7 @@ def sign_of(ctx: Context, difference: Tensor, what: str = "") -> tuple[Any, Expo
     return signs, flips, parity
 
 
-def _flips(difference: Tensor, number: int) -> Exponents:
+def _flips(ctx: Context, difference: Tensor, number: int) -> Exponents:
     """Share of the coordinates whose sign is not that of the term with this number."""
     if difference.finite:
         return EXACT_ZERO
@@ -325,7 +325,9 @@ def _flips(difference: Tensor, number: int) -> Exponents:
     hiding = [id(patch) for patch in patches.hiding(difference, term.exponents)]
     seen = [p for p in difference.patches if p.mask is not None and id(p) not in hiding]
     first = leading_term(replace(difference, terms=difference.terms[number:], patches=tuple(seen)))
-    return first.exponents.map(lambda e, r: NEVER if NEVER in (e, r) else r - e, first.remainder)
+    return first.exponents.map(
+        lambda e, r: NEVER if NEVER in (e, r) else ctx.flips(r - e), first.remainder
+    )
 
 
 def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity) -> Tensor:

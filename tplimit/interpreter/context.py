@@ -1,6 +1,6 @@
 """What a rule may use: lengths at hand, spaces, the ledger of queries, checks and errors."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, NoReturn
@@ -19,13 +19,14 @@ from tplimit.errors import (
     UnsupportedOperationError,
 )
 from tplimit.gaussian.bank import Bank
+from tplimit.interpreter import zeros
 from tplimit.interpreter.cancellation import Balance, Sums
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
 from tplimit.program.tracing import Equation, Operand, Program, Slot
 from tplimit.program.traits import Kind
-from tplimit.values.exponents import Size
-from tplimit.values.tensors import Tensor, tensor
+from tplimit.values.exponents import SLOWLY, Exponent, Size
+from tplimit.values.tensors import Tensor, Value, tensor
 
 #: Constant folding stops at arrays of this many entries.
 _FOLD_LIMIT = 4096
@@ -52,11 +53,12 @@ class Check:
 
 
 class Place(NamedTuple):
-    """The equation whose rule is running, its program, and what its primitive is."""
+    """The equation whose rule is running, its program, what its primitive is, and its operands."""
 
     program: Program
     equation: Equation
     kind: Kind
+    operands: Sequence[Value]
 
 
 #: Numbers without a limit that are told apart.
@@ -121,6 +123,13 @@ class Context:
         """What the current primitive is."""
         assert self.at is not None
         return self.at.kind
+
+    def flips(self, gap: Exponent) -> Exponent:
+        """Exponent of the share of coordinates on which what is smaller by ``n^gap`` has another
+        sign than the operands of the current equation, or their difference, have without it."""
+        assert self.at is not None
+        order = zeros.order(self.at.operands)
+        return max(gap / order, gap) if order < zeros.UNKNOWN_ORDER else max(gap, SLOWLY)
 
     def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
         """Evaluate a primitive on coefficients; constants are folded."""

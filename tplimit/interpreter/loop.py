@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
-from tplimit.interpreter import doubts, layers
+from tplimit.interpreter import doubts, layers, zeros
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
 from tplimit.interpreter.width_free import continuous, evaluated
@@ -61,8 +61,9 @@ def evaluate(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Va
     outside = ctx.at
     try:
         for equation in program.equations:
-            ctx.at = Place(program, equation, kind_of(equation.primitive))
-            outputs = apply(ctx, equation, [read(operand) for operand in equation.inputs])
+            values = [read(operand) for operand in equation.inputs]
+            ctx.at = Place(program, equation, kind_of(equation.primitive), values)
+            outputs = apply(ctx, equation, values)
             environment.update(zip(equation.outputs, outputs, strict=True))
     finally:
         ctx.at = outside
@@ -92,7 +93,7 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         out = plainly(ctx.bind, equation, values)
         if out is not None:
             return out
-    form = _form(ctx, equation, any(isinstance(value, Matrices) for value in values))
+    form = _form(ctx, equation, values)
     many: list[Value] = []
     try:
         with doubts.shown(ctx, many):
@@ -105,10 +106,11 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     if ctx.terms > 1 and not ctx.exact and not isinstance(ctx.kind, Control):
         one = RULES.form("one", equation.primitive, ctx.kind)
         many = layers.followed(ctx, lambda *xs: one(ctx, *xs, **equation.params), values, many)
+    many = [zeros.with_orders(equation, ctx.kind, values, out) for out in many]
     return [with_bounded_errors(out) if isinstance(out, Tensor) else out for out in many]
 
 
-def _form(ctx: Context, equation: Equation, with_matrices: bool) -> Form:
+def _form(ctx: Context, equation: Equation, values: Sequence[Value]) -> Form:
     """What the operation of an equation does to values of the sort at hand."""
     primitive, kind = equation.primitive, ctx.kind
     if isinstance(kind, Refused):
@@ -121,8 +123,8 @@ def _form(ctx: Context, equation: Equation, with_matrices: bool) -> Form:
         ctx.fail(COMPLEX, advice=COMPLEX_ADVICE)
     if not RULES.has(primitive, kind):
         kind = _found(ctx, equation)
-        ctx.at = Place(ctx.program, equation, kind)
-    if with_matrices:
+        ctx.at = Place(ctx.program, equation, kind, values)
+    if any(isinstance(value, Matrices) for value in values):
         return RULES.form("matrices", primitive, kind)
     return RULES.form("one" if ctx.terms == 1 else "several", primitive, kind)
 

@@ -72,7 +72,7 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if difference is None:
         return tensor(kind.function(x, y), ORDER_ONE, EXACT_ZERO, axis, space)
     return _both_ways(
-        ctx, tensor(kind.function(x, y), ORDER_ONE, flips(difference), axis, space), difference
+        ctx, tensor(kind.function(x, y), ORDER_ONE, flips(ctx, difference), axis, space), difference
     )
 
 
@@ -128,7 +128,7 @@ def _not_less(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
         error = doubts.undecided(ctx, what, tied=True)
         ctx.check(~knowledge.beyond_accident(tied, difference), error)
     holds = kind.function(side * difference.coefficient >= 0, True)
-    mask = tensor(holds, ORDER_ONE, flips(difference), difference.axis, difference.space)
+    mask = tensor(holds, ORDER_ONE, flips(ctx, difference), difference.axis, difference.space)
     return _both_ways(ctx, mask, difference)
 
 
@@ -149,7 +149,7 @@ def _largest_along(ctx: Context, value: Tensor, extremum: Tensor, known: Extremu
         apart = extremum_is_known(ctx, first, known.axes, known.side, what)
         largest = first.coefficient == with_one_exponent(extremum).coefficient
         holds = kind.function(largest, True)
-        mask = tensor(holds, ORDER_ONE, flips(first), value.axis, value.space)
+        mask = tensor(holds, ORDER_ONE, flips(ctx, first), value.axis, value.space)
         return both_ways(mask, apart, largest)
     difference = expansion.minus(ctx, value, extremum)
     zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]

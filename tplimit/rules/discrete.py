@@ -67,12 +67,12 @@ def _cuts(a: Tensor, params: dict[str, Any]) -> bool:
     return a.dtype.kind == "f" and np.dtype(params.get("new_dtype", a.dtype)).kind in "iu"
 
 
-def flips(difference: Tensor) -> Exponents:
+def flips(ctx: Context, difference: Tensor) -> Exponents:
     """Remainder of a mask: the share of coordinates whose sign the unknown part may change."""
     if difference.finite:
         return EXACT_ZERO
     return difference.exponents.map(
-        lambda e, r: NEVER if r == NEVER or e == NEVER else r - e,
+        lambda e, r: NEVER if r == NEVER or e == NEVER else ctx.flips(r - e),
         difference.remainder,
     )
 
@@ -86,7 +86,7 @@ def sign(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     knowledge.sign_known(ctx, a, "sign")
     exponents = a.exponents.map(lambda e: NEVER if e == NEVER else Fraction(0))
     signs = jnp.sign(a.coefficient)
-    out = tensor(signs, exponents, flips(a), a.axis, a.space, None, a.zeros)
+    out = tensor(signs, exponents, flips(ctx, a), a.axis, a.space, None, a.zeros)
     return doubts.taken(ctx, out, _opposite(signs), a, "sign")
 
 

@@ -149,7 +149,7 @@ def _by(
         (one,) = with_common_exponents([other], ctx.terms)
         space = ctx.spaces.unify(key.space, one.space)
         out = rearranged([one], taken, key.axis, space)
-        out = replace(out, remainder=Exponents(out.remainder.max()).maximum(flips(first)))
+        out = replace(out, remainder=Exponents(out.remainder.max()).maximum(flips(ctx, first)))
         beside = jnp.take_along_axis(jnp.asarray(out.coefficient), nearest, axis)
         kept = [parts((value,), axis, slice(count))[0] for value in (out, apart)]
         found.append(

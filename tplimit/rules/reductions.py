@@ -329,7 +329,7 @@ def arg_extremum(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) -
     apart = extremum_is_known(ctx, value, axes, side, what)
     axis = _left(value.axis, axes)
     out = tensor(
-        ctx.rebind(value.coefficient), ORDER_ONE, flips(value), axis=axis, space=value.space
+        ctx.rebind(value.coefficient), ORDER_ONE, flips(ctx, value), axis=axis, space=value.space
     )
     return doubts.taken(ctx, out, index_of_second(value, axes, side, out), apart, what)
 

@@ -26,6 +26,9 @@ NEVER = -math.inf
 #: zero: nobody may divide by it as by a zero of the program.
 NEGLIGIBLE = Fraction(-1000)
 
+#: The exponent of what vanishes nobody knows how slowly.
+SLOWLY = -Fraction(1, MAX_DENOMINATOR)
+
 #: An exponent: an exact rational, or ``NEVER`` for an exact zero.
 Exponent = Fraction | float
 

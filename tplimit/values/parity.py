@@ -1,4 +1,4 @@
-"""Sign symmetry: which sources of randomness a vector is odd or even in.
+"""Sign symmetry: which sources of randomness a vector is odd or even in; the order of its zeros.
 
 A *source* is an initial vector with a symmetric law, or one side of a Gaussian matrix; it is named
 by the label of its space. Flipping the sign of a source at one coordinate, with all averages over
@@ -24,11 +24,14 @@ class Parity:
         unknown: sources of which nothing is known; None stands for all.
         fresh: whether it is a Gaussian (or uniform) vector as drawn, or a finite combination of
             such: then no coordinate is exactly zero, nor with a number added. None for numbers.
+        order: of its zeros: a share ``eps^(1/order)`` of the coordinates is below ``eps``; 0 where
+            there are none (``interpreter/zeros.py``).
     """
 
     odd: frozenset[int] = field(default=frozenset(), metadata=SPACES)
     unknown: frozenset[int] | None = field(default=frozenset(), metadata=SPACES)
     fresh: bool | None = field(default=False, metadata=STATIC)
+    order: int = field(default=1, metadata=STATIC)
 
     @property
     def vanishes(self) -> bool:
@@ -62,7 +65,7 @@ class Parity:
 
 
 #: Of what has no source: numbers, constant along a width, and averages over it.
-EVEN = Parity(fresh=None)
+EVEN = Parity(fresh=None, order=0)
 
 UNKNOWN = Parity(unknown=None)
 
