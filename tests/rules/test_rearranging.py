@@ -20,7 +20,7 @@ from tplimit.program.traits import TRAITS, Linear
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import aval_of, gathered
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponents, Size
-from tplimit.values.parity import Parity
+from tplimit.values.parity import EVEN, Parity
 from tplimit.values.rearranging import with_common_exponents
 from tplimit.values.tensors import Patch, Tensor, Term
 
@@ -83,7 +83,7 @@ def vector(per_entry, axis):
 
     first, second = (np.array(RNG.integers(0, 2, (3, M)), bool) for _ in range(2))
     stderrs = (None, None) if axis else (abs(entries()), abs(entries()))
-    odd = (Parity(frozenset({1})), Parity(frozenset({2, 3}))) if axis else (Parity(fresh=None),) * 2
+    odd = (Parity(frozenset({1})), Parity(frozenset({2, 3}))) if axis else (EVEN, EVEN)
     terms = (
         Term(entries(), exponents(Fraction(0), -HALF, Fraction(1)), stderrs[0], first, odd[0]),
         Term(entries(), exponents(-HALF, NEVER, HALF), stderrs[1], second, odd[1]),
