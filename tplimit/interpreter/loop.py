@@ -61,8 +61,9 @@ def evaluate(ctx: Context, program: Program, inputs: Sequence[Value]) -> list[Va
     outside = ctx.at
     try:
         for equation in program.equations:
+            ctx.at = Place(program, equation, kind_of(equation.primitive), ())
             values = [read(operand) for operand in equation.inputs]
-            ctx.at = Place(program, equation, kind_of(equation.primitive), values)
+            ctx.at = ctx.at._replace(operands=values)
             outputs = apply(ctx, equation, values)
             environment.update(zip(equation.outputs, outputs, strict=True))
     finally:
