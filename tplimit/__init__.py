@@ -12,6 +12,7 @@ from tplimit.errors import (
     LimitError,
     LimitWarning,
     NoLimitError,
+    RoomError,
     UnsupportedOperationError,
     WidthError,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "NoLimitError",
     "Parameterization",
     "Regime",
+    "RoomError",
     "Scale",
     "Series",
     "Trajectory",

@@ -87,6 +87,10 @@ class UnsupportedOperationError(LimitError):
     """tplimit has no rule for the operation on these values."""
 
 
+class RoomError(LimitError):
+    """Functions of all pairs of particles do not fit into the memory: fewer samples do."""
+
+
 class ActivationError(LimitError, ValueError):
     """An activation has no finite second moment, or what is needed of it is no number."""
 
@@ -135,7 +139,7 @@ DIVERGENCE_ADVICE = (
 RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width."
 COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
 MATRIX_ADVICE = (
-    "Sums, finite factors and products with vectors are supported: gradient descent, momentum and "
-    "weight decay are, Adam, sign descent and clipping are not yet."
+    "Sums, finite factors, products with vectors and norms are supported, and functions of all "
+    "entries of matrices without a Gaussian part, such as gradients and their averages."
 )
 RULE_ADVICE = "Enter a rule of your own: @tp.rule(primitive)."

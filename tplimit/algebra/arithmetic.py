@@ -255,8 +255,11 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
     def left(e: Exponent, rho: Exponent) -> Exponent:
         if rho == NEVER:
             return NEVER
-        if e == NEVER or 0 < p < 1:  # a root of an entry that happens to vanish
+        if e == NEVER or (0 < p < 1 and value.finite):  # a root of an entry that happens to vanish
             return rho * p
+        if 0 < p < 1 and rho < e and value.parity.order > 1 / p:
+            # Near zeros of high order a root changes more than elsewhere: on average it vanishes.
+            return e * p + max(rho - e, SLOWLY)
         return e * p + (rho - e)
 
     remainder = value.exponents.map(left, value.remainder)

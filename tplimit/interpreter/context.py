@@ -129,7 +129,9 @@ class Context:
         sign than the operands of the current equation, or their difference, have without it."""
         assert self.at is not None
         order = zeros.order(self.at.operands)
-        return max(gap / order, gap) if order < zeros.UNKNOWN_ORDER else max(gap, SLOWLY)
+        if gap >= 0:
+            return gap
+        return min(gap / order, SLOWLY) if order < zeros.UNKNOWN_ORDER else SLOWLY
 
     def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
         """Evaluate a primitive on coefficients; constants are folded."""

@@ -10,8 +10,8 @@ from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter.context import Context
-from tplimit.matrices.parts import Image, Matrix, Part, Rows
-from tplimit.matrices.projected_update import ProjectedUpdate, bounded_share
+from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
+from tplimit.matrices.projected_update import ProjectedUpdate
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Parity
@@ -70,7 +70,24 @@ class LowRank(Part):
         more_rows, more_columns, scale = other.factors
         rows = (self.rows[:, None] * more_rows[None]).reshape(-1, self.rows.shape[1])
         columns = (self.columns[:, None] * more_columns[None]).reshape(-1, self.columns.shape[1])
-        return LowRank(rows, columns, arithmetic.multiply(ctx, self.scale, scale))
+        scale = arithmetic.multiply(ctx, self.scale, scale)
+        # Of products errors are bounded factor by factor, as those of vectors are.
+        error = arithmetic.combined_stderr(self.share, other.share)
+        error = None if error is None else error * jnp.abs(jnp.asarray(scale.coefficient))
+        scale = replace(scale, terms=(replace(scale.terms[0], stderr=error),))
+        return LowRank(rows, columns, scale)
+
+    @property
+    def share(self) -> Any:
+        return bounded_share(self.scale.stderr, jnp.abs(jnp.asarray(self.scale.coefficient)))
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        orders = self.row_parity.order, self.column_parity.order
+        return max(1, *orders) if len(self.rows) == 1 else 1
+
+    def entries_of(self, ctx: Context) -> Any:
+        return (self.rows.T * self.scale.coefficient) @ self.columns
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)
@@ -102,8 +119,7 @@ class LowRank(Part):
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
-        share = bounded_share(self.scale.stderr, jnp.abs(self.scale.coefficient))
-        return ProjectedUpdate(core, self.level, store, transposed, *masks, share)
+        return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share)
 
     def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
         """The store of the matrix itself, else one that has been asked for these vectors."""

@@ -186,8 +186,9 @@ def _scaled_by(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
     )
 
 
-def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
-    """Product entry by entry of a matrix array and a finite array constant along both widths."""
+def multiply(ctx: Context, a: Value, b: Value, low: bool = False) -> Matrices | None:
+    """Product entry by entry of a matrix array and a finite array constant along both widths, or,
+    where that is wanted, of matrices of ``low`` rank; None where entries have to be multiplied."""
     if isinstance(a, Matrices) and isinstance(b, Matrices):
         for first, second in ((a, b), (b, a)):
             numbers = _numbers(ctx, second)
@@ -195,13 +196,19 @@ def multiply(ctx: Context, a: Value, b: Value) -> Matrices:
                 x, y = np.broadcast_arrays(first.items, numbers)
                 return Matrices(map_items(lambda m, f: scale(ctx, m, f), x, y), a.axes)
         x, y = np.broadcast_arrays(a.items, b.items)
+        if not low or not all(
+            _low(ctx, one, other) for one, other in zip(x.flat, y.flat, strict=True)
+        ):
+            return None
         return Matrices(map_items(lambda m, f: _hadamard(ctx, m, f), x, y), a.axes)
     matrix, factor = (a, b) if isinstance(a, Matrices) else (b, a)
     assert isinstance(matrix, Matrices)
     assert isinstance(factor, Tensor)
     if not factor.shape:
         return scaled(ctx, matrix, factor)
-    if factor.axis is not None or len(factor.shape) != matrix.ndim:
+    if factor.axis is not None:
+        return None
+    if len(factor.shape) != matrix.ndim:
         ctx.fail("A matrix and a vector are multiplied entry by entry without being broadcast.")
     numbers = np.empty(tuple(factor.shape[i] for i in matrix.finite_axes), dtype=object)
     for index in np.ndindex(numbers.shape):
@@ -263,9 +270,16 @@ def _bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
 
 def _product_of_parts(ctx: Context, a: Part, b: Part) -> Part:
     product = a.times(ctx, b) or b.times(ctx, a)
-    if product is None:
-        unsupported(ctx, "the product, entry by entry, with another matrix")
+    assert product is not None
     return product
+
+
+def _low(ctx: Context, a: Matrix, b: Matrix) -> bool:
+    """Whether the product, entry by entry, is smaller as a matrix of low rank."""
+    if a.rows.power != 1 or any(part.factors is None for part in (*a.parts, *b.parts)):
+        return False
+    ranks = [sum(len(part.factors[0]) for part in m.parts if part.factors) for m in (a, b)]
+    return 2 * ranks[0] * ranks[1] < min(ctx.size(a.rows), ctx.size(a.columns))
 
 
 def _numbers(ctx: Context, value: Matrices) -> np.ndarray | None:
@@ -277,6 +291,11 @@ def _numbers(ctx: Context, value: Matrices) -> np.ndarray | None:
     for index, number in zip(np.ndindex(out.shape), numbers, strict=True):
         out[index] = number
     return out
+
+
+def number_of(ctx: Context, value: Matrices) -> Tensor | None:
+    """The number that all entries of a matrix array are, if it is one matrix, and they are."""
+    return None if value.items.ndim else _number(ctx, value.items.item())
 
 
 def _number(ctx: Context, matrix: Matrix) -> Tensor | None:
@@ -377,6 +396,7 @@ __all__ = [
     "crossed",
     "multiply",
     "negative",
+    "number_of",
     "order_of",
     "outer",
     "relative_error",

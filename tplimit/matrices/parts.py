@@ -11,11 +11,13 @@ from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.fields import NESTED, SPACES, STATIC
 from tplimit.values.parity import Parity
+from tplimit.values.sampling_errors import bounded
 from tplimit.values.tensors import MatrixRemainder, Tensor
 
 
@@ -89,6 +91,10 @@ class Part(ABC):
     #: Rows ``(M_rows,)`` and columns that may differ from 0 (None: all).
     row_mask: Any = None
     column_mask: Any = None
+    #: Sampling error relative to the size, or None.
+    share: Any = None
+    #: Order of the zeros of its entries: rows and columns are independent.
+    order: int = 1
 
     @property
     @abstractmethod
@@ -144,6 +150,11 @@ class Part(ABC):
         """``rows``, ``columns`` and ``scale`` of a part that is ``scale * rows^T columns``."""
         return None
 
+    def entries_of(self, ctx: Any) -> Any:
+        """Entries ``(M_rows, M_columns)`` at all pairs of particles, of a part that is a function
+        of pairs."""
+        raise NotImplementedError
+
     @property
     def home(self) -> tuple[int, bool] | None:
         """Store in whose bases it stands, and whether that is of the transposed matrix."""
@@ -161,6 +172,13 @@ class Part(ABC):
     def absorbed(self, ctx: Any, matrix: "Matrix") -> "Part":
         """The form in which it leaves a call as a part of this matrix: of bounded size."""
         return self
+
+
+def bounded_share(error: Any, size: Any) -> Any:
+    """A bounded error relative to the size; None if there is none."""
+    if error is None:
+        return None
+    return bounded(error, size) / jnp.where(size > 0, size, 1)
 
 
 @jax.tree_util.register_dataclass

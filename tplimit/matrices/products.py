@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.algebra import arithmetic, expansion
+from tplimit.gaussian import noise
 from tplimit.interpreter.context import Context
+from tplimit.matrices import pairs
 from tplimit.matrices.low_rank import LowRank
-from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere
+from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere, sum_of
 from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
@@ -149,11 +151,13 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
 
 
 def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
-    """``A B``, one of the two being of low rank."""
+    """``A B``, one of the two being of low rank, or both functions of pairs."""
     ctx.spaces.unify(a.column_space, b.row_space)
     factors = [part.factors for part in b.parts]
     if any(factor is None for factor in factors):
         if any(part.factors is None for part in a.parts):
+            if pairs.known(a) and pairs.known(b):
+                return _product_of_pairs(ctx, a, b, inner_size)
             ctx.fail(
                 "The product of two Gaussian matrices is not formed.",
                 advice="Multiply vectors instead: (x @ W1) @ W2 rather than x @ (W1 @ W2).",
@@ -173,3 +177,25 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
         one = tensor(scale.coefficient, image.exponents, image.remainder, stderr=error)
         parts.append(LowRank(image.coefficient, columns, one))
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)
+
+
+def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
+    """``sum_b U[a, b] V[b, c]``: averages over the particles between them."""
+    (left, own), (right, other) = pairs.entries_of(ctx, a), pairs.entries_of(ctx, b)
+    factor, gain = arithmetic.width_factor(ctx, inner_size)
+    share = arithmetic.combined_stderr(own, other)
+    share = None if share is None else jnp.minimum(share, 1)
+    total = Matrix(a.rows, b.columns, a.row_space, b.column_space)
+    for x in left.terms:
+        for y in right.terms:
+            first = jnp.asarray(x.coefficient).reshape(-1, ctx.size(inner_size))
+            second = jnp.asarray(y.coefficient).reshape(ctx.size(inner_size), -1)
+            level = x.exponents.value + y.exponents.value + gain
+            part = pairs.Pairs(factor * noise.inner(first, second.T), level, share)
+            unknown = NEVER if ctx.exact else level - HALF
+            one = replace(total, parts=(part,), remainder=unknown)
+            total = sum_of(ctx, total, one) if total.parts else one
+    known = [value.exponents.value for value in (left, right)]
+    hidden = [value.remainder.max() for value in (left, right)]
+    lost = max(hidden[0] + max(known[1], hidden[1]), known[0] + hidden[1]) + gain
+    return replace(total, remainder=max(total.remainder, lost))

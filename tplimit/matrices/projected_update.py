@@ -12,11 +12,10 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
-from tplimit.matrices.parts import Image, Part, Rows
+from tplimit.matrices.parts import Image, Part, Rows, bounded_share
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
-from tplimit.values.sampling_errors import bounded
 from tplimit.values.tensors import Tensor, tensor
 
 
@@ -117,19 +116,20 @@ class ProjectedUpdate(Part):
         met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
         return image, core_product(self.kernel, view, rows, met)
 
+    def entries_of(self, ctx: Context) -> Any:
+        assert ctx.bank is not None
+        view = ctx.bank.view(self.store, self.transposed)
+        array = view.Y.T @ (self.kernel @ (view.X * view.forward[:, None]))
+        if self.row_mask is not None:
+            array = jnp.where(self.row_mask[:, None], array, 0)
+        return array if self.column_mask is None else jnp.where(self.column_mask, array, 0)
+
     def fitted(self, capacity: int) -> "ProjectedUpdate":
         extra = capacity - self.core.shape[-1]
         if extra <= 0:
             return self
         room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
         return replace(self, core=jnp.pad(self.core, room))
-
-
-def bounded_share(error: Any, size: Any) -> Any:
-    """A bounded error relative to the size; None if there is none."""
-    if error is None:
-        return None
-    return bounded(error, size) / jnp.where(size > 0, size, 1)
 
 
 def _size(core: Any) -> Any:

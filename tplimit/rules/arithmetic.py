@@ -1,5 +1,6 @@
 """Sums, products and powers, entry by entry; sums and finite factors of matrices, too."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -14,9 +15,11 @@ from tplimit.algebra import arithmetic, expansion, functions
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.matrices import matrices
+from tplimit.matrices import matrices, pairs
 from tplimit.program.traits import Power
+from tplimit.rules import inner
 from tplimit.rules.discrete import discrete, stepped
+from tplimit.rules.entrywise import of_entries
 from tplimit.rules.terms import leading_of, linearly, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE, Size
 from tplimit.values.parity import behaviour_of_power
@@ -42,8 +45,16 @@ def _crossed(a: Tensor, b: Tensor) -> bool:
 
 
 @add.matrices
-def add_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
-    return matrices.add(ctx, a, b)
+def add_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Matrices:
+    # Of a number beside entries of another order it is asked whether it leads in networks.
+    by_entries = isinstance(a, Tensor) is not isinstance(b, Tensor) and _of_pairs(a, b)
+    return of_entries(ctx, a, b, **params) if by_entries else matrices.add(ctx, a, b)
+
+
+def _of_pairs(*values: Value) -> bool:
+    """Whether some operands are functions of pairs, and all matrices can be written as such."""
+    items = [item for v in values if isinstance(v, Matrices) for item in v.items.flat]
+    return any(map(pairs.has_pairs, items)) and all(map(pairs.known, items))
 
 
 @RULES(p.sub_p)
@@ -89,8 +100,22 @@ def multiply_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
 
 
 @multiply.matrices
-def multiply_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
-    return matrices.multiply(ctx, a, b)
+def multiply_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Matrices:
+    """By numbers part by part; of two matrices of low rank, where that is enough, of low rank."""
+    out = _product(ctx, a, b)
+    return of_entries(ctx, a, b, **params) if out is None else out
+
+
+def _product(ctx: Context, a: Value, b: Value) -> Matrices | None:
+    """A product of matrices, or of a matrix and a number, without their entries, where it can be
+    had and is enough."""
+    out = matrices.multiply(ctx, a, b, inner.summed(ctx))
+    both = isinstance(a, Matrices) and isinstance(b, Matrices)
+    if out is not None or not both or not inner.summed_whole(ctx):
+        return out
+    assert isinstance(a, Matrices)
+    assert isinstance(b, Matrices)
+    return inner.product(ctx, a, b)
 
 
 @RULES(p.div_p)
@@ -141,13 +166,15 @@ def _left(ctx: Context, a: Tensor, b: Tensor, quotient: Callable[..., Tensor]) -
 
 
 @divide.matrices
-def divide_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
-    if isinstance(b, Matrices):
-        ctx.fail("Division by a matrix, entry by entry.")
+def divide_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Matrices:
+    if isinstance(b, Matrices) or b.axis is not None:
+        return of_entries(ctx, a, b, **params)
     if b.dtype.kind in "iu":
         ctx.fail("Integer division of a matrix.")
     inverse = _inverse(ctx, b) if ctx.terms == 1 else _powered(ctx, b, Fraction(-1))
-    return matrices.multiply(ctx, a, inverse)
+    out = matrices.multiply(ctx, a, inverse)
+    assert out is not None
+    return out
 
 
 @RULES(p.neg_p)
@@ -199,12 +226,13 @@ def integer_power(ctx: Context, a: Tensor, y: int) -> Tensor:
 def power_of_matrices(ctx: Context, a: Matrices, **params: Any) -> Matrices:
     """Whole powers: products, entry by entry, with itself."""
     exponent = _exponent(ctx, params)
+    found: Matrices | None = a
     if exponent < 1 or exponent.denominator > 1:
-        matrices.unsupported(ctx, f"{ctx.equation.primitive.name}, entry by entry,")
-    found = a
-    for _ in range(int(exponent) - 1):
-        found = matrices.multiply(ctx, found, a)
-    return found
+        found = None
+    for left in reversed(range(int(exponent) - 1)):
+        low = functools.partial(matrices.multiply, low=inner.summed(ctx))
+        found = None if found is None else (low if left else _product)(ctx, found, a)
+    return of_entries(ctx, a, **params) if found is None else found
 
 
 @_power.several

@@ -16,6 +16,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
 from tplimit.matrices.parts import Matrix
+from tplimit.rules import inner
 from tplimit.rules.reductions import sum_of_matrices, summed
 from tplimit.rules.terms import one_term_of
 from tplimit.values.exponents import NEVER, Exponents, Size
@@ -385,7 +386,9 @@ def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> 
     (ca, cb), (ba, _) = dims
     if len(ca) == 2 and not ba and not a.items.ndim and not b.items.ndim:
         other = b if tuple(cb) == tuple(ca) else Matrices(b.items.item().T, b.axes)
-        return sum_of_matrices(ctx, matrices.multiply(ctx, a, other), a.axes)
+        product = matrices.multiply(ctx, a, other, low=True) or inner.product(ctx, a, other)
+        assert product is not None
+        return sum_of_matrices(ctx, product, a.axes)
     if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
         ctx.fail(
             "A product of two matrices over both widths, or of stacks of matrices.",

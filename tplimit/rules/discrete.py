@@ -16,7 +16,8 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Constant
 from tplimit.program.traits import is_rounding
-from tplimit.rules.terms import leading_of, linearly, unsupported, zero_with
+from tplimit.rules.entrywise import of_entries
+from tplimit.rules.terms import leading_of, linearly, zero_with
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import kept_entries
@@ -58,8 +59,8 @@ def convert_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
 
 
 @convert.matrices
-def convert_matrices(ctx: Context, a: Matrices, **_: Any) -> Matrices:
-    return unsupported(ctx, a) if is_rounding(ctx.equation) else a
+def convert_matrices(ctx: Context, a: Matrices, **params: Any) -> Matrices:
+    return of_entries(ctx, a, **params) if is_rounding(ctx.equation) else a
 
 
 def _cuts(a: Tensor, params: dict[str, Any]) -> bool:

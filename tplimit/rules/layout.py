@@ -14,7 +14,7 @@ from tplimit.matrices import matrices
 from tplimit.rules.contraction import permuted_matrices
 from tplimit.values.exponents import EXACT_ZERO, Size
 from tplimit.values.parity import EVEN
-from tplimit.values.rearranging import have_common_exponents, rearranged, with_common_exponents
+from tplimit.values.rearranging import at, have_common_exponents, rearranged, with_common_exponents
 from tplimit.values.tensors import Matrices, Tensor, Value, knowing, tensor, with_parity
 
 NO_ORDER = "The coordinates along a width are exchangeable: they have no order and no first one."
@@ -101,16 +101,22 @@ def _broadcast_to_matrix(ctx: Context, value: Tensor) -> Matrices:
     first, second = aval.width_axes
     rows, columns = aval.shape[first], aval.shape[second]
     assert isinstance(rows, Size) and isinstance(columns, Size)
-    shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
-    items = np.empty(shape, dtype=object)
-    if not value.shape:
-        whole = matrices.constant(ctx, rows, columns, value)
-        for index in np.ndindex(shape):
-            items[index] = whole
-        return Matrices(items, (first, second))
-    if value.axis is None or len(value.shape) > 1 or shape:
-        ctx.fail("This array is broadcast along two width axes.")
-    items[()] = matrices.repeated(ctx, rows, columns, value, source[value.axis] == second)
+    finite = [i for i, d in enumerate(aval.shape) if not isinstance(d, Size)]
+    items: Any = np.empty([d for d in aval.shape if not isinstance(d, Size)], dtype=object)
+    for index in np.ndindex(items.shape):
+        place = dict(zip(finite, index, strict=True))
+        # Of length one are axes along which it is repeated.
+        where: list[Any] = [
+            0 if length == 1 else place[axis]
+            for axis, length in zip(source, value.shape, strict=True)
+            if axis in place or length == 1
+        ]
+        if value.axis is None:
+            items[index] = matrices.constant(ctx, rows, columns, at(value, tuple(where)))
+            continue
+        where.insert(value.axis, slice(None))
+        vector, along = at(value, tuple(where)), source[value.axis]
+        items[index] = matrices.repeated(ctx, rows, columns, vector, along == second)
     return Matrices(items, (first, second))
 
 

@@ -17,6 +17,7 @@ from tplimit.interpreter import doubts, layers
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
+from tplimit.rules import inner
 from tplimit.rules.discrete import flips
 from tplimit.rules.terms import one_term_of
 from tplimit.values import patches
@@ -119,6 +120,11 @@ def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
 @reduce_sum.matrices
 def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: Any) -> Value:
     """Over finite axes a sum of matrices, over a width a product with the constant vector."""
+    value, total = inner.without_totals(ctx, value)
+    if total is not None:
+        rest = sum_of_matrices(ctx, value, axes)
+        assert isinstance(rest, Tensor)
+        return expansion.plus(ctx, total, rest)
     finite = tuple(i for i, axis in enumerate(value.finite_axes) if axis in axes)
     items = value.items
     if finite:
@@ -136,19 +142,9 @@ def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: A
         assert vector.axis is not None
         matrix = next(iter(items.flat))
         size = matrix.rows if along == places[1] else matrix.columns
-        return _over_width(ctx, vector, size)
+        out = inner.over_width(ctx, vector, size)
+        return out if ctx.terms == 1 else summed(ctx, [out], vector)
     return vector
-
-
-def _over_width(ctx: Context, vector: Tensor, size: Size) -> Tensor:
-    """Sum of the coordinates of a vector."""
-    if ctx.terms == 1:
-        return arithmetic.width_sum(ctx, vector, size)
-    parts = []
-    for piece in expansion.pieces(vector):
-        reduce = lambda x: arithmetic.width_sum(ctx, x, size)
-        parts += expansion.averaged(ctx, reduce, piece, piece.parity, vector.space)
-    return summed(ctx, parts, vector)
 
 
 def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:

@@ -16,7 +16,8 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.rules.comparisons import part_of
-from tplimit.rules.terms import one_term_of, root_of, unsupported, zero_with
+from tplimit.rules.entrywise import of_entries
+from tplimit.rules.terms import one_term_of, root_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponents
 from tplimit.values.parity import EVEN
@@ -57,7 +58,10 @@ def select(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
 @select.matrices
 def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
     if isinstance(which, Matrices):
-        return unsupported(ctx, which)
+        number = matrices.number_of(ctx, which)
+        if number is None:
+            return of_entries(ctx, which, *cases)
+        which = number
     chosen = which.constant
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from tplimit import arguments
-from tplimit.errors import CancellationError, LimitError, LimitWarning, WidthError
+from tplimit.errors import CancellationError, LimitError, LimitWarning, RoomError, WidthError
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
 from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
-from tplimit.training.options import Options
+from tplimit.training.options import SAMPLES_OF_PAIRS, Options
 from tplimit.training.trajectory import Records, Trajectory, width_label
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.decisions import ReplicatesDiffer
@@ -47,11 +47,15 @@ def train_limit(
     checkpoints: Checkpoints,
 ) -> Trajectory:
     """Train, and begin again where it turns out that the run has to be made in another way."""
-    first = {"terms": options.kept_terms, "together": _together(len(keys), options.coordinates)}
+    first = {
+        "terms": options.kept_terms,
+        "samples": options.particles,
+        "together": _together(len(keys), options.coordinates),
+    }
     decided = checkpoints.decided(first)
     watch = Watch(width_label(options.width), options.fluctuations)
     while True:
-        now = replace(options, terms=decided["terms"])
+        now = replace(options, terms=decided["terms"], samples=decided["samples"])
         engine = _Limit(functions, theta, now, keys, decided["together"], len(batches))
         try:
             history, state = run(engine, batches, progress, checkpoints, watch)
@@ -59,6 +63,13 @@ def train_limit(
         except ReplicatesDiffer:
             # Each has to be compiled for its own decisions.
             decided = checkpoints.begin_again(decided | {"together": 1})
+        except RoomError:
+            if options.samples is not None or decided["samples"] == SAMPLES_OF_PAIRS:
+                raise
+            fewer = {
+                "samples": SAMPLES_OF_PAIRS, "together": _together(len(keys), SAMPLES_OF_PAIRS),
+            }  # fmt: skip
+            decided = checkpoints.begin_again(decided | fewer)
         except CancellationError:
             # Leading terms vanish: the next ones decide, and say so if they do not help.
             if options.terms is not None or now.series or options.deferred:

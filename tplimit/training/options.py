@@ -26,6 +26,10 @@ def _flag(name: str) -> Callable[[Any], bool]:
     return lambda value: arguments.flag(name, value)
 
 
+#: Particles of a run, and of one with functions of all pairs of them (see ``RoomError``).
+SAMPLES, SAMPLES_OF_PAIRS = 2**14, 2**11
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of ``tplimit.train`` about sampling; checked when it is made.
@@ -39,7 +43,7 @@ class Options:
     """
 
     width: Any
-    samples: int = field(metadata=_checked(arguments.samples))
+    samples: int | None = field(metadata=_checked(_perhaps(arguments.samples)))
     replicates: int = field(metadata=_checked(arguments.replicates))
     noise: str = field(metadata=_checked(kinds.named))
     rank_tolerance: float | None = field(metadata=_checked(arguments.rank_tolerance))
@@ -70,6 +74,11 @@ class Options:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
     @property
+    def particles(self) -> int:
+        """Monte Carlo particles per width axis."""
+        return SAMPLES if self.samples is None else self.samples
+
+    @property
     def kept_terms(self) -> int:
         """Terms that are kept at first."""
         return self.terms or (2 if self.fluctuations else 1)
@@ -82,7 +91,7 @@ class Options:
     @property
     def coordinates(self) -> int:
         """Coordinates of a vector at the common width."""
-        return self.width.n if isinstance(self.width, Deferred) else self.samples
+        return self.width.n if isinstance(self.width, Deferred) else self.particles
 
     @property
     def series(self) -> bool:
@@ -101,7 +110,7 @@ class Options:
     def sample(self, theta: Any, key: jax.Array) -> Any:
         """Limit values of declared parameters, as ``tplimit.sample`` gives them."""
         return drawn(
-            theta, key, width=self.width, samples=self.samples, noise=self.noise,
+            theta, key, width=self.width, samples=self.particles, noise=self.noise,
             rank_tolerance=self.rank_tolerance, mesh=self.mesh,
             terms=self.kept_terms, init_output=self.init_output,
         )  # fmt: skip

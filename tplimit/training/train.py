@@ -29,7 +29,7 @@ def train(
     *,
     width: Any,
     key: jax.Array,
-    samples: int = 2**14,
+    samples: int | None = None,
     replicates: int = 1,
     init: Callable[[Any], Any] | None = None,
     observe: Callable[[Any], Any] | None = None,
@@ -61,7 +61,9 @@ def train(
         width: an integer, {name: integer}, `tplimit.Deferred(n)` or `tplimit.inf`.
         key: a JAX key; equal keys give equal results. Replicate r uses entry r of
             `jax.random.split(key, replicates)`.
-        samples: Monte Carlo particles per width axis, at infinite width.
+        samples: Monte Carlo particles per width axis, at infinite width. By default 2^14, or 2^11
+            where the program has functions of all pairs of them (Adam and its kin on matrices
+            between widths), of which one array takes 4 M^2 bytes.
         replicates: the number R of independent runs, from which standard errors come.
         init: from theta to the first state, for instance to add optimizer state; default: theta.
         observe: from a state to a tree of arrays, called before each step and after the last.
@@ -153,7 +155,7 @@ def train(
             return train_limit(traced, theta, batches, options, keys, progress, checkpoints)
         # The cheap side first: what cannot be run with half the samples is refused at once.
         count = options.replicates
-        half = replace(options, samples=options.samples // 2, replicates=2 * count)
+        half = replace(options, samples=options.particles // 2, replicates=2 * count)
         more = jax.random.split(jax.random.fold_in(key, count), 2 * count)
         unsaved = Checkpoints(None, {})
         cheap = train_limit(traced, theta, batches, half, more, progress, unsaved)

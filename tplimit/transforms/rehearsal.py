@@ -36,7 +36,7 @@ from tplimit.interpreter.spaces import Spaces
 from tplimit.matrices import matrices
 from tplimit.program import numerics
 from tplimit.program.tracing import Program
-from tplimit.values.fields import COMMON, map_arrays
+from tplimit.values.fields import COMMON, PAIRS, map_arrays
 from tplimit.values.tensors import Matrices, Tensor, Value
 
 #: Numbers without a limit as they are.
@@ -362,10 +362,12 @@ def _few(
         else:
             name = unseen.setdefault(id(array), len(unseen))
             array = generic(array.shape, array.dtype, name, 6)
-        if axis is not None and axis < array.ndim and array.shape[axis] > 1:
-            length = array.shape[axis] * size // bank.n
-            start = number * (array.shape[axis] - length) // (_DRAWS - 1)
-            array = np.take(array, range(start, start + length), axis)
+        widths = [axis, axis - 1] if axis is not None and role == PAIRS["role"] else [axis]
+        for place in widths:
+            if place is not None and place < array.ndim and array.shape[place] > 1:
+                length = array.shape[place] * size // bank.n
+                start = number * (array.shape[place] - length) // (_DRAWS - 1)
+                array = np.take(array, range(start, start + length), place)
         return array if number == 0 else _changed(array, number)
 
     def without_structure(label: int, store: Store) -> Store:

@@ -18,6 +18,8 @@ import jax
 ENTRIES = {"role": "entries"}
 #: Arrays whose last axis is a width: coordinates ``(M,)``, or rows of them ``(k, M)``.
 ALONG = {"role": "along"}
+#: Arrays whose last two axes are widths: entries of a matrix ``(M_rows, M_columns)``.
+PAIRS = {"role": "pairs"}
 #: Arrays without a width.
 FINITE = {"role": "finite"}
 #: Arrays without a width that all replicates share.
@@ -61,7 +63,8 @@ def map_arrays(
 ) -> Any:
     """``function(array, axis, role)`` for every array in a tree of values.
 
-    ``axis`` is the position of the width axis, -1 for the last one, None where there is none.
+    ``axis`` is the position of the width axis, -1 for the last one, None where there is none. Of
+    pairs it is that of the columns; the rows are before them.
     """
 
     def node(value: Any) -> Any:
@@ -69,7 +72,7 @@ def map_arrays(
             return function(value, None, FINITE["role"])
         roles = {f.name: role(value, f) for f in fields(value)}
         own = next((getattr(value, name) for name in roles if roles[name] == "axis"), axis)
-        places = {"entries": own, "along": -1, "finite": None, "common": None}
+        places = {"entries": own, "along": -1, "pairs": -1, "finite": None, "common": None}
         found = {}
         for name, kind in roles.items():
             content = getattr(value, name)

@@ -1,0 +1,166 @@
+"""Inner products and norms of matrices, in every spelling, beside networks and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tplimit as tp
+
+n = tp.Width("n")
+DECLARED = {
+    "U": tp.normal((3, n)),
+    "W": tp.normal((n, n), std=n**-0.5),
+    "V": tp.normal((n, n), std=2 * n**-0.5),
+    "v": tp.normal((n,)),
+}
+X = jnp.asarray([[1.0, -0.5, 0.3], [0.4, 1.2, -1.0]])
+
+
+def size(t):
+    return t["v"].shape[0]
+
+
+def loss(t):
+    h = jnp.tanh(jnp.tanh(X @ t["U"]) @ t["W"] + 0.1 * X @ t["U"])
+    return jnp.mean((h @ t["v"] / size(t) - jnp.array([1.0, -1.0])) ** 2)
+
+
+def gradient(t):
+    return jax.grad(loss)(t)
+
+
+def updated(t):
+    return {**t, "W": t["W"] - 0.5 * gradient(t)["W"]}
+
+
+def by_entries(t):
+    """A step that is a function of pairs."""
+    return {**t, "W": t["W"] - 0.1 * jnp.tanh(size(t) * gradient(t)["W"]) / size(t)}
+
+
+SPELLINGS = {
+    "sum of a product": lambda g: jnp.sum(g * g),
+    "power": lambda g: jnp.sum(g**2),
+    "square": lambda g: jnp.sum(jnp.square(g)),
+    "einsum": lambda g: jnp.einsum("ij,ij->", g, g),
+    "trace": lambda g: jnp.einsum("ij,ij->", g.T, g.T),
+    "tensordot": lambda g: jnp.tensordot(g, g, 2),
+    "norm": lambda g: jnp.linalg.norm(g) ** 2,
+    "optax": lambda g: optax.global_norm({"W": g}) ** 2,
+    "over one and the other": lambda g: jnp.sum(jnp.sum(g * g, 0)),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_spellings_of_a_norm(terms):
+    """Of a gradient, of low rank."""
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, terms=terms)
+    found = [tp.limit(lambda t, s=s: s(gradient(t)["W"]))(theta) for s in SPELLINGS.values()]
+    np.testing.assert_allclose(found, found[0] * np.ones(len(found)), rtol=1e-3)
+    networks = [
+        SPELLINGS["norm"](gradient(tp.sample(DECLARED, jax.random.key(k), width=512))["W"])
+        for k in range(12)
+    ]
+    error = np.std(networks) / 12**0.5
+    # Sampling errors of the limit are below a tenth of those of 12 networks of this width.
+    assert abs(np.mean(networks) - found[0]) < 4.5 * error
+
+
+@pytest.mark.parametrize("name", [name for name in SPELLINGS if name != "over one and the other"])
+def test_norm_of_a_gaussian_matrix(name):
+    """``sum W_ab^2 = n`` for a variance of ``1 / n``, before and after training steps."""
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
+    for step in (lambda t: t, updated, by_entries):
+        norm = tp.limit(lambda t, step=step: SPELLINGS[name](step(t)["W"]) / size(t))(theta)
+        assert norm == pytest.approx(1, rel=1e-5)
+
+
+INNER = {
+    "two matrices": (lambda t: jnp.sum(t["W"] * t["V"]) / size(t), 0.0),
+    "transposed": (lambda t: jnp.sum(t["W"] * t["W"].T) / size(t), 0.0),
+    "scaled": (lambda t: jnp.sum((3 * t["W"]) * t["W"]) / size(t), 3.0),
+    "of sums": (lambda t: jnp.sum((t["W"] + t["V"]) ** 2) / size(t), 5.0),
+    "difference": (lambda t: jnp.sum((t["W"] - t["V"]) * t["W"]) / size(t), 1.0),
+    "beside an update": (lambda t: jnp.sum(updated(t)["W"] * t["W"]) / size(t), 1.0),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", INNER)
+def test_inner_products_of_gaussian_matrices(name, terms):
+    function, exact = INNER[name]
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256, terms=terms)
+    assert tp.limit(function)(theta) == pytest.approx(exact, abs=1e-5)
+
+
+def test_standard_deviation():
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
+    assert tp.limit(lambda t: size(t) ** 0.5 * jnp.std(t["V"]))(theta) == pytest.approx(2, rel=1e-5)
+
+
+MOVED = {
+    "update": lambda t: jnp.sum((updated(t)["W"] - t["W"]) ** 2),
+    "two updates": lambda t: jnp.sum((updated(updated(t))["W"] - t["W"]) ** 2),
+    "update and gradient": lambda t: jnp.sum(
+        (updated(t)["W"] - t["W"]) * gradient(updated(t))["W"]
+    ),
+    "of pairs": lambda t: 10 * jnp.sum((by_entries(t)["W"] - t["W"]) ** 2),
+    "of pairs and gradient": lambda t: jnp.sum((by_entries(t)["W"] - t["W"]) * gradient(t)["W"]),
+    "two steps of pairs": lambda t: 10
+    * jnp.sum((by_entries(by_entries(t))["W"] - t["W"]) ** 2),
+    "rows": lambda t: jnp.mean(jnp.tanh(size(t) * jnp.sum(gradient(t)["W"] ** 2, axis=1))),
+    "columns of pairs": lambda t: jnp.mean(
+        jnp.tanh(size(t) * jnp.sum((by_entries(t)["W"] - t["W"]) ** 2, axis=0))
+    ),
+    "clipped": lambda t: loss(
+        {**t, "W": t["W"] - optax.clip_by_global_norm(0.05).update(
+            {"W": gradient(t)["W"]}, optax.EmptyState())[0]["W"]}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", MOVED)
+def test_beside_networks(name, terms):
+    """16 networks, 4 keys of the limit; a false alarm in 10^4 for each."""
+    function = MOVED[name]
+    limits = [
+        tp.limit(function)(
+            tp.sample(DECLARED, jax.random.key(k), width=tp.inf, samples=1024, terms=terms)
+        )
+        for k in range(4)
+    ]
+    compiled = jax.jit(function)
+    networks = [compiled(tp.sample(DECLARED, jax.random.key(k), width=512)) for k in range(16)]
+    error = np.hypot(np.std(networks) / 4, np.std(limits) / 2)
+    assert abs(np.mean(networks) - np.mean(limits)) < 4 * error + 4e-3 * np.abs(np.mean(limits))
+
+
+def test_weight_decay_in_the_loss():
+    """A penalty ``c |W|^2 / n``: its value, and a gradient ``2 c W / n``."""
+
+    def penalised(t):
+        return loss(t) + 0.1 * jnp.sum(t["W"] ** 2) / size(t)
+
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024)
+    plain, value = tp.limit(lambda t: (loss(t), penalised(t)))(theta)
+    assert value - plain == pytest.approx(0.1, rel=1e-4)
+
+    def shrinking(t):
+        added = jax.grad(penalised)(t)["W"] - gradient(t)["W"]
+        return jnp.sum(added * t["W"])
+
+    assert tp.limit(shrinking)(theta) == pytest.approx(0.2, rel=1e-4)
+
+
+def test_norm_of_a_deferred_matrix_is_refused():
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.Deferred(64))
+
+    def program(t):
+        return jnp.sum(t["W"] ** 2)  # here
+
+    with pytest.raises(tp.UnsupportedOperationError, match="finite width") as caught:
+        tp.limit(program)(theta)
+    assert f"{__file__}:{program.__code__.co_firstlineno + 1}" in str(caught.value)

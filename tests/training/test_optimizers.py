@@ -1,0 +1,125 @@
+"""Adaptive optimizers of optax, unmodified, on matrices between widths: networks beside the limit.
+
+Rates are those of muP for updates that do not shrink with the gradients (Tensor Programs IVb):
+order one for vectors, ``1 / n`` for matrices; ``eps`` is scaled as the gradients are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tplimit as tp
+
+n = tp.Width("n")
+X = jax.random.normal(jax.random.key(7), (4, 3))
+Y = jnp.sin(2 * X[:, 0])
+STEPS = 4
+
+
+def declared(hidden):
+    theta = {"U": tp.normal((3, n)), "v": tp.normal((n,))}
+    return theta | {f"W{l}": tp.normal((n, n), std=n**-0.5) for l in range(hidden - 1)}
+
+
+def predict(theta):
+    h = jnp.tanh(X @ theta["U"])
+    for l in range(len(theta) - 2):
+        h = jnp.tanh(h @ theta[f"W{l}"])
+    return h @ theta["v"] / theta["v"].shape[0]
+
+
+#: Of rate and size of the gradients.
+OPTIMIZERS = {
+    "adam": lambda rate, g: optax.adam(rate, eps=1e-3 * g),
+    "adamw": lambda rate, g: optax.adamw(rate, eps=1e-3 * g, weight_decay=0.3),
+    "nadam": lambda rate, g: optax.nadam(rate, eps=1e-3 * g),
+    "amsgrad": lambda rate, g: optax.amsgrad(rate, eps=1e-3 * g),
+    "adamax": lambda rate, g: optax.adamax(rate, eps=1e-3 * g),
+    "adabelief": lambda rate, g: optax.adabelief(rate, eps=1e-3 * g, eps_root=0.0),
+    "adan": lambda rate, g: optax.adan(rate, eps=1e-3 * g, eps_root=0.0),
+    "rmsprop": lambda rate, g: optax.rmsprop(rate, eps=1e-4 * g**2, initial_scale=0.0),
+    "adagrad": lambda rate, g: optax.adagrad(
+        rate, initial_accumulator_value=1e-2 * g**2, eps=1e-4 * g**2
+    ),
+    "lion": lambda rate, g: optax.lion(rate),
+    "sign_sgd": lambda rate, g: optax.sign_sgd(rate),
+    "clipped": lambda rate, g: optax.chain(
+        optax.clip(0.3 * g), optax.sgd(2 * rate / g, momentum=0.5)
+    ),
+    "clipped by norm": lambda rate, g: optax.chain(
+        optax.clip_by_global_norm(0.1), optax.adam(rate, eps=1e-3 * g)
+    ),
+}
+
+
+def run(name, hidden, width, replicates, **options):
+    def optimizer(theta):
+        size = theta["v"].shape[0]
+        make = OPTIMIZERS[name]
+        kinds = {"matrix": make(0.1 / size, 1 / size), "vector": make(0.1, 1 / size)}
+        return optax.partition(
+            kinds, {key: "matrix" if key[0] == "W" else "vector" for key in theta}
+        )
+
+    def step(state, batch):
+        theta, inner = state
+        loss, gradient = jax.value_and_grad(lambda t: jnp.mean((predict(t) - Y) ** 2))(theta)
+        updates, inner = optimizer(theta).update(gradient, inner, theta)
+        return (optax.apply_updates(theta, updates), inner), loss
+
+    return tp.train(
+        step,
+        declared(hidden),
+        jnp.zeros(STEPS),
+        init=lambda theta: (theta, optimizer(theta).init(theta)),
+        observe=lambda state: predict(state[0]),
+        width=width,
+        key=jax.random.key(0),
+        replicates=replicates,
+        progress=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_beside_networks(name, hidden):
+    """Distance of single networks like ``n^(-1/2)``; their mean within the errors, at a level of
+    10^-4 for the 16 numbers of the last steps together."""
+    limit = run(name, hidden, tp.inf, 4, samples=2048)
+    distances = []
+    for width in (128, 512, 2048):
+        networks = run(name, hidden, width, 8)
+        records = networks.replicates.observations - limit.observations
+        distances.append(np.sqrt(np.mean(records[:, 1:] ** 2)))
+    slope = np.polyfit(np.log([128, 512, 2048]), np.log(distances), 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.2)
+    moved = np.sqrt(np.mean((limit.observations[-1] - limit.observations[0]) ** 2))
+    assert moved > 0.1 and distances[-1] < 0.1 * moved
+    last = networks.observations[1:] - limit.observations[1:]
+    error = np.hypot(networks.stderr.observations[1:], limit.stderr.observations[1:])
+    # Student's t of 7 degrees of freedom, and a bias of order 1/n.
+    assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
+
+
+def test_fewer_samples_by_default():
+    """2^14 particles have 2^28 pairs: a run that is not told how many takes 2^11."""
+    limit = run("adam", 2, tp.inf, 1)
+    few = run("adam", 2, tp.inf, 1, samples=2**11)
+    np.testing.assert_array_equal(limit.observations, few.observations)
+
+
+def test_no_room():
+    with pytest.raises(tp.RoomError, match="pairs of particles") as caught:
+        run("adam", 2, tp.inf, 1, samples=2**18)
+    assert "samples=2048" in str(caught.value)
+
+
+def test_resumed(tmp_path):
+    """Functions of pairs are saved and read."""
+    whole = run("adam", 2, tp.inf, 1, samples=256)
+    checkpoint = tp.Checkpoint(tmp_path / "run", every=2)
+    saved = run("adam", 2, tp.inf, 1, samples=256, checkpoint=checkpoint)
+    np.testing.assert_array_equal(saved.observations, whole.observations)

@@ -1,0 +1,155 @@
+"""Functions of pairs of coordinates: what an entrywise function of matrices of low rank is.
+
+The entries of ``psi(sum_k r_k (x) c_k)`` are ``U[a, b] = psi(x_a; y_b)``, with ``x`` the vectors on
+its rows and ``y`` those on its columns. On a vector it acts as an average over the particles of its
+columns, ``(U z)_a = n^(e + 1) E_b[psi(x_a; y_b) z_b]``, without a new Gaussian part and without a
+correction, since no entry depends on much of the matrix that it came from.
+
+Source: G. Yang and E. Littwin, *Tensor Programs IVb*, arXiv 2308.01814.
+"""
+
+import functools
+import operator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.algebra import arithmetic
+from tplimit.gaussian import noise
+from tplimit.gaussian.sampling import error_of_inner
+from tplimit.interpreter.context import Context
+from tplimit.matrices.memory import require_room
+from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
+from tplimit.values.exponents import NEVER, Exponent, Exponents
+from tplimit.values.fields import FINITE, PAIRS, STATIC
+from tplimit.values.parity import UNKNOWN
+from tplimit.values.tensors import Tensor, Term, tensor
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pairs(Part):
+    """``n^exponent psi(x_a; y_b)``, an array ``(M_rows, M_columns)``: ``4 M^2`` bytes.
+
+    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros.
+    Where rows and columns belong to one width, the diagonal counts as a share ``1 / M`` of the
+    entries, not ``1 / n``.
+    """
+
+    entries: Any = field(metadata=PAIRS)
+    exponent: Exponent = field(metadata=STATIC)
+    share: Any = field(default=None, metadata=FINITE)
+    order: int = field(default=1, metadata=STATIC)
+
+    @property
+    def T(self) -> "Pairs":
+        return replace(self, entries=self.entries.T)
+
+    @property
+    def level(self) -> Exponent:
+        return self.exponent
+
+    @property
+    def key(self) -> Exponent:
+        return self.exponent
+
+    def plus(self, ctx: Context, other: "Pairs") -> "Pairs":
+        if self.level == NEVER:
+            return other
+        total = self.entries + other.entries
+        errors = [None if p.share is None else p.share * _size(p.entries) for p in (self, other)]
+        error = arithmetic.combined_stderr(*errors)
+        share, order = bounded_share(error, _size(total)), min(self.order, other.order)
+        return replace(self, entries=total, share=share, order=order)
+
+    def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
+        entries, level = self.entries * factor.coefficient, self.exponent + factor.exponents.value
+        own = bounded_share(factor.stderr, jnp.abs(jnp.asarray(factor.coefficient)))
+        share = arithmetic.combined_stderr(self.share, own)
+        out = replace(self, entries=entries, exponent=level, share=share)
+        return out, self.exponent + factor.remainder.max()
+
+    def image(self, ctx: Context, rows: Rows) -> Image:
+        factor, gain = arithmetic.width_factor(ctx, rows.size)
+        image, change = factor * noise.inner(rows.block, self.entries), None
+        stderr = None if ctx.exact else abs(factor) * error_of_inner(rows.block, self.entries)
+        if self.share is not None:
+            stderr = arithmetic.combined_stderr(stderr, self.share * jnp.abs(image))
+        if ctx.terms > 1 and rows.space is not None:
+            weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
+            change = factor * noise.inner(rows.block * weights, self.entries) * ctx.root_n
+        one = tensor(np.ones((), rows.block.dtype))
+        unknown = [UNKNOWN] * len(rows.parities)
+        return Image(image, change, one, self.exponent + gain, unknown, stderr=stderr)
+
+    def entries_of(self, ctx: Context) -> Any:
+        return self.entries
+
+
+def _size(entries: Any) -> Any:
+    """Root mean square of the entries."""
+    return jnp.sqrt(jnp.mean(jnp.square(entries)))
+
+
+# --- matrices as arrays of their entries
+
+
+def known(matrix: Matrix) -> bool:
+    """Whether all entries are functions of pairs: no Gaussian part is among them."""
+    return all(type(part).entries_of is not Part.entries_of for part in matrix.parts)
+
+
+def has_pairs(matrix: Matrix) -> bool:
+    """Whether a part is a function of pairs of no low rank."""
+    return any(isinstance(part, Pairs) for part in matrix.parts)
+
+
+def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
+    """The entries at all pairs of particles, as a vector ``(M_rows M_columns,)``.
+
+    Its terms are the parts by their orders.
+
+    Returns besides: its sampling error relative to its size, that of all entries together; None if
+    it has none.
+    """
+    require_room(ctx, matrix)
+    levels = sorted({part.level for part in matrix.parts} - {NEVER}, reverse=True)
+    remainder = max(
+        [matrix.remainder, *(block.bound for block in matrix.blocks)]
+        + [part.unknown for part in matrix.parts]
+        + levels[ctx.terms :]
+    )
+    shape = (ctx.size(matrix.rows) * ctx.size(matrix.columns),)
+    terms, share = [], None
+    for level in levels[: ctx.terms]:
+        parts = [part for part in matrix.parts if part.level == level]
+        arrays = [part.entries_of(ctx) for part in parts]
+        total = functools.reduce(operator.add, arrays).reshape(-1)
+        order = min(part.order for part in parts)
+        terms.append(Term(total, Exponents(level), parity=replace(UNKNOWN, order=order)))
+        if level == levels[0]:
+            sizes = [(part.share, array) for part, array in zip(parts, arrays, strict=True)]
+            errors = [None if own is None else own * _size(array) for own, array in sizes]
+            share = bounded_share(arithmetic.combined_stderr(*errors), _size(total))
+    if not terms:
+        zeros = np.broadcast_to(np.zeros((), jnp.result_type(float)), shape)
+        terms = [Term(zeros, Exponents(NEVER))]
+    return Tensor(tuple(terms), Exponents(remainder), 0, None), share
+
+
+def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Matrix:
+    """A matrix with the rows and columns of another one, from its entries."""
+    # A row is an average over pairs, of which a few may be unknown.
+    unknown = [entries.remainder.max(), *(patch.average for patch in entries.patches)]
+    shape = (ctx.size(like.rows), ctx.size(like.columns))
+    parts = []
+    for term in entries.terms:
+        level = term.exponents.value
+        if level != NEVER:
+            # Of a vector along its width there is one exponent.
+            array = jnp.asarray(term.coefficient).reshape(shape)
+            parts.append(Pairs(array, level, share, max(1, term.parity.order)))
+    return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())
