@@ -51,6 +51,17 @@ ARRAYS: dict[str, Program] = {
     "an exponential of what need not grow": _of_arrays(
         "jnp.minimum({0}, 0.3 * x)", "jnp.exp(-jnp.abs({0}))", first=_GROWING
     ),
+    "the sign of a small logarithm": _of_arrays(
+        "jnp.log(1 + {0}**2)", "jnp.sign({0})", first=Step("t0", "x * n**-0.5")
+    ),
+    "a choice by a small logarithm": _of_arrays(
+        "jnp.log(1 + {0}**2)",
+        "jnp.where({0} > x * n**-0.5, {0}, x * n**-0.5)",
+        first=Step("t0", "y / n"),
+    ),
+    "a root of a small difference": _of_arrays(
+        "1 - jnp.cos({0})", "jnp.cbrt({0})", first=Step("t0", "y / n")
+    ),
     "ties of some entries": _of_arrays(
         "jnp.where({0} > y, {0}, y)", first=Step("t0", "jnp.stack([x[0] * n, y[1], 0.9 / n])")
     ),

@@ -45,9 +45,9 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
 
 
 def sign_known(ctx: Context, value: Tensor, what: str) -> None:
-    """The sign of the leading coefficient alone decides: vectors have no zeros but exact ones."""
+    """The sign of the leading coefficient alone decides: there are no zeros but exact ones."""
     decides(ctx, value, what)
-    if value.axis is not None and not value.exact:
+    if not value.exact:
         zero = value.coefficient == 0
         if value.zeros is not None:
             zero = zero & ~value.zeros

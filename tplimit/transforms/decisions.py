@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.errors import LimitError
+from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.width_free import is_plain
 from tplimit.program.tracing import Program, Slot
 from tplimit.values.tensors import Tensor, Value
+
+#: Terms of the expansion in the width: more where fewer do not decide.
+_TERMS = (1, 2, 4)
 
 
 class ReplicatesDiffer(Exception):
@@ -66,13 +70,18 @@ class Decisions:
         ordered = tuple(sorted(inputs, key=lambda s: s.index))
         part = Program(ordered, (slot,), tuple(equations), (), ())
         arguments = [self._argument(s) for s in ordered]
-        try:
-            with jax.ensure_compile_time_eval():  # a plan may be in the making
-                (out,) = evaluate(Context(None, decide=self), part, arguments)
-        except LimitError:
-            return None
-        assert isinstance(out, Tensor)
-        return np.asarray(out.coefficient)
+        with jax.ensure_compile_time_eval():  # a plan may be in the making
+            for terms in _TERMS:
+                context = Context(Bank(terms=terms), decide=self)
+                try:
+                    (out,) = evaluate(context, part, arguments)
+                except LimitError:
+                    continue
+                wrong = [check for check in context.checks if not np.all(check.ok)]
+                if not any(isinstance(check.error, LimitError) for check in wrong):
+                    assert isinstance(out, Tensor)
+                    return np.asarray(out.coefficient)
+        return None
 
     def _argument(self, slot: Slot) -> Value:
         value = self.values[slot]

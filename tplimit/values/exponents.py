@@ -4,6 +4,7 @@ Every width is ``ratio * n`` for one common ``n`` that goes to infinity. An *exp
 rational; a *size* is the length of an axis that grows with n.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -157,7 +158,8 @@ class Exponents:
         return self.map(lambda a, b: a + b, as_exponents(other))
 
     def maximum(self, *others: "Exponents | Exponent") -> "Exponents":
-        return self.map(max, *(as_exponents(other) for other in others)) if others else self
+        larger = lambda a, b: a.map(max, b)
+        return functools.reduce(larger, map(as_exponents, others), self)
 
     def times(self, power: Fraction) -> "Exponents":
         """Exponents of the ``power``-th power of the values."""
