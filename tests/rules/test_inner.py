@@ -95,6 +95,16 @@ def test_inner_products_of_gaussian_matrices(name, terms):
     assert tp.limit(function)(theta) == pytest.approx(exact, abs=1e-5)
 
 
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("step", [updated, by_entries])
+def test_what_cancels_is_zero(step, terms):
+    """A step less itself, from the gradient to the weights; not a small number of known order."""
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256, terms=terms)
+    found = tp.leading(lambda t: jnp.sum((step(t)["W"] - step(t)["W"]) ** 2))(theta)
+    assert found.coefficient == 0
+    assert found.exponent == -np.inf
+
+
 def test_standard_deviation():
     theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
     assert tp.limit(lambda t: size(t) ** 0.5 * jnp.std(t["V"]))(theta) == pytest.approx(2, rel=1e-5)
