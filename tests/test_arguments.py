@@ -84,7 +84,7 @@ BAD: list[Any] = []
 
 # Numbers of things: never rounded, never a truth value.
 for name, calls in {
-    "samples": (sample, train, compare, classify, nngp),
+    "samples": (sample, classify, nngp),
     "replicates": (train, compare, nngp),
     "seeds": (compare,),
     "steps": (classify,),
@@ -128,6 +128,9 @@ BAD += everywhere(
     "3.5 .* no whole number", tp.WidthError, {"theta": half, "widths": [8, 7]}, compare
 )
 BAD += everywhere("3.5 .* no whole number", tp.WidthError, {"theta": half, "width": 7}, train)
+
+for value in (1024.0, "a", True, NAN, np.ones(2)):
+    BAD += everywhere("samples=.* is no integer", TypeError, {"samples": value}, train, compare)
 
 # Options by name, flags, functions.
 for name, wanted, calls in (

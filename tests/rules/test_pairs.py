@@ -79,16 +79,30 @@ def test_beside_networks(program):
     assert np.all(np.abs(np.mean(networks, axis=0) - found) <= 4 * error + 0.01)
 
 
+ENTRYWISE = {
+    "absolute value": (lambda t: jnp.mean(jnp.abs(pairs(t))), (10 / np.pi) ** 0.5),
+    "root": (lambda t: jnp.mean(jnp.sqrt(pairs(t) ** 2)), (10 / np.pi) ** 0.5),
+    "cosine": (lambda t: jnp.mean(jnp.cos(pairs(t))), np.exp(-2.5)),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_entrywise_functions_in_closed_form(name, terms):
+    """Of ``v_a - 2 w_b``, a Gaussian of variance 5."""
+    program, exact = ENTRYWISE[name]
+    t = tp.sample(DECLARED, jax.random.key(3), width=tp.inf, samples=2**10, terms=terms)
+    assert tp.limit(program)(t) == pytest.approx(exact, rel=1e-2)
+
+
 REFUSED = {
-    "absolute value": lambda t: jnp.mean(jnp.abs(pairs(t))),
     "maximum": lambda t: jnp.mean(jnp.maximum(t["v"][:, None], t["w"][None, :])),
-    "root": lambda t: jnp.mean(jnp.sqrt(pairs(t) ** 2)),
     "comparison": lambda t: jnp.mean((t["v"][:, None] > t["w"][None, :]) * 1.0),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_functions_of_pairs_are_named(name):
+def test_other_functions_of_two_vectors_are_named(name):
     t = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
     error = error_of(tp.UnsupportedOperationError, tp.limit(REFUSED[name]), t)
     assert "test_pairs.py" in str(error)

@@ -273,8 +273,8 @@ def comparison_of_a_matrix(t: Theta) -> Any:
 
 
 @bad(tp.UnsupportedOperationError)
-def square_of_a_matrix(t: Theta) -> Any:
-    return jnp.sum(t["W"] ** 2)  # here
+def function_of_a_matrix(t: Theta) -> Any:
+    return jnp.sum(jnp.tanh(t["W"]))  # here
 
 
 @bad(tp.UnsupportedOperationError)

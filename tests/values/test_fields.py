@@ -102,8 +102,10 @@ def content(field, hint, counter):
         if hint is Parity:
             return built(Parity, counter)
         return frozenset({next(counter), next(counter)}) if kind is frozenset else next(counter)
-    shape = {"entries": (2, 8), "along": (3, 8), "finite": (3, 3), "common": (3, 3)}[role]
-    return jnp.full(shape, float(next(counter)))
+    shapes = {
+        "entries": (2, 8), "along": (3, 8), "pairs": (4, 8), "finite": (3, 3), "common": (3, 3)
+    }  # fmt: skip
+    return jnp.full(shapes[role], float(next(counter)))
 
 
 def static(field, hint):
@@ -165,7 +167,7 @@ def test_every_field_says_what_it_is(cls, field):
         assert role == "spaces"
     elif kinds & set(CLASSES):
         assert role == "nested"
-    arrays = {"entries", "along", "finite", "common"}
+    arrays = {"entries", "along", "pairs", "finite", "common"}
     assert (role in arrays) == (hint is typing.Any or "Array" in str(hint))
 
 
