@@ -282,7 +282,8 @@ def test_choices_that_hang_on_choices(program, exact):
 
 def step_of_lion(theta: Any) -> Any:
     optimizer = optax.lion(0.1)
-    gradient = jax.grad(lambda t: jnp.tanh(t["W"] @ t["v"]) @ t["v"] / len(t["v"]))(theta)
+    # A penalty in the loss goes through the signs.
+    gradient = jax.grad(lambda t: jnp.tanh(t["W"] @ t["v"]) @ t["v"] + jnp.sum(t["W"] ** 2))(theta)
     updates, _ = optimizer.update(gradient, optimizer.init(theta), theta)  # here
     return jnp.mean((optax.apply_updates(theta, updates)["W"] @ theta["v"]) ** 2)
 
