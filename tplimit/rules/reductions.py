@@ -143,7 +143,7 @@ def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: A
         matrix = next(iter(items.flat))
         size = matrix.rows if along == places[1] else matrix.columns
         out = inner.over_width(ctx, vector, size)
-        return out if ctx.terms == 1 else summed(ctx, [out], vector)
+        return out if ctx.terms == 1 else summed(ctx, expansion.pieces(out), vector)
     return vector
 
 
