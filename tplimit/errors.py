@@ -88,7 +88,7 @@ class UnsupportedOperationError(LimitError):
 
 
 class RoomError(LimitError):
-    """Functions of all pairs of particles do not fit into the memory: fewer samples do."""
+    """Functions of all pairs of so many particles are too large: take fewer samples."""
 
 
 class ActivationError(LimitError, ValueError):

@@ -165,11 +165,15 @@ def test_weight_decay_in_the_loss():
     assert tp.limit(shrinking)(theta) == pytest.approx(0.2, rel=1e-4)
 
 
-def test_norm_of_a_deferred_matrix_is_refused():
+@pytest.mark.parametrize(
+    "other", [lambda w: w, lambda w: jnp.tanh(jnp.outer(w @ w.sum(0), w.sum(1)))]
+)
+def test_norm_of_a_deferred_matrix_is_refused(other):
+    """And its inner product with a function of what it has been applied to."""
     theta = tp.sample(DECLARED, jax.random.key(0), width=tp.Deferred(64))
 
     def program(t):
-        return jnp.sum(t["W"] ** 2)  # here
+        return jnp.sum(t["W"] * other(t["W"]))  # here
 
     with pytest.raises(tp.UnsupportedOperationError, match="finite width") as caught:
         tp.limit(program)(theta)

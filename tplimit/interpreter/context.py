@@ -129,7 +129,7 @@ class Context:
         sign than the operands of the current equation, or their difference, have without it."""
         assert self.at is not None
         order = zeros.order(self.at.operands)
-        if gap >= 0:
+        if gap >= SLOWLY:
             return gap
         return min(gap / order, SLOWLY) if order < zeros.UNKNOWN_ORDER else SLOWLY
 

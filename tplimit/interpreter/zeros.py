@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,29 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.program.tracing import Equation
-from tplimit.program.traits import Control, Kind, Linear, Power, Product, Quotient, Smooth
+from tplimit.program.traits import (
+    Control,
+    Kind,
+    Linear,
+    Logarithm,
+    Power,
+    Product,
+    Quotient,
+    Smooth,
+)
 from tplimit.values.exponents import Exponent
 from tplimit.values.tensors import Tensor, Term, Value, knowing
 
-#: An order from which on it is not known: a share of the coordinates that vanishes, no more.
+#: An order from which on it is not known: a share of the coordinates that vanishes, no more, or
+#: none at all where some are exactly zero.
 UNKNOWN_ORDER = 8
 
-#: Functions with values apart from each other, 0 or not.
+#: Functions with values apart from each other, and choices, which may be of a number.
 _STEPS = (p.sign_p, p.floor_p, p.ceil_p, p.round_p)
+_CHOICES = (p.max_p, p.min_p, p.clamp_p, p.select_n_p)
+
+#: Products of entries along finite axes.
+_PRODUCTS = (p.reduce_prod_p, p.cumprod_p)
 
 #: Whether a function rises or falls everywhere is looked at in this range.
 _RANGE = np.linspace(-8, 8, 129)
@@ -64,25 +79,47 @@ def _vectors(values: Iterable[Value]) -> list[Tensor]:
 
 def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term) -> int:
     """The order of a term of the result."""
-    if equation.primitive in _STEPS:
-        return 0
+    if _has_atoms(equation, operands) or equation.primitive in _PRODUCTS:
+        return UNKNOWN_ORDER
     if isinstance(kind, Product):
         pairs = itertools.product(*(operand.terms for operand in operands))
         return min((sum(_orders(pair)) for pair in pairs if _meet(out, pair)), default=0)
-    if isinstance(kind, Quotient):
+    if isinstance(kind, Quotient) and not operands[0].finite:
         operands = operands[:1]
     terms = [term for vector in _vectors(operands) for term in vector.terms]
     if isinstance(kind, Linear) and not kind.moves:
         return _of_sum([term for term in terms if _meet(out, [term])] or terms)
     most = max(_orders(terms), default=0)
+    if isinstance(kind, Power) or equation.primitive is p.pow_p:
+        power = _power(equation, kind, operands)
+        if power is None:
+            return UNKNOWN_ORDER
+        # Far from 0, where 1 / x has simple zeros if any, with a number added.
+        return math.ceil(most * power) if power > 0 else min(most, 1)
+    if isinstance(kind, Quotient) and operands[0].finite:
+        return min(most, 1)
+    folds = isinstance(kind, Smooth) and not _monotone(kind)
+    known = (Linear, Quotient, Smooth, Logarithm)
+    return most if type(kind) is Kind or (isinstance(kind, known) and not folds) else 2 * most
+
+
+def _power(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> Any:
+    """The exponent of a power, None where it is no constant."""
     if isinstance(kind, Power):
-        power = equation.params["y"] if kind.exponent is None else kind.exponent
-        return math.ceil(most * power) if power > 0 else 0
-    if isinstance(kind, Smooth) and not _monotone(kind):
-        return 2 * most
-    if isinstance(kind, Smooth) and kind.positive and most <= 1:
-        return 0
-    return most
+        return equation.params["y"] if kind.exponent is None else kind.exponent
+    constant = operands[1].constant
+    return None if constant is None else float(np.max(constant))
+
+
+def _has_atoms(equation: Equation, operands: Sequence[Tensor]) -> bool:
+    """Whether a share of the coordinates may be exactly zero, or one number."""
+    if equation.primitive in _STEPS:
+        return True
+    vectors = _vectors(operands)
+    if equation.primitive in _CHOICES:
+        floats = [operand for operand in operands if operand.dtype.kind == "f"]
+        return len(vectors) < len(floats) or any(not _of_sum(v.terms) for v in vectors)
+    return not vectors and any(not operand.finite for operand in operands)  # of a mask
 
 
 def _orders(terms: Iterable[Term]) -> list[int]:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_inner
+from tplimit.interpreter import zeros
 from tplimit.interpreter.context import Context
 from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
 from tplimit.matrices.projected_update import ProjectedUpdate
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Parity
-from tplimit.values.tensors import Tensor
+from tplimit.values.tensors import Tensor, with_stderr
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,8 @@ class LowRank(Part):
     row_mask: Any = field(default=None, metadata=ALONG)
     column_mask: Any = field(default=None, metadata=ALONG)
     constant: bool = field(default=False, metadata=STATIC)
+
+    of_pairs = True
 
     @property
     def T(self) -> "LowRank":
@@ -74,8 +77,7 @@ class LowRank(Part):
         # Of products errors are bounded factor by factor, as those of vectors are.
         error = arithmetic.combined_stderr(self.share, other.share)
         error = None if error is None else error * jnp.abs(jnp.asarray(scale.coefficient))
-        scale = replace(scale, terms=(replace(scale.terms[0], stderr=error),))
-        return LowRank(rows, columns, scale)
+        return LowRank(rows, columns, with_stderr(scale, error))
 
     @property
     def share(self) -> Any:
@@ -83,8 +85,9 @@ class LowRank(Part):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        orders = self.row_parity.order, self.column_parity.order
-        return max(1, *orders) if len(self.rows) == 1 else 1
+        # Several rows smear zeros out, but for units that are dead in all.
+        order = max(1, self.row_parity.order, self.column_parity.order)
+        return order if len(self.rows) == 1 or order >= zeros.UNKNOWN_ORDER else 1
 
     def entries_of(self, ctx: Context) -> Any:
         return (self.rows.T * self.scale.coefficient) @ self.columns

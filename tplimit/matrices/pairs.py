@@ -23,7 +23,7 @@ from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.matrices.memory import require_room
-from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
+from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share, share_of_sum
 from tplimit.values.exponents import NEVER, Exponent, Exponents
 from tplimit.values.fields import FINITE, PAIRS, STATIC
 from tplimit.values.parity import UNKNOWN
@@ -45,6 +45,8 @@ class Pairs(Part):
     share: Any = field(default=None, metadata=FINITE)
     order: int = field(default=1, metadata=STATIC)
 
+    of_pairs = True
+
     @property
     def T(self) -> "Pairs":
         return replace(self, entries=self.entries.T)
@@ -65,9 +67,8 @@ class Pairs(Part):
         if gone is not None and gone.all():
             return replace(self, exponent=NEVER)
         total = self.entries + other.entries
-        errors = [None if p.share is None else p.share * _size(p.entries) for p in (self, other)]
-        error = arithmetic.combined_stderr(*errors)
-        share, order = bounded_share(error, _size(total)), min(self.order, other.order)
+        both = (self.share, other.share), (self.entries, other.entries)
+        share, order = share_of_sum(*both, total), min(self.order, other.order)
         return replace(self, entries=total, share=share, order=order)
 
     def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
@@ -94,17 +95,12 @@ class Pairs(Part):
         return self.entries
 
 
-def _size(entries: Any) -> Any:
-    """Root mean square of the entries."""
-    return jnp.sqrt(jnp.mean(jnp.square(entries)))
-
-
 # --- matrices as arrays of their entries
 
 
 def known(matrix: Matrix) -> bool:
     """Whether all entries are functions of pairs: no Gaussian part is among them."""
-    return all(type(part).entries_of is not Part.entries_of for part in matrix.parts)
+    return all(part.of_pairs for part in matrix.parts)
 
 
 def has_pairs(matrix: Matrix) -> bool:
@@ -132,13 +128,12 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
     for level in levels[: ctx.terms]:
         parts = [part for part in matrix.parts if part.level == level]
         arrays = [part.entries_of(ctx) for part in parts]
-        total = functools.reduce(operator.add, arrays).reshape(-1)
+        total = functools.reduce(operator.add, arrays)
         order = min(part.order for part in parts)
-        terms.append(Term(total, Exponents(level), parity=replace(UNKNOWN, order=order)))
+        parity = replace(UNKNOWN, order=order)
+        terms.append(Term(total.reshape(-1), Exponents(level), parity=parity))
         if level == levels[0]:
-            sizes = [(part.share, array) for part, array in zip(parts, arrays, strict=True)]
-            errors = [None if own is None else own * _size(array) for own, array in sizes]
-            share = bounded_share(arithmetic.combined_stderr(*errors), _size(total))
+            share = share_of_sum([part.share for part in parts], arrays, total)
     if not terms:
         zeros = np.broadcast_to(np.zeros((), jnp.result_type(float)), shape)
         terms = [Term(zeros, Exponents(NEVER))]

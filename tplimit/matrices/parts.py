@@ -4,6 +4,7 @@
 arithmetic knows which kinds there are.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ class Part(ABC):
     #: Rows ``(M_rows,)`` and columns that may differ from 0 (None: all).
     row_mask: Any = None
     column_mask: Any = None
+    #: Whether its entries are functions of pairs of coordinates: no Gaussian ones.
+    of_pairs: ClassVar[bool] = False
     #: Sampling error relative to the size, or None.
     share: Any = None
     #: Order of the zeros of its entries: rows and columns are independent.
@@ -151,9 +154,8 @@ class Part(ABC):
         return None
 
     def entries_of(self, ctx: Any) -> Any:
-        """Entries ``(M_rows, M_columns)`` at all pairs of particles, of a part that is a function
-        of pairs."""
-        raise NotImplementedError
+        """Entries ``(M_rows, M_columns)`` at all pairs of particles, where it is ``of_pairs``."""
+        raise NotImplementedError(f"{type(self).__name__} is no function of pairs")
 
     @property
     def home(self) -> tuple[int, bool] | None:
@@ -172,6 +174,20 @@ class Part(ABC):
     def absorbed(self, ctx: Any, matrix: "Matrix") -> "Part":
         """The form in which it leaves a call as a part of this matrix: of bounded size."""
         return self
+
+
+def share_of_sum(shares: Sequence[Any], arrays: Sequence[Any], total: Any) -> Any:
+    """Sampling error of a sum relative to its size, from those of its summands."""
+    errors = [
+        share * _size(array)
+        for share, array in zip(shares, arrays, strict=True)
+        if share is not None
+    ]
+    return bounded_share(functools.reduce(jnp.hypot, errors), _size(total)) if errors else None
+
+
+def _size(array: Any) -> Any:
+    return jnp.sqrt(jnp.mean(jnp.square(array), axis=(-2, -1)))
 
 
 def bounded_share(error: Any, size: Any) -> Any:

@@ -12,7 +12,7 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
-from tplimit.matrices.parts import Image, Part, Rows, bounded_share
+from tplimit.matrices.parts import Image, Part, Rows, bounded_share, share_of_sum
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
@@ -37,6 +37,7 @@ class ProjectedUpdate(Part):
     share: Any = field(default=None, metadata=FINITE)
 
     place = 1
+    of_pairs = True
 
     @property
     def T(self) -> "ProjectedUpdate":
@@ -70,11 +71,10 @@ class ProjectedUpdate(Part):
         if gone is not None and gone.all():
             return replace(self, exponent=NEVER)
         core = self.core + other.core
-        errors = [None if p.share is None else p.share * _size(p.core) for p in (self, other)]
         return replace(
             self,
             core=core,
-            share=bounded_share(arithmetic.combined_stderr(*errors), _size(core)),
+            share=share_of_sum((self.share, other.share), (self.core, other.core), core),
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
@@ -130,10 +130,6 @@ class ProjectedUpdate(Part):
             return self
         room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
         return replace(self, core=jnp.pad(self.core, room))
-
-
-def _size(core: Any) -> Any:
-    return jnp.sqrt(jnp.sum(core * core, axis=(-2, -1)))
 
 
 def _either(a: Any, b: Any) -> Any:

@@ -298,3 +298,7 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     stderr = arithmetic.pointwise_stderr(ctx.rebind, a, b)
     out = ctx.rebind(a.coefficient, b.coefficient)
     return tensor(out, ORDER_ONE, remainder, axis, space, stderr)
+
+
+for _rule in (remainder, general_power, one_minus_square):
+    _rule.matrices(of_entries)

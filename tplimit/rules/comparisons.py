@@ -15,6 +15,7 @@ from tplimit.interpreter.table import RULES
 from tplimit.program.traits import Relation
 from tplimit.rules.along import joined
 from tplimit.rules.discrete import flips
+from tplimit.rules.entrywise import of_entries
 from tplimit.rules.reductions import (
     arg_extremum,
     extremum_along,
@@ -39,6 +40,7 @@ from tplimit.values.tensors import (
 )
 
 _comparison = RULES.of_kind(Relation)
+_comparison.matrices(of_entries)
 
 
 @_comparison.one
@@ -366,6 +368,10 @@ def absolute_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         first = replace(out.terms[0], parity=a.parity.under("even"))
         out = replace(out, terms=(first, *out.terms[1:]))
     return zero_with(a, out)
+
+
+for _rule in (extremum, clamp, absolute):
+    _rule.matrices(of_entries)
 
 
 # --- along a finite axis

@@ -269,3 +269,7 @@ def discrete(ctx: Context, *operands: Tensor, **_: Any) -> Tensor:
             knowledge.known(ctx, value, "A discrete operation")
     remainder = operands[0].remainder.maximum(*(value.remainder for value in operands[1:]))
     return tensor(ctx.rebind(*(v.coefficient for v in operands)), ORDER_ONE, remainder, axis, space)
+
+
+for _rule in (sign, rounding, discrete):
+    _rule.matrices(of_entries)

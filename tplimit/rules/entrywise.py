@@ -1,7 +1,8 @@
 """Functions of matrices, entry by entry: the rules of vectors, at all pairs of coordinates.
 
 What has no Gaussian part is a function of pairs of coordinates, and so is every entrywise function
-of it: whatever is known of operations on vectors is said once (``matrices/pairs.py``).
+of it: whatever is known of operations on vectors is said once (``matrices/pairs.py``). Rules that
+act entry by entry enter ``of_entries`` as their form for matrices.
 """
 
 import functools
@@ -11,43 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit._jax import primitives as p
 from tplimit.errors import CancellationError
 from tplimit.interpreter import zeros
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Which
 from tplimit.matrices import pairs
 from tplimit.matrices.parts import Matrix
-from tplimit.program.traits import (
-    Kind,
-    Linear,
-    Logarithm,
-    Power,
-    Product,
-    Quotient,
-    Relation,
-    Smooth,
-)
+from tplimit.program.traits import Linear, Power, Product, Smooth
 from tplimit.values.rearranging import at, rearranged
 from tplimit.values.tensors import Matrices, Tensor, Value
-
-#: Entrywise operations of no kind of their own.
-_ENTRYWISE = {
-    p.abs_p, p.sign_p, p.max_p, p.min_p, p.clamp_p, p.select_n_p, p.pow_p, p.rem_p, p.atan2_p,
-    p.floor_p, p.ceil_p, p.round_p, p.not_p, p.and_p, p.or_p, p.xor_p, p.convert_element_type_p,
-    p.add_p, p.sub_p, p.neg_p,
-}  # fmt: skip
-
-_KINDS = (Smooth, Power, Logarithm, Relation, Quotient)
-
-
-def is_entrywise(ctx: Context) -> bool:
-    """Whether the current operation acts entry by entry."""
-    kind, primitive = ctx.kind, ctx.equation.primitive
-    if isinstance(kind, Product):
-        return kind.entrywise
-    found = not RULES.has(primitive, Kind())  # probed, then
-    return isinstance(kind, _KINDS) or primitive in _ENTRYWISE or (found and type(kind) is not Kind)
 
 
 def of_entries(ctx: Context, *values: Value, **params: Any) -> Matrices:

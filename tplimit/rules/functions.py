@@ -14,13 +14,15 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.dependence import less_its_maximum
 from tplimit.program.traits import Logarithm, Smooth
+from tplimit.rules.entrywise import of_entries
 from tplimit.rules.terms import leading_of, one_term_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import NEGLIGIBLE, NEVER, ORDER_ONE, Exponents
 from tplimit.values.sampling_errors import ZERO_SIGMAS
-from tplimit.values.tensors import Tensor, leading_term, tensor
+from tplimit.values.tensors import Tensor, leading_term, tensor, with_stderr
 
 _smooth = RULES.of_kind(Smooth)
+_smooth.matrices(of_entries)
 
 
 @_smooth.one
@@ -32,8 +34,7 @@ def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     out = arithmetic.apply_function(ctx, a, kind, name)
     if kind.positive and out.stderr is not None:
         # Whatever the error of its argument, the value is not zero.
-        stderr = jnp.minimum(out.stderr, jnp.abs(out.coefficient) / 3)
-        out = replace(out, terms=(replace(out.terms[0], stderr=stderr),))
+        out = with_stderr(out, jnp.minimum(out.stderr, jnp.abs(out.coefficient) / 3))
     return out
 
 
@@ -79,6 +80,7 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
 
 
 _logarithm = RULES.of_kind(Logarithm)
+_logarithm.matrices(of_entries)
 
 
 @_logarithm.one

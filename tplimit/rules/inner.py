@@ -9,7 +9,7 @@ trained update adds to its product with the initial matrix is as small, and of k
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
 from tplimit.interpreter.context import Context
 from tplimit.matrices import products
+from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program.tracing import Equation, Program, Slot
 from tplimit.program.traits import is_rounding
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponent, Exponents, Size
 from tplimit.values.fields import NESTED
-from tplimit.values.parity import UNKNOWN
-from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
+from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity, with_stderr
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ class Total(Part):
         return Total(expansion.times(ctx, self.total, factor)), NEVER
 
     def image(self, ctx: Context, rows: Rows) -> Image:
-        raise NotImplementedError("asked for more than its sum")
+        ctx.fail("Of this product, entry by entry, only the sum of all entries is known.")
 
 
 #: Operations through which a sum of all entries goes.
@@ -147,35 +147,34 @@ def _unknown(a: Matrix, b: Matrix) -> Exponent:
 
 
 def _inner(ctx: Context, a: Matrix, x: Part, b: Matrix, y: Part) -> Tensor:
-    if x.factors is None:
+    if not isinstance(x, LowRank):
         a, x, b, y = b, y, a, x
-    if x.factors is not None:
+    if isinstance(x, LowRank):
         return _with_low_rank(ctx, a, x, b, y)
-    if isinstance(x, ScaledGaussian) and isinstance(y, ScaledGaussian):
-        return _of_gaussians(ctx, a, x, y)
-    if isinstance(x, ScaledGaussian) or isinstance(y, ScaledGaussian):
+    gaussians = [part for part in (x, y) if isinstance(part, ScaledGaussian)]
+    if gaussians and ctx.exact:
+        _not_exact(ctx)
+    if len(gaussians) == 2:
+        return _of_gaussians(ctx, a, *gaussians)
+    if gaussians:
         # Of the conditional mean of the initial matrix, given what is revealed.
         return _nothing(x.level + y.level + 1 + HALF)
     return _of_entries(ctx, a, x, y)
 
 
-def _with_low_rank(ctx: Context, a: Matrix, x: Part, b: Matrix, y: Part) -> Tensor:
+def _with_low_rank(ctx: Context, a: Matrix, x: LowRank, b: Matrix, y: Part) -> Tensor:
     """``sum_k <r_k, B c_k>``."""
-    assert x.factors is not None
-    rows, columns, scale = x.factors
-    row_parity = getattr(x, "row_parity", UNKNOWN)
-    column_parity = getattr(x, "column_parity", UNKNOWN)
-    right = with_parity(tensor(columns, axis=1, space=a.column_space), column_parity)
+    right = with_parity(tensor(x.columns, axis=1, space=a.column_space), x.column_parity)
     alone = Matrix(b.rows, b.columns, b.row_space, b.column_space, (y,))
     image = products.apply(ctx, alone, right, b.columns)
-    left = with_parity(tensor(rows, axis=1, space=a.row_space), row_parity)
+    left = with_parity(tensor(x.rows, axis=1, space=a.row_space), x.row_parity)
     met = expansion.times(ctx, left, image)
     parts = [
         over_width(ctx, _over_ranks(piece), a.rows)
         for piece in (expansion.pieces(met) if ctx.terms > 1 else [met])
     ]
     total = functools.reduce(functools.partial(expansion.plus, ctx), parts)
-    return expansion.times(ctx, total, scale)
+    return expansion.times(ctx, total, x.scale)
 
 
 def _over_ranks(value: Tensor) -> Tensor:
@@ -210,17 +209,10 @@ def _of_entries(ctx: Context, a: Matrix, x: Part, y: Part) -> Tensor:
     shares = [part.share for part in (x, y) if part.share is not None]
     size = jnp.abs(jnp.asarray(total.coefficient))
     errors = [total.stderr, *(share * size for share in shares)]
-    return _with_error(total, arithmetic.combined_stderr(*errors))
-
-
-def _with_error(value: Tensor, error: Any) -> Tensor:
-    first, *others = value.terms
-    return replace(value, terms=(replace(first, stderr=error), *others))
+    return with_stderr(total, arithmetic.combined_stderr(*errors))
 
 
 def _of_gaussians(ctx: Context, a: Matrix, x: ScaledGaussian, y: ScaledGaussian) -> Tensor:
-    if ctx.exact:
-        _not_exact(ctx)
     level = x.level + y.level + 1
     if (x.store, x.transposed) != (y.store, y.transposed):
         return _nothing(level)
@@ -235,7 +227,8 @@ def _nothing(unknown: Exponent) -> Tensor:
 
 def _not_exact(ctx: Context) -> NoReturn:
     ctx.fail(
-        "The norm of a deferred Gaussian matrix at a finite width is not known exactly.",
+        "The norm of a deferred Gaussian matrix at a finite width, or its inner product with a "
+        "trained update, is not known exactly.",
         advice="Use a dense network (an integer width) or the limit (tp.inf).",
     )
 

@@ -29,6 +29,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.tracing import Equation
 from tplimit.program.traits import Kind, Smooth
+from tplimit.rules.entrywise import of_entries
 from tplimit.rules.terms import leading_of, zero_with
 from tplimit.values.exponents import NEVER, ORDER_ONE
 from tplimit.values.sampling_errors import ZERO_SIGMAS
@@ -248,6 +249,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 # --- the rule
 
 _entrywise = RULES.of_kind(Entrywise)
+_entrywise.matrices(of_entries)
 
 
 def _found_of(ctx: Context) -> Entrywise:

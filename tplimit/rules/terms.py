@@ -12,7 +12,6 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.traits import Control, Identity, Kind, Linear, linear_places
-from tplimit.rules import entrywise
 from tplimit.values import patches
 from tplimit.values.tensors import Tensor, Value, knowing, leading_term, with_parity
 
@@ -68,17 +67,10 @@ def leading_of(ctx: Context, *values: Value) -> Tensor:
     return out
 
 
+@_any.matrices
 def unsupported(ctx: Context, *values: Value, **_: Any) -> Any:
     """Refused."""
     matrices.unsupported(ctx, f"{ctx.equation.primitive.name}, entry by entry,")
-
-
-@_any.matrices
-def of_matrices(ctx: Context, *values: Value, **params: Any) -> Any:
-    """At all pairs of coordinates, if it acts entry by entry."""
-    if not entrywise.is_entrywise(ctx):
-        return unsupported(ctx, *values)
-    return entrywise.of_entries(ctx, *values, **params)
 
 
 # --- operations that give back what they get

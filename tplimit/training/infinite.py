@@ -12,11 +12,12 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit.errors import CancellationError, LimitError, LimitWarning, RoomError, WidthError
+from tplimit.matrices.memory import FEW
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
 from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
-from tplimit.training.options import SAMPLES_OF_PAIRS, Options
+from tplimit.training.options import Options
 from tplimit.training.trajectory import Records, Trajectory, width_label
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.decisions import ReplicatesDiffer
@@ -64,10 +65,10 @@ def train_limit(
             # Each has to be compiled for its own decisions.
             decided = checkpoints.begin_again(decided | {"together": 1})
         except RoomError:
-            if options.samples is not None or decided["samples"] == SAMPLES_OF_PAIRS:
+            if options.samples is not None or decided["samples"] == FEW:
                 raise
             fewer = {
-                "samples": SAMPLES_OF_PAIRS, "together": _together(len(keys), SAMPLES_OF_PAIRS),
+                "samples": FEW, "together": _together(len(keys), FEW),
             }  # fmt: skip
             decided = checkpoints.begin_again(decided | fewer)
         except CancellationError:

@@ -26,8 +26,8 @@ def _flag(name: str) -> Callable[[Any], bool]:
     return lambda value: arguments.flag(name, value)
 
 
-#: Particles of a run, and of one with functions of all pairs of them (see ``RoomError``).
-SAMPLES, SAMPLES_OF_PAIRS = 2**14, 2**11
+#: Particles of a run. One with functions of all pairs of them has fewer, see ``RoomError``.
+SAMPLES = 2**14
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def train(
             `jax.random.split(key, replicates)`.
         samples: Monte Carlo particles per width axis, at infinite width. By default 2^14, or 2^11
             where the program has functions of all pairs of them (Adam and its kin on matrices
-            between widths), of which one array takes 4 M^2 bytes.
+            between widths), of which one array takes 4 M^2 bytes; up to 2^13 there.
         replicates: the number R of independent runs, from which standard errors come.
         init: from theta to the first state, for instance to add optimizer state; default: theta.
         observe: from a state to a tree of arrays, called before each step and after the last.

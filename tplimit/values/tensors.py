@@ -274,6 +274,12 @@ def with_coefficient(value: Tensor, coefficient: Any) -> Tensor:
     return replace(value, terms=(replace(value.terms[0], coefficient=coefficient),))
 
 
+def with_stderr(value: Tensor, stderr: Any) -> Tensor:
+    """A value with another error of its leading term."""
+    first, *others = value.terms
+    return replace(value, terms=(replace(first, stderr=stderr), *others))
+
+
 def exactly(array: Any) -> Tensor:
     """An ordinary finite array as a value; constants that are 0 get exponent ``NEVER``."""
     if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in "fiu":
