@@ -178,3 +178,90 @@ def test_norm_of_a_deferred_matrix_is_refused(other):
     with pytest.raises(tp.UnsupportedOperationError, match="finite width") as caught:
         tp.limit(program)(theta)
     assert f"{__file__}:{program.__code__.co_firstlineno + 1}" in str(caught.value)
+
+
+def stack_of(t):
+    """Two functions of pairs, one of low rank among them."""
+    g = gradient(t)["W"]
+    return jnp.stack([g, jnp.tanh(size(t) * g) / size(t)])
+
+
+def total(a, b):
+    return jnp.sum(a * b)
+
+
+#: A function of a stack, and the same of the list of its matrices.
+STACKED = {
+    "norms": (lambda s: jnp.sum(s * s, (1, 2)), lambda m: [total(a, a) for a in m]),
+    "vmapped norms": (
+        jax.vmap(lambda m: jnp.linalg.norm(m) ** 2),
+        lambda m: [total(a, a) for a in m],
+    ),
+    "inner products": (
+        lambda s: jnp.einsum("kij,kij->k", s, s[::-1]),
+        lambda m: [total(a, b) for a, b in zip(m, m[::-1], strict=True)],
+    ),
+    "all inner products": (
+        lambda s: jnp.einsum("kij,lij->kl", s, s),
+        lambda m: [[total(a, b) for b in m] for a in m],
+    ),
+    "one inner product": (
+        lambda s: jnp.einsum("kij,kij->", s, s),
+        lambda m: sum(total(a, a) for a in m),
+    ),
+    "rows": (
+        lambda s: jnp.mean(jnp.sum(s, 2) ** 2, 1),
+        lambda m: [jnp.mean(jnp.sum(a, 1) ** 2) for a in m],
+    ),
+    "columns": (
+        lambda s: jnp.mean(jnp.sum(s, 1) ** 2, 1),
+        lambda m: [jnp.mean(jnp.sum(a, 0) ** 2) for a in m],
+    ),
+    "products": (
+        lambda s: jnp.sum(jnp.einsum("kij,kjl->kil", s, s) ** 2, (1, 2)),
+        lambda m: [jnp.sum((a @ a) ** 2) for a in m],
+    ),
+    "gram matrices": (
+        lambda s: jnp.sum(jax.vmap(lambda m: m @ m.T)(s) ** 2, (1, 2)),
+        lambda m: [jnp.sum((a @ a.T) ** 2) for a in m],
+    ),
+    "products of all": (
+        lambda s: jnp.sum(jnp.einsum("kij,mjl->kmil", s, s) ** 2, (2, 3)),
+        lambda m: [[jnp.sum((a @ b) ** 2) for b in m] for a in m],
+    ),
+    "a sum of products": (
+        lambda s: jnp.sum(jnp.einsum("kij,kjl->il", s, s) ** 2),
+        lambda m: jnp.sum((m[0] @ m[0] + m[1] @ m[1]) ** 2),
+    ),
+    "widths apart": (
+        lambda s: jnp.sum(jnp.einsum("ikj,jkl->kil", s.swapaxes(0, 1), s.transpose(1, 0, 2)) ** 2),
+        lambda m: sum(jnp.sum((a @ a) ** 2) for a in m),
+    ),
+}
+
+
+#: Of what they grow like.
+POWERS = {name: 4 for name in STACKED if "products" in name and "inner" not in name} | {
+    "gram matrices": 4,
+    "widths apart": 4,
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", STACKED)
+def test_each_matrix_of_a_stack_by_itself(name, terms):
+    """The same as of each matrix alone, in the limit and in a network."""
+    of_stack, of_list = STACKED[name]
+    scaled = lambda t: [size(t) * gradient(t)["W"], jnp.tanh(size(t) * gradient(t)["W"])]
+    both = lambda t: (of_stack(jnp.stack(scaled(t))), jnp.asarray(of_list(scaled(t))))
+    for width, tolerance in ((tp.inf, 2e-3), (64, 1e-4)):
+        how = {"samples": 256, "terms": terms} if width == tp.inf else {}
+        theta = tp.sample(DECLARED, jax.random.key(0), width=width, **how)
+        run = (
+            tp.limit(lambda t: [o / float(size(t)) ** POWERS.get(name, 2) for o in both(t)])
+            if how
+            else both
+        )
+        found, expected = run(theta)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-7)

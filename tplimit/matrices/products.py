@@ -9,11 +9,12 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, expansion
 from tplimit.gaussian import noise
+from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter.context import Context
 from tplimit.matrices import pairs
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere, sum_of
-from tplimit.matrices.parts import Image, Matrix, Rows
+from tplimit.matrices.parts import Image, Matrix, Rows, bounded_share
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
 from tplimit.values.parity import EVEN
@@ -179,18 +180,31 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)
 
 
+#: Rows from which a relative error is estimated that all rows have in common.
+_FEW_ROWS = 64
+
+
+def _share_of_inner(ctx: Context, first: Any, second: Any) -> Any:
+    """Sampling error of the averages ``<first, second>`` of rows, relative to their size."""
+    if ctx.exact:
+        return None
+    first, second = (rows[:: max(1, len(rows) // _FEW_ROWS)] for rows in (first, second))
+    error, size = error_of_inner(first, second), noise.inner(first, second)
+    return bounded_share(*(jnp.sqrt(jnp.mean(jnp.square(array))) for array in (error, size)))
+
+
 def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``sum_b U[a, b] V[b, c]``: averages over the particles between them."""
     (left, own), (right, other) = pairs.entries_of(ctx, a), pairs.entries_of(ctx, b)
     factor, gain = arithmetic.width_factor(ctx, inner_size)
-    share = arithmetic.combined_stderr(own, other)
-    share = None if share is None else jnp.minimum(share, 1)
     total = Matrix(a.rows, b.columns, a.row_space, b.column_space)
     for x in left.terms:
         for y in right.terms:
             first = jnp.asarray(x.coefficient).reshape(-1, ctx.size(inner_size))
             second = jnp.asarray(y.coefficient).reshape(ctx.size(inner_size), -1)
             level = x.exponents.value + y.exponents.value + gain
+            share = arithmetic.combined_stderr(own, other, _share_of_inner(ctx, first, second.T))
+            share = None if share is None else jnp.minimum(share, 1)
             part = pairs.Pairs(factor * noise.inner(first, second.T), level, share)
             unknown = NEVER if ctx.exact else level - HALF
             one = replace(total, parts=(part,), remainder=unknown)

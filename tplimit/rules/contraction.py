@@ -20,7 +20,7 @@ from tplimit.rules import inner
 from tplimit.rules.reductions import sum_of_matrices, summed
 from tplimit.rules.terms import one_term_of
 from tplimit.values.exponents import NEVER, Exponents, Size
-from tplimit.values.rearranging import at, permuted, rearranged
+from tplimit.values.rearranging import at, gathered, permuted, rearranged
 from tplimit.values.tensors import Matrices, Tensor, Value, tensor
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -381,20 +381,59 @@ def _combined(ctx: Context, a: Matrices, b: Tensor, dims: Dimensions) -> Matrice
 
 
 def _matrix_matrix(ctx: Context, a: Matrices, b: Matrices, dims: Dimensions) -> Value:
-    """Product of two matrices over one width; one of them must be of low rank. Over both, the sum
-    of their products entry by entry."""
-    (ca, cb), (ba, _) = dims
-    if len(ca) == 2 and not ba and not a.items.ndim and not b.items.ndim:
-        other = b if tuple(cb) == tuple(ca) else Matrices(b.items.item().T, b.axes)
-        product = matrices.multiply(ctx, a, other, low=True) or inner.product(ctx, a, other)
-        assert product is not None
-        return sum_of_matrices(ctx, product, a.axes)
-    if len(ca) != 1 or ba or a.items.ndim or b.items.ndim or ca[0] not in a.axes:
-        ctx.fail(
-            "A product of two matrices over both widths, or of stacks of matrices.",
-            advice="A tangent kernel is a product with vectors: jax.jvp of the function along the "
-            "jax.vjp of an output.",
-        )
-    left = a.items.item() if ca[0] == a.axes[1] else a.items.item().T
-    right = b.items.item() if cb[0] == b.axes[0] else b.items.item().T
-    return Matrices(products.product(ctx, left, right, left.columns), (0, 1))
+    """Products of matrices over one width; one of them must be of low rank, or both functions of
+    pairs. Over both widths, sums of their products entry by entry. Result axes: batch, free of a,
+    free of b."""
+    (ca, cb), (ba, bb) = dims
+    widths = [(i, j) for i, j in zip(ca, cb, strict=True) if i in a.axes]
+    inside = [(i, j) for i, j in zip(ca, cb, strict=True) if i not in a.axes]
+    crossed = any(j not in b.axes for _, j in widths) or any(j in b.axes for _, j in inside)
+    if not widths or crossed or any(i in a.axes for i in ba):
+        ctx.fail("Matrices are multiplied over no width, or over one and a finite axis.")
+    of_two: Any = _inner_product if len(widths) == 2 else _product
+    of_two = functools.partial(of_two, ctx, a.axes, b.axes, widths)
+    add: Any = expansion.plus if len(widths) == 2 else matrices.sum_of
+    free_a = [i for i in a.finite_axes if i not in (*ca, *ba)]
+    free_b = [i for i in b.finite_axes if i not in (*cb, *bb)]
+    length = lambda value, axis: value.items.shape[value.finite_axes.index(axis)]
+    left, right = [*ba, *free_a], [*bb, *free_b]
+    shape = (*(length(a, i) for i in left), *(length(b, i) for i in free_b))
+    items = np.empty(shape, dtype=object)
+    for index in np.ndindex(shape):
+        outer_a = dict(zip(left, index[: len(left)], strict=True))
+        outer_b = dict(zip(right, (*index[: len(ba)], *index[len(left) :]), strict=True))
+        total: Any = None
+        for place in np.ndindex(tuple(length(a, i) for i, _ in inside)):
+            at_a = outer_a | dict(zip([i for i, _ in inside], place, strict=True))
+            at_b = outer_b | dict(zip([j for _, j in inside], place, strict=True))
+            one = of_two(
+                a.items[tuple(at_a[i] for i in a.finite_axes)],
+                b.items[tuple(at_b[j] for j in b.finite_axes)],
+            )
+            total = one if total is None else add(ctx, total, one)
+        items[index] = total
+    if len(widths) == 2:
+        return gathered(items, None, None)
+    order_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
+    order_b = [i for i in range(b.ndim) if i not in (*cb, *bb)]
+    (row,) = (order_a.index(i) for i in a.axes if i not in ca)
+    (column,) = (order_b.index(j) for j in b.axes if j not in cb)
+    return Matrices(items, (len(ba) + row, len(ba) + len(order_a) + column))
+
+
+def _product(ctx: Context, axes: Any, others: Any, widths: Any, a: Matrix, b: Matrix) -> Matrix:
+    ((i, j),) = widths
+    left, right = a if i == axes[1] else a.T, b if j == others[0] else b.T
+    return products.product(ctx, left, right, left.columns)
+
+
+def _inner_product(
+    ctx: Context, axes: Any, others: Any, widths: Any, a: Matrix, b: Matrix
+) -> Tensor:
+    straight = dict(widths)[axes[0]] == others[0]
+    first, second = Matrices(a, (0, 1)), Matrices(b if straight else b.T, (0, 1))
+    product = matrices.multiply(ctx, first, second, low=True) or inner.product(ctx, first, second)
+    assert product is not None
+    total = sum_of_matrices(ctx, product, (0, 1))
+    assert isinstance(total, Tensor)
+    return total

@@ -26,7 +26,7 @@ from tplimit.program.tracing import Equation, Program, Slot
 from tplimit.program.traits import is_rounding
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponent, Exponents, Size
 from tplimit.values.fields import NESTED
-from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity, with_stderr
+from tplimit.values.tensors import Matrices, Tensor, map_items, tensor, with_parity, with_stderr
 
 
 @jax.tree_util.register_dataclass
@@ -101,32 +101,32 @@ def _is_linear(use: Equation, slot: Slot) -> bool:
     return not divisor and not (factors and (not others or any(a.width_axes for a in others)))
 
 
-def without_totals(ctx: Context, value: Matrices) -> tuple[Matrices, Tensor | None]:
+def without_totals(ctx: Context, matrix: Matrix) -> tuple[Matrix, Tensor | None]:
     """A matrix but for what of it only the sum over both widths is known, and that sum."""
-    if value.items.ndim:
-        return value, None
-    matrix = value.items.item()
     totals = [part.total for part in matrix.parts if isinstance(part, Total)]
     if not totals:
-        return value, None
+        return matrix, None
     left = tuple(part for part in matrix.parts if not isinstance(part, Total))
     total = functools.reduce(functools.partial(expansion.plus, ctx), totals)
-    return Matrices(replace(matrix, parts=left), value.axes), total
+    return replace(matrix, parts=left), total
 
 
 def product(ctx: Context, a: Matrices, b: Matrices) -> Matrices | None:
-    """A product, entry by entry, that is only summed; None of stacks of matrices."""
-    if a.items.ndim or b.items.ndim or a.axes != b.axes:
+    """A product, entry by entry, that is only summed; None where the widths lie otherwise."""
+    if a.axes != b.axes:
         return None
-    first, second = a.items.item(), b.items.item()
-    whole = Matrix(
-        first.rows,
-        first.columns,
-        ctx.spaces.unify(first.row_space, second.row_space),
-        ctx.spaces.unify(first.column_space, second.column_space),
-        (Total(inner(ctx, first, second)),),
+    x, y = np.broadcast_arrays(a.items, b.items)
+    return Matrices(map_items(functools.partial(_product, ctx), x, y), a.axes)
+
+
+def _product(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
+    return Matrix(
+        a.rows,
+        a.columns,
+        ctx.spaces.unify(a.row_space, b.row_space),
+        ctx.spaces.unify(a.column_space, b.column_space),
+        (Total(inner(ctx, a, b)),),
     )
-    return Matrices(whole, a.axes)
 
 
 def inner(ctx: Context, a: Matrix, b: Matrix) -> Tensor:

@@ -17,13 +17,14 @@ from tplimit.interpreter import doubts, layers
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
+from tplimit.matrices.parts import Matrix
 from tplimit.rules import inner
 from tplimit.rules.discrete import flips
 from tplimit.rules.terms import one_term_of
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponents, Size
 from tplimit.values.parity import EVEN
-from tplimit.values.rearranging import at
+from tplimit.values.rearranging import at, gathered
 from tplimit.values.tensors import (
     Extremum,
     Matrices,
@@ -31,6 +32,7 @@ from tplimit.values.tensors import (
     Value,
     knowing,
     leading_term,
+    map_items,
     tensor,
     with_one_exponent,
     with_parity,
@@ -120,11 +122,6 @@ def _full(exponents: Exponents, value: Tensor) -> np.ndarray:
 @reduce_sum.matrices
 def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: Any) -> Value:
     """Over finite axes a sum of matrices, over a width a product with the constant vector."""
-    value, total = inner.without_totals(ctx, value)
-    if total is not None:
-        rest = sum_of_matrices(ctx, value, axes)
-        assert isinstance(rest, Tensor)
-        return expansion.plus(ctx, total, rest)
     finite = tuple(i for i, axis in enumerate(value.finite_axes) if axis in axes)
     items = value.items
     if finite:
@@ -132,33 +129,33 @@ def sum_of_matrices(ctx: Context, value: Matrices, axes: tuple[int, ...], **_: A
     widths = [axis for axis in value.axes if axis in axes]
     left = [axis for axis in range(value.ndim) if axis not in axes or axis in value.axes]
     places = (left.index(value.axes[0]), left.index(value.axes[1]))
-    out: Value = Matrices(items, places)
     if not widths:
-        return out
-    assert isinstance(out, Matrices)
-    along = places[1] if widths[-1] == value.axes[1] else places[0]
-    vector = _times_ones(ctx, out, along)
-    if len(widths) == 2:
-        assert vector.axis is not None
-        matrix = next(iter(items.flat))
-        size = matrix.rows if along == places[1] else matrix.columns
-        out = inner.over_width(ctx, vector, size)
-        return out if ctx.terms == 1 else summed(ctx, expansion.pieces(out), vector)
-    return vector
+        return Matrices(items, places)
+    transposed = widths[-1] != value.axes[1]
+    one = functools.partial(_sum_of_one, ctx, transposed, len(widths) == 2)
+    # Of both places one is left where a width is.
+    kept = None if len(widths) == 2 else value.axes[1] if transposed else value.axes[0]
+    place = None if kept is None else kept - sum(axis < kept for axis in axes)
+    sums = map_items(one, items)
+    return gathered(sums, place, ctx.spaces.unify(*(value.space for value in sums.flat)))
 
 
-def _times_ones(ctx: Context, value: Matrices, along: int) -> Tensor:
-    """Sum over one width of a matrix: a query with the constant vector."""
-    if value.items.ndim:
-        ctx.fail(
-            "A sum over a width of a stack of matrices.",
-            advice="Sum each matrix of the stack by itself.",
-        )
-    matrix = value.items.item()
-    oriented = matrix if along == value.axes[1] else matrix.T
-    dtype = jnp.result_type(float)
-    ones = tensor(jnp.ones((1, ctx.size(oriented.columns)), dtype), axis=1)
-    return at(products.apply(ctx, oriented, with_parity(ones, EVEN), oriented.columns), (0,))
+def _sum_of_one(ctx: Context, transposed: bool, both: bool, matrix: Matrix) -> Tensor:
+    """Sum over the columns of a matrix, or its rows, or both."""
+    matrix, total = inner.without_totals(ctx, matrix)
+    matrix = matrix.T if transposed else matrix
+    vector = _times_ones(ctx, matrix)
+    if not both:
+        return vector
+    out = inner.over_width(ctx, vector, matrix.rows)
+    out = out if ctx.terms == 1 else summed(ctx, expansion.pieces(out), vector)
+    return out if total is None else expansion.plus(ctx, total, out)
+
+
+def _times_ones(ctx: Context, matrix: Matrix) -> Tensor:
+    """Sum over the columns of a matrix: a query with the constant vector."""
+    ones = tensor(jnp.ones((1, ctx.size(matrix.columns)), jnp.result_type(float)), axis=1)
+    return at(products.apply(ctx, matrix, with_parity(ones, EVEN), matrix.columns), (0,))
 
 
 def _folded(ctx: Context, items: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

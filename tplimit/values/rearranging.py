@@ -43,6 +43,20 @@ def rearranged(
     return patches.inheriting(Tensor(terms, remainder, axis, space), *values)
 
 
+def gathered(values: np.ndarray, place: int | None, space: int | None) -> Tensor:
+    """Numbers, or vectors along a width, as one array with the axes of this object array, in which
+    the width is the axis ``place``."""
+    if not values.ndim:
+        value: Tensor = values.item()
+        return value
+
+    def stacked(*arrays: Any) -> Any:
+        out = jnp.stack(arrays).reshape(values.shape + arrays[0].shape)
+        return out if place is None else jnp.moveaxis(out, values.ndim, place)
+
+    return rearranged(list(values.flat), stacked, place, space)
+
+
 def _number(value: Tensor, k: int) -> Term:
     """Term number ``k``; beyond the last one there is nothing."""
     if k < len(value.terms):
