@@ -252,6 +252,13 @@ def samples(value: Any) -> int:
     return whole("samples", value, least=2, most=2**30, example=2**14)
 
 
+def pair_samples(value: Any) -> int | None:
+    """Particles over which functions of pairs are averaged, or None."""
+    if value is None:
+        return None
+    return whole("pair_samples", value, least=2, most=2**30, example=2**9)
+
+
 def replicates(value: Any, name: str = "replicates") -> int:
     """Independent repetitions."""
     return whole(name, value, most=_MOST_REPLICATES, example=4)

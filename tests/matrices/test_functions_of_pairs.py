@@ -184,3 +184,112 @@ def test_orders():
     found = tp.leading(program)(sampled("sobol", 2048))
     assert found.exponent == -0.5
     assert abs(found.coefficient - 2 / np.pi) < 5 * found.stderr
+
+
+# --- averages over fewer particles
+
+
+FEW = 64
+
+
+def thinned(pair_samples=FEW, samples=512, noise="random", terms=1, key=0):
+    return tp.sample(
+        DECLARED, jax.random.key(key), width=tp.inf, samples=samples, noise=noise, terms=terms,
+        pair_samples=pair_samples,
+    )  # fmt: skip
+
+
+def over_few(theta):
+    """The same parameters, of which only the first few columns count."""
+    weights = jnp.where(jnp.arange(512) < FEW, 512 / FEW, 0.0)
+    return of_particles(theta), weights
+
+
+#: Functions ``psi`` of the entries, and what averages over few particles give in NumPy.
+OVER_FEW = {
+    "applied": (
+        lambda f, t: f(t) @ t["z"] / t["z"].shape[0],
+        lambda a, t, w: a @ (w * t["z"]) / 512,
+    ),
+    "from the left": (
+        lambda f, t: t["z"] @ f(t) / t["z"].shape[0],
+        lambda a, t, w: (w * t["z"]) @ a / 512,
+    ),
+    "twice": (
+        lambda f, t: f(t) @ (f(t) @ t["z"]) / t["z"].shape[0] ** 2,
+        lambda a, t, w: (a * w) @ ((a * w) @ t["z"]) / 512**2,
+    ),
+    "there and back": (
+        lambda f, t: f(t).T @ (f(t) @ t["z"]) / t["z"].shape[0] ** 2,
+        lambda a, t, w: (a.T * w) @ ((a * w) @ t["z"]) / 512**2,
+    ),
+    "product": (
+        lambda f, t: (f(t) @ f(t)) @ t["z"] / t["z"].shape[0] ** 2,
+        lambda a, t, w: ((a * w) @ a) @ (w * t["z"]) / 512**2,
+    ),
+    "gram matrix": (
+        lambda f, t: t["z"] @ (f(t) @ f(t).T) / t["z"].shape[0] ** 2,
+        lambda a, t, w: ((a * w) @ a.T).T @ (w * t["z"]) / 512**2,
+    ),
+    "rows": (lambda f, t: f(t).mean(1), lambda a, t, w: a @ w / 512),
+    "norm": (
+        lambda f, t: jnp.sum(f(t) ** 2) / jnp.float32(t["z"].shape[0]) ** 2,
+        lambda a, t, w: jnp.mean(a**2 @ w) / 512,
+    ),
+}
+
+
+@pytest.mark.parametrize("use", OVER_FEW)
+@pytest.mark.parametrize("name", ["tanh", "over columns", "rows", "chain", "chosen"])
+def test_averages_over_few_particles(name, use):
+    """Over the first ``K`` of them, from both sides: NumPy with weights, to round-off. (Parts of low
+    rank are averaged over all.)"""
+    theta, function = thinned(), FUNCTIONS[name]
+    of_limit, of_arrays = OVER_FEW[use]
+    found = tp.limit(lambda t: of_limit(function, t))(theta)
+    found = np.asarray(found) if use == "norm" else particles(found)
+    arrays, weights = over_few(theta)
+    exact = of_arrays(function(arrays), arrays, weights)
+    assert_allclose(found, exact, atol=3e-4 * float(jnp.max(jnp.abs(exact))))
+
+
+def met(name, t):
+    """``mean(x (f(t) y) / n)`` with vectors in the directions of the factors: linear in ``f``."""
+    x, y = t["U"][0] + t["u"], t["V"][0] + t["v"]
+    return jnp.mean(x * (FUNCTIONS[name](t) @ y) / t["z"].shape[0])
+
+
+@pytest.mark.parametrize("noise", ["sobol", "random"])
+@pytest.mark.parametrize("name", ["tanh", "sign", "quotient"])
+def test_thinning_is_unbiased_within_its_bars(name, noise):
+    """24 keys beside all pairs of the same particles; a false alarm in 10^4 tests."""
+    few, every = (
+        [tp.leading(lambda t: met(name, t))(thinned(k, 2048, noise, key=key)) for key in range(24)]
+        for k in (512, None)
+    )
+    gaps = [float(a.coefficient - b.coefficient) for a, b in zip(few, every, strict=True)]
+    spread = np.std(gaps, ddof=1)
+    assert abs(np.mean(gaps)) < 4 * spread / 24**0.5
+    assert np.median([float(one.stderr) for one in few]) > spread / 1.5
+
+
+def test_thinning_with_two_terms():
+    """Fluctuations of order ``n^-1/2``, beside networks: the ratio of the variances of 32 and of 64
+    normals is outside of 1/3 and 3 in one of 10^4 tests."""
+    limit = tp.train(
+        lambda t, _: (t, met("tanh", t)), DECLARED, jnp.zeros(1), width=tp.inf, samples=512,
+        pair_samples=128, replicates=32, key=jax.random.key(0), fluctuations=True, progress=False,
+    )  # fmt: skip
+    networks = [
+        float(met("tanh", tp.sample(DECLARED, jax.random.key(key), width=256))) for key in range(64)
+    ]
+    found = np.var(limit.fluctuations.outputs[:, 0])
+    assert 1 / 3 < found / (256 * np.var(networks)) < 3
+
+
+def test_room_for_thinned_pairs():
+    theta = thinned(2**9, 2**14, "sobol")
+    mean = tp.limit(lambda t: jnp.mean(jnp.sum(three(t) ** 2, 1) / t["z"].shape[0]))(theta)
+    assert abs(mean - 3) < 0.1
+    with pytest.raises(tp.RoomError, match="smaller pair_samples"):
+        tp.limit(lambda t: jnp.mean(jnp.tanh(three(t)) @ t["v"]))(thinned(2**13, 2**14, "sobol"))

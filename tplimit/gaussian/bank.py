@@ -42,6 +42,8 @@ class Bank:
         terms: terms of the expansion in the width that are kept of every value.
         fluctuating: whether sums over a width have their central-limit term.
         mesh: devices that share the particles, or None.
+        pair_samples: particles per common ``n`` over which functions of pairs are averaged; None
+            stands for all.
     """
 
     stores: tuple[Store, ...] = field(default=(), metadata=NESTED)
@@ -58,6 +60,7 @@ class Bank:
     terms: int = field(default=1, metadata=STATIC)
     fluctuating: bool = field(default=True, metadata=STATIC)
     mesh: Mesh | None = field(default=None, metadata=STATIC)
+    pair_samples: int | None = field(default=None, metadata=STATIC)
 
     @property
     def capacity(self) -> int:

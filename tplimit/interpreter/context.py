@@ -175,6 +175,11 @@ class Context:
             return dim.at(self.bank.n if self.bank is not None else 1)
         return int(dim)
 
+    def few(self, size: Size) -> int:
+        """Particles of a width over which functions of pairs are averaged."""
+        few = None if self.bank is None else self.bank.pair_samples
+        return self.size(size) if few is None else size.at(few)
+
     def shape(self, dims: Iterable[int | Size]) -> tuple[int, ...]:
         return tuple(self.size(dim) for dim in dims)
 

@@ -89,8 +89,8 @@ class LowRank(Part):
         order = max(1, self.row_parity.order, self.column_parity.order)
         return order if len(self.rows) == 1 or order >= zeros.UNKNOWN_ORDER else 1
 
-    def entries_of(self, ctx: Context) -> Any:
-        return (self.rows.T * self.scale.coefficient) @ self.columns
+    def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
+        return (self.rows[:, rows].T * self.scale.coefficient) @ self.columns[:, columns]
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)

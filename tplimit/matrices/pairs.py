@@ -10,8 +10,9 @@ Source: G. Yang and E. Littwin, *Tensor Programs IVb*, arXiv 2308.01814.
 
 import functools
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,51 @@ from tplimit.values.fields import FINITE, PAIRS, STATIC
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, Term, tensor
 
+EVERY = slice(None)
+
+
+class Places(NamedTuple):
+    """Pairs of particles at which functions of pairs are known: all, or those of few columns and
+    those of few rows."""
+
+    rows: int
+    columns: int
+    few_rows: int
+    few_columns: int
+
+    @classmethod
+    def of(cls, ctx: Context, matrix: Matrix) -> "Places":
+        sizes = matrix.rows, matrix.columns
+        return cls(*(ctx.size(size) for size in sizes), *(ctx.few(size) for size in sizes))
+
+    @property
+    def slabs(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of the arrays ``entries`` and ``across``."""
+        if self.few_rows == self.rows and self.few_columns == self.columns:
+            return [(EVERY, EVERY)]
+        return [(EVERY, slice(self.few_columns)), (slice(self.few_rows), EVERY)]
+
+    def flat(self, at: Callable[[slice, slice], Any]) -> Any:
+        """The entries at all places, one after the other, from those at some rows and columns."""
+        arrays = [jnp.asarray(at(*slab)).reshape(-1) for slab in self.slabs]
+        return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+
+    def arrays(self, flat: Any) -> tuple[Any, Any]:
+        """``entries`` and ``across``."""
+        if len(self.slabs) == 1:
+            return flat.reshape(self.rows, self.columns), None
+        first = self.rows * self.few_columns
+        return flat[:first].reshape(self.rows, -1), flat[first:].reshape(-1, self.columns)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pairs(Part):
     """``n^exponent psi(x_a; y_b)``, an array ``(M_rows, M_columns)``: ``4 M^2`` bytes.
+
+    With ``pair_samples`` averages are over the first ``K`` particles: ``entries`` are then those at
+    these columns, ``(M_rows, K_columns)``, and ``across`` those at these rows,
+    ``(K_rows, M_columns)``, for the transposed matrix; together ``8 M K`` bytes.
 
     ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros.
     Where rows and columns belong to one width, the diagonal counts as a share ``1 / M`` of the
@@ -41,6 +82,7 @@ class Pairs(Part):
     """
 
     entries: Any = field(metadata=PAIRS)
+    across: Any = field(metadata=PAIRS)
     exponent: Exponent = field(metadata=STATIC)
     share: Any = field(default=None, metadata=FINITE)
     order: int = field(default=1, metadata=STATIC)
@@ -49,7 +91,9 @@ class Pairs(Part):
 
     @property
     def T(self) -> "Pairs":
-        return replace(self, entries=self.entries.T)
+        if self.across is None:
+            return replace(self, entries=self.entries.T)
+        return replace(self, entries=self.across.T, across=self.entries.T)
 
     @property
     def level(self) -> Exponent:
@@ -67,32 +111,42 @@ class Pairs(Part):
         if gone is not None and gone.all():
             return replace(self, exponent=NEVER)
         total = self.entries + other.entries
+        across = None if self.across is None else self.across + other.across
         both = (self.share, other.share), (self.entries, other.entries)
         share, order = share_of_sum(*both, total), min(self.order, other.order)
-        return replace(self, entries=total, share=share, order=order)
+        return replace(self, entries=total, across=across, share=share, order=order)
 
     def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
-        entries, level = self.entries * factor.coefficient, self.exponent + factor.exponents.value
+        level = self.exponent + factor.exponents.value
+        entries, across = (
+            None if array is None else array * factor.coefficient
+            for array in (self.entries, self.across)
+        )
         own = bounded_share(factor.stderr, jnp.abs(jnp.asarray(factor.coefficient)))
         share = arithmetic.combined_stderr(self.share, own)
-        out = replace(self, entries=entries, exponent=level, share=share)
+        out = replace(self, entries=entries, across=across, exponent=level, share=share)
         return out, self.exponent + factor.remainder.max()
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)
-        image, change = factor * noise.inner(rows.block, self.entries), None
-        stderr = None if ctx.exact else abs(factor) * error_of_inner(rows.block, self.entries)
+        every, few = rows.block.shape[1], self.entries.shape[1]
+        block = rows.block[:, :few]
+        image, change = factor * noise.inner(block, self.entries), None
+        stderr = None if ctx.exact else abs(factor) * error_of_inner(block, self.entries)
         if self.share is not None:
             stderr = arithmetic.combined_stderr(stderr, self.share * jnp.abs(image))
         if ctx.terms > 1 and rows.space is not None:
-            weights = ctx.ledger.multipliers(rows.space, rows.block.shape[1])
-            change = factor * noise.inner(rows.block * weights, self.entries) * ctx.root_n
+            weights = ctx.ledger.multipliers(rows.space, every)[:few]
+            root = ctx.root_n * (few / every) ** 0.5
+            change = factor * noise.inner(block * weights, self.entries) * root
         one = tensor(np.ones((), rows.block.dtype))
         unknown = [UNKNOWN] * len(rows.parities)
         return Image(image, change, one, self.exponent + gain, unknown, stderr=stderr)
 
-    def entries_of(self, ctx: Context) -> Any:
-        return self.entries
+    def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
+        if self.across is None or rows == EVERY:
+            return self.entries[rows, columns]
+        return self.across[rows, columns]
 
 
 # --- matrices as arrays of their entries
@@ -109,7 +163,7 @@ def has_pairs(matrix: Matrix) -> bool:
 
 
 def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
-    """The entries at all pairs of particles, as a vector ``(M_rows M_columns,)``.
+    """The entries at all pairs of particles (see ``Places``), as a vector.
 
     Its terms are the parts by their orders.
 
@@ -123,20 +177,26 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
         + [part.unknown for part in matrix.parts]
         + levels[ctx.terms :]
     )
-    shape = (ctx.size(matrix.rows) * ctx.size(matrix.columns),)
+    places = Places.of(ctx, matrix)
     terms, share = [], None
     for level in levels[: ctx.terms]:
         parts = [part for part in matrix.parts if part.level == level]
-        arrays = [part.entries_of(ctx) for part in parts]
+        arrays = [
+            places.flat(lambda *slab, part=part: part.entries_of(ctx, *slab)) for part in parts
+        ]
         total = functools.reduce(operator.add, arrays)
         order = min(part.order for part in parts)
         parity = replace(UNKNOWN, order=order)
-        terms.append(Term(total.reshape(-1), Exponents(level), parity=parity))
+        terms.append(Term(total, Exponents(level), parity=parity))
         if level == levels[0]:
-            share = share_of_sum([part.share for part in parts], arrays, total)
+            share = share_of_sum(
+                [part.share for part in parts], [array[None] for array in arrays], total[None]
+            )
     if not terms:
-        zeros = np.broadcast_to(np.zeros((), jnp.result_type(float)), shape)
-        terms = [Term(zeros, Exponents(NEVER))]
+        nothing = np.broadcast_to(
+            np.zeros((), jnp.result_type(float)), (places.rows, places.columns)
+        )
+        terms = [Term(places.flat(lambda *slab: nothing[slab]), Exponents(NEVER))]
     return Tensor(tuple(terms), Exponents(remainder), 0, None), share
 
 
@@ -144,12 +204,12 @@ def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Mat
     """A matrix with the rows and columns of another one, from its entries."""
     # A row is an average over pairs, of which a few may be unknown.
     unknown = [entries.remainder.max(), *(patch.average for patch in entries.patches)]
-    shape = (ctx.size(like.rows), ctx.size(like.columns))
+    places = Places.of(ctx, like)
     parts = []
     for term in entries.terms:
         level = term.exponents.value
         if level != NEVER:
             # Of a vector along its width there is one exponent.
-            array = jnp.asarray(term.coefficient).reshape(shape)
-            parts.append(Pairs(array, level, share, max(1, term.parity.order)))
+            arrays = places.arrays(jnp.asarray(term.coefficient))
+            parts.append(Pairs(*arrays, level, share, max(1, term.parity.order)))
     return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())

@@ -153,8 +153,8 @@ class Part(ABC):
         """``rows``, ``columns`` and ``scale`` of a part that is ``scale * rows^T columns``."""
         return None
 
-    def entries_of(self, ctx: Any) -> Any:
-        """Entries ``(M_rows, M_columns)`` at all pairs of particles, where it is ``of_pairs``."""
+    def entries_of(self, ctx: Any, rows: slice, columns: slice) -> Any:
+        """Entries at these rows and columns, where it is ``of_pairs``."""
         raise NotImplementedError(f"{type(self).__name__} is no function of pairs")
 
     @property

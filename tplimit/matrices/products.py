@@ -198,14 +198,20 @@ def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> M
     (left, own), (right, other) = pairs.entries_of(ctx, a), pairs.entries_of(ctx, b)
     factor, gain = arithmetic.width_factor(ctx, inner_size)
     total = Matrix(a.rows, b.columns, a.row_space, b.column_space)
+    places = pairs.Places.of(ctx, a), pairs.Places.of(ctx, b)
     for x in left.terms:
         for y in right.terms:
-            first = jnp.asarray(x.coefficient).reshape(-1, ctx.size(inner_size))
-            second = jnp.asarray(y.coefficient).reshape(ctx.size(inner_size), -1)
+            first, _ = places[0].arrays(jnp.asarray(x.coefficient))
+            second, across = places[1].arrays(jnp.asarray(y.coefficient))
+            second = second if across is None else across
             level = x.exponents.value + y.exponents.value + gain
             share = arithmetic.combined_stderr(own, other, _share_of_inner(ctx, first, second.T))
             share = None if share is None else jnp.minimum(share, 1)
-            part = pairs.Pairs(factor * noise.inner(first, second.T), level, share)
+            arrays = [
+                factor * noise.inner(first[rows], second.T[columns])
+                for rows, columns in pairs.Places.of(ctx, total).slabs
+            ]
+            part = pairs.Pairs(arrays[0], arrays[1] if arrays[1:] else None, level, share)
             unknown = NEVER if ctx.exact else level - HALF
             one = replace(total, parts=(part,), remainder=unknown)
             total = sum_of(ctx, total, one) if total.parts else one

@@ -116,13 +116,14 @@ class ProjectedUpdate(Part):
         met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
         return image, core_product(self.kernel, view, rows, met)
 
-    def entries_of(self, ctx: Context) -> Any:
+    def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         assert ctx.bank is not None
         view = ctx.bank.view(self.store, self.transposed)
-        array = view.Y.T @ (self.kernel @ (view.X * view.forward[:, None]))
+        right = self.kernel @ (view.X[:, columns] * view.forward[:, None])
+        array = view.Y[:, rows].T @ right
         if self.row_mask is not None:
-            array = jnp.where(self.row_mask[:, None], array, 0)
-        return array if self.column_mask is None else jnp.where(self.column_mask, array, 0)
+            array = jnp.where(self.row_mask[rows, None], array, 0)
+        return array if self.column_mask is None else jnp.where(self.column_mask[columns], array, 0)
 
     def fitted(self, capacity: int) -> "ProjectedUpdate":
         extra = capacity - self.core.shape[-1]

@@ -101,9 +101,13 @@ def _beside(
     ):
         ctx.fail("A vector and a matrix with other width axes are combined.")
     where[value.axis] = slice(None)
-    shape = (ctx.size(matrix.rows), ctx.size(matrix.columns))
-    added = 1 if value.axis == like.axes[0] else 0
-    repeated = lambda array: jnp.broadcast_to(jnp.expand_dims(array, added), shape).reshape(-1)
+    along_rows = value.axis == like.axes[0]
+
+    def repeated(array: Any) -> Any:
+        shape = (ctx.size(matrix.rows), ctx.size(matrix.columns))
+        every = jnp.broadcast_to(array[:, None] if along_rows else array, shape)
+        return pairs.Places.of(ctx, matrix).flat(lambda *slab: every[slab])
+
     return rearranged([at(value, tuple(where))], repeated, 0, None)
 
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
+from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter.context import Context
 from tplimit.matrices import products
 from tplimit.matrices.low_rank import LowRank
+from tplimit.matrices.pairs import EVERY
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program.tracing import Equation, Program, Slot
@@ -200,11 +202,14 @@ def over_width(ctx: Context, vector: Tensor, size: Size) -> Tensor:
 
 def _of_entries(ctx: Context, a: Matrix, x: Part, y: Part) -> Tensor:
     """The average over pairs, or over the revealed bases of two trained updates."""
-    entries = x.entries_of(ctx) * y.entries_of(ctx)
+    slab = EVERY, slice(ctx.few(a.columns))
+    entries = x.entries_of(ctx, *slab) * y.entries_of(ctx, *slab)
     factor, gain = arithmetic.width_factor(ctx, a.columns)
     level = Exponents(x.level + y.level + gain)
     unknown = EXACT_ZERO if ctx.exact else level + -HALF
-    rows = tensor(factor * jnp.mean(entries, axis=1), level, unknown, 0, a.row_space)
+    ones = jnp.ones((1, entries.shape[1]), entries.dtype)
+    error = None if ctx.exact else factor * error_of_inner(ones, entries)[0]
+    rows = tensor(factor * jnp.mean(entries, axis=1), level, unknown, 0, a.row_space, error)
     total = over_width(ctx, rows, a.rows)
     shares = [part.share for part in (x, y) if part.share is not None]
     size = jnp.abs(jnp.asarray(total.coefficient))

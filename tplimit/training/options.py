@@ -50,6 +50,7 @@ class Options:
     terms: int | None = field(metadata=_checked(_perhaps(arguments.terms)))
     init_output: str = field(metadata=_checked(arguments.init_output))
     fluctuations: bool = field(metadata=_checked(_flag("fluctuations")))
+    pair_samples: int | None = field(metadata=_checked(arguments.pair_samples))
     mesh: Mesh | None = field(compare=False, metadata=_checked(arguments.mesh))
     bias_check: bool = field(compare=False, metadata=_checked(_flag("bias_check")))
 
@@ -112,5 +113,5 @@ class Options:
         return drawn(
             theta, key, width=self.width, samples=self.particles, noise=self.noise,
             rank_tolerance=self.rank_tolerance, mesh=self.mesh,
-            terms=self.kept_terms, init_output=self.init_output,
+            terms=self.kept_terms, init_output=self.init_output, pair_samples=self.pair_samples,
         )  # fmt: skip

@@ -42,6 +42,7 @@ def train(
     terms: int | None = None,
     init_output: str = "sample",
     fluctuations: bool = False,
+    pair_samples: int | None = None,
 ) -> Trajectory:
     """Run `state, output = step(state, batch)` over the batches at any width.
 
@@ -63,7 +64,8 @@ def train(
             `jax.random.split(key, replicates)`.
         samples: Monte Carlo particles per width axis, at infinite width. By default 2^14, or 2^11
             where the program has functions of all pairs of them (Adam and its kin on matrices
-            between widths), of which one array takes 4 M^2 bytes; up to 2^13 there.
+            between widths), of which one array takes 4 M^2 bytes; up to 2^13 there, and more with
+            `pair_samples`.
         replicates: the number R of independent runs, from which standard errors come.
         init: from theta to the first state, for instance to add optimizer state; default: theta.
         observe: from a state to a tree of arrays, called before each step and after the last.
@@ -75,7 +77,8 @@ def train(
             `step`, `init` or `observe` than those of the earlier call cannot be noticed, unless
             they record another kind of tree. The mesh may be another one; then the numbers agree
             to round-off.
-        noise, rank_tolerance, mesh: as in `tplimit.sample`, at infinite and deferred width.
+        noise, rank_tolerance, mesh, pair_samples: as in `tplimit.sample`, at infinite and deferred
+            width.
         bias_check: at infinite width, run twice as many replicates with half the samples as well
             (about the same time again) and warn where the O(1/M) bias of the mean is not small
             against its standard error. See `Trajectory.bias`.
@@ -131,7 +134,7 @@ def train(
     options = Options(
         width=width_of(theta, width), samples=samples, replicates=replicates, noise=noise,
         rank_tolerance=rank_tolerance, terms=terms, init_output=init_output,
-        fluctuations=fluctuations, mesh=mesh, bias_check=bias_check,
+        fluctuations=fluctuations, pair_samples=pair_samples, mesh=mesh, bias_check=bias_check,
     )  # fmt: skip
     keys = jax.random.split(key, options.replicates)
     if checkpoint is not None and options.mesh is not None and options.mesh.is_multi_process:

@@ -340,7 +340,9 @@ def gathered(leaves: list[Any]) -> tuple[Revealed | None, list[Value]]:
         values = [leaf._value if isinstance(leaf, LimitValue) else _plain(leaf) for leaf in leaves]
         return tips[0], values
     _refuse_equal_keys(tips)
-    laws = {(b.n, b.law, b.terms, b.fluctuating) for b in (tip.bank for tip in tips)}
+    laws = {
+        (b.n, b.law, b.terms, b.fluctuating, b.pair_samples) for b in (tip.bank for tip in tips)
+    }
     if len(laws) > 1:
         raise LimitError(
             "Values sampled at different widths, samples, noise or numbers of terms are combined."

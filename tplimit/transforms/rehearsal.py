@@ -365,7 +365,7 @@ def _few(
         widths = [axis, axis - 1] if axis is not None and role == PAIRS["role"] else [axis]
         for place in widths:
             if place is not None and place < array.ndim and array.shape[place] > 1:
-                length = array.shape[place] * size // bank.n
+                length = max(2, array.shape[place] * size // bank.n)
                 start = number * (array.shape[place] - length) // (_DRAWS - 1)
                 array = np.take(array, range(start, start + length), place)
         return array if number == 0 else _changed(array, number)
@@ -386,7 +386,9 @@ def _few(
 
     stores = tuple(without_structure(*item) for item in enumerate(bank.stores))
     rest = map_arrays(some, replace(bank, stores=()))
-    return replace(rest, stores=stores, n=size, mesh=None), map_arrays(some, values)
+    few = None if bank.pair_samples is None else max(2, bank.pair_samples * size // bank.n)
+    rest = replace(rest, stores=stores, n=size, mesh=None, pair_samples=few)
+    return rest, map_arrays(some, values)
 
 
 def _changed(array: np.ndarray, number: int) -> np.ndarray:

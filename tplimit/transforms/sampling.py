@@ -55,6 +55,7 @@ def sample(
     mesh: Mesh | None = None,
     terms: int = 1,
     init_output: str = "sample",
+    pair_samples: int | None = None,
 ) -> Any:
     """Parameters at a width.
 
@@ -75,6 +76,10 @@ def sample(
         init_output: with several terms, ``"sample"`` draws the central-limit terms of sums over a
             width, so that the initial function is one random function, or ``"zero"`` leaves them
             out, so that it is 0.
+        pair_samples: particles ``K`` per common width over which functions of pairs are averaged
+            (Adam and its kin on matrices between widths), by default all. An array of pairs then
+            takes ``8 M K`` bytes instead of ``4 M^2``. With Sobol' points a power of two that is
+            at least ``samples / 16`` keeps them balanced.
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 
@@ -107,6 +112,7 @@ def sample(
         mesh=arguments.mesh(mesh),
         terms=arguments.terms(terms),
         init_output=arguments.init_output(init_output),
+        pair_samples=arguments.pair_samples(pair_samples),
     )
 
 
@@ -121,6 +127,7 @@ def drawn(
     mesh: Mesh | None,
     terms: int,
     init_output: str,
+    pair_samples: int | None = None,
 ) -> Any:
     """``sample`` with arguments that are checked; several keys give as many replicates of limit
     values."""
@@ -133,9 +140,10 @@ def drawn(
         dtype = np.dtype(jnp.result_type(float))
         # A network of finite width is what it is, without any expansion.
         kept = 1 if law.exact else terms
-        values = _limit_values(
-            leaves, key, Draw(law, n, dtype, mesh, kept, init_output == "sample")
-        )
+        thinned = pair_samples is not None and pair_samples < n and not law.exact
+        few = pair_samples if thinned else None
+        how = Draw(law, n, dtype, mesh, kept, init_output == "sample", few)
+        values = _limit_values(leaves, key, how)
     else:
         sizes, key = _sizes(width, _widths(leaves)), jax.random.fold_in(key, _SALT)
         values = [
@@ -257,6 +265,7 @@ class Draw(NamedTuple):
     mesh: Mesh | None = None
     terms: int = 1
     fluctuating: bool = True
+    pair_samples: int | None = None
 
 
 def _limit_values(leaves: Sequence[Any], key: jax.Array, how: Draw) -> list[Any]:
@@ -333,6 +342,7 @@ class _Sampler:
             law=self.law,
             terms=self.how.terms,
             fluctuating=self.how.fluctuating,
+            pair_samples=self.how.pair_samples,
         )
         return values, bank
 
