@@ -1,9 +1,10 @@
 """Powers of the width per layer: `Parameterization`, and its training step in plain JAX.
 
-Sources: Yang and Hu, Tensor Programs IV (abc-parameterizations); Hajjar, Chizat and Giraud,
-Training Integrable Parameterizations of Deep Neural Networks in the Infinite-Width Limit (ac form,
-exponents of the first step, initial weights dropped after it); Golikov, Dynamically Stable
-Infinite-Width Limits of Neural Classifiers (reference width, corrected initial function).
+Sources: Yang and Hu, Tensor Programs IV (abc-parameterizations); Yang and Littwin, Tensor
+Programs IVb (adaptive optimizers, their exponent d); Hajjar, Chizat and Giraud, Training Integrable
+Parameterizations of Deep Neural Networks in the Infinite-Width Limit (ac form, exponents of the
+first step, initial weights dropped after it); Golikov, Dynamically Stable Infinite-Width Limits of
+Neural Classifiers (reference width, corrected initial function).
 """
 
 import math
@@ -20,6 +21,7 @@ from tplimit.declare.widths import Width
 from tplimit.errors import WidthError
 from tplimit.networks.losses import Loss, resolve
 from tplimit.networks.models import Model
+from tplimit.networks.optimizers import degree
 
 if TYPE_CHECKING:
     import optax
@@ -95,19 +97,40 @@ class Parameterization:
         return replace(self, **changes)
 
     def exponents(self, which: str, model: Model | int) -> tuple[Fraction, ...]:
-        """The exponents `"a"`, `"b"`, `"c"`, `"first"` or `"initial_a"` of layers 1 .. depth + 1.
+        """The exponents `"a"`, `"b"`, `"c"`, `"first"`, `"initial_a"` or `"d"`, layer by layer.
 
-        `first` falls back to `c`, and `initial_a` to `a`. Instead of a model its depth may be given
-        where the exponents do not depend on the activation, or for one of degree 1.
+        `first` falls back to `c`, and `initial_a` to `a`. Instead of a model its depth L may be
+        given where the exponents do not depend on the activation, or for one of degree 1.
+
+        `d` follows from the others: ∇_{w^l} loss = Θ(n^-d_l) where activations are of order one,
+
+            d_{L+1} = a_{L+1},    d_l = a_l + s  (l ≤ L),    s = min(a + b, 2a + c) of layer L + 1,
+
+        since derivatives by preactivations have the order n^-s of the output weights: n^-(a + b) at
+        first, if they are not 0, and n^-(2a + c) of their updates. n^d is the factor of gradients
+        in Tensor Programs IVb.
+
+        >>> import tplimit as tp
+        >>> [str(e) for e in tp.parameterizations.mup.exponents("d", 2)]
+        ['1', '3/2', '1']
         """
         if isinstance(model, int):
             model = Model(model, inputs=1, activation="identity")
+        if which == "d":
+            return self._orders_of_gradients(model)
         given = getattr(self, which)
         if given is None:
             given = {"first": self.c, "initial_a": self.a}[which]
         if callable(given):
             given = given(model)
         return tuple(_exact(e) for e in self._per_layer(f"exponents {which}", given, model))
+
+    def _orders_of_gradients(self, model: Model) -> tuple[Fraction, ...]:
+        a, b, c = (self.exponents(which, model) for which in "abc")
+        s = 2 * a[-1] + c[-1]
+        if self.factors("std", model)[-1] or self.factors("mean", model)[-1]:
+            s = min(s, a[-1] + b[-1])
+        return (*(e + s for e in a[:-1]), a[-1])
 
     def factors(self, which: str, model: Model) -> tuple[float, ...]:
         """The numbers `"std"`, `"mean"` or `"shrink"` (an exponent, perhaps infinite) per layer."""
@@ -208,12 +231,24 @@ class Parameterization:
     ) -> Callable[[State, tuple[jax.Array, jax.Array]], tuple[State, jax.Array]]:
         """One training step in plain JAX: `step(state, (x, y))` returns the new state and the loss.
 
+            g = ∇_w loss,     w ← w - lr n^-c g,     and with an optimizer of updates u:
+
+            w ← w + lr n^-(c + d) u(n^d g, z),     z = n^(c + d) w,     d = exponents("d", model)
+
+        An optimizer works in natural units: it sees gradients of order one, and parameters z that
+        move by lr u. Its updates have the powers of n that gradient descent has, whatever their
+        size says of that of the gradients, and are those of n^-c g for an optimizer that is
+        homogeneous of degree 1, such as momentum. `eps` is added to numbers of order one; decoupled
+        weight decay is w ← (1 - lr·decay) w. Where n is the reference width nothing is changed.
+
         Args:
             model: from `tplimit.mlp`.
             loss: `"mse"`, `"logistic"`, `"cross_entropy"`, or a function `loss(f, y)` to a scalar.
             lr: base learning rate; layer l uses lr·n^-c_l. One number, or one per layer.
-            optimizer: an optax transformation whose updates are multiplied by lr·n^-c_l; give it
-                the learning rate 1, as in `optax.sgd(1.0, momentum=0.9)`. None is plain SGD.
+            optimizer: an optax transformation. Give it the learning rate 1, as in
+                `optax.adam(1.0)`: `lr` multiplies its updates, and the decay of weights in them.
+                One that keeps parameters of its own (schedule-free) needs to know its rate: give it
+                there, and lr = 1. None is plain SGD.
             first_lr: base learning rates of the first step, if it has its own, for instance those
                 of `tplimit.parameterizations.calibrate`.
 
@@ -221,14 +256,28 @@ class Parameterization:
         memory under "optimizer" beside the parameters, so `predict` takes every state.
 
         Raises:
-            ValueError: the loss has an unknown name, labels and outputs differ in shape, or
-                `first_lr` is given to a parameterization that treats all steps alike.
+            ValueError: the loss has an unknown name, labels and outputs differ in shape,
+                `first_lr` is given to a parameterization that treats all steps alike, or an
+                optimizer that is not homogeneous of degree 1 to one with `first` exponents.
+
+        >>> import jax, optax, tplimit as tp
+        >>> p, model = tp.parameterizations.mup, tp.mlp(2, inputs=3)
+        >>> step = p.step(model, "mse", 0.1, optimizer=optax.adam(1.0))
+        >>> theta = tp.sample(p.theta(model), jax.random.key(0), width=64)
+        >>> new, _ = step(theta, (jax.numpy.ones((1, 3)), jax.numpy.ones(1)))
+        >>> [round(float(abs(new[k] - theta[k]).max()), 4) for k in ("W1", "W2", "W3")]
+        [0.1, 0.0125, 0.1]
         """
         objective = resolve(loss)
         predict = self.predict(model)
         later = self._rates(model, "c", lr)
         first = self._rates(model, "first", lr if first_lr is None else first_lr)
         shrink = dict(zip(later, self.factors("shrink", model), strict=False))
+        # Without an optimizer the units are those of the parameters.
+        d = dict.fromkeys(later, Fraction(0))
+        if optimizer is not None:
+            self._check_first(model, optimizer)
+            d = self._powers(model, "d")
         if first_lr is not None and _INITIAL not in self.theta(model):
             raise ValueError(
                 "first_lr needs a parameterization whose first step is its own: "
@@ -242,15 +291,18 @@ class Parameterization:
             # The origin is no argument of the differentiated function: it has no gradient.
             kept = {} if self.initial_a is None else {_ORIGIN: state.get(_ORIGIN, theta)}
             value, updates = jax.value_and_grad(lambda t: objective(predict(t | kept, x), y))(theta)
+            initial = _INITIAL in state
+            rates = first if initial else later
             memory, sign = {}, -1.0
             if optimizer is not None:
-                before = state[_OPTIMIZER] if _OPTIMIZER in state else optimizer.init(theta)
-                updates, after = optimizer.update(updates, before, theta)
+                z = {k: _times_power(theta[k], n, c + d[k], 1.0) for k, (_, c) in rates.items()}
+                before = state[_OPTIMIZER] if _OPTIMIZER in state else optimizer.init(z)
+                updates = {k: _times_power(g, n, d[k], 1.0) for k, g in updates.items()}
+                updates, after = optimizer.update(updates, before, z)
                 memory, sign = {_OPTIMIZER: after}, 1.0
-            initial = _INITIAL in state
             new = {}
-            for name, (rate, power) in (first if initial else later).items():
-                update = _times_power(updates[name], n, -power, sign * rate)
+            for name, (rate, power) in rates.items():
+                update = _times_power(updates[name], n, -power - d[name], sign * rate)
                 lost = shrink.get(name, 0) if initial else 0
                 if lost == math.inf:
                     new[name] = update
@@ -259,6 +311,18 @@ class Parameterization:
             return new | memory | kept, value
 
         return step
+
+    def _check_first(self, model: Model, optimizer: "optax.GradientTransformation") -> None:
+        """Rates of a first step undo what is lost in its gradients: not where they do not matter."""
+        own = self._powers(model, "first") != self._powers(model, "c")
+        if own and degree(optimizer, model) != 1:
+            raise ValueError(
+                f"{self.name or 'the parameterization'} has learning rates of its own in the first "
+                "step, large ones for gradients that vanish with the width, and the updates of "
+                "this optimizer are not proportional to the gradients. Take one that treats all "
+                "steps alike, such as naive_ip or ip_non_centered, or write your own step "
+                "(docs/optimizers.md)"
+            )
 
     def _relative(self, n: int) -> float:
         return n if self.reference == 1 else n / self.reference
@@ -274,8 +338,12 @@ class Parameterization:
 
     def _powers(self, model: Model, which: str) -> dict[str, Fraction]:
         """The exponent of every parameter, in the order of `model.shapes`."""
-        weights = self.exponents(which, model)
-        biases = weights if self.biases is None else self.biases.exponents(which, model)
+        weights = biases = self.exponents(which, model)
+        if self.biases is not None and which == "d":  # derivatives have the order of the weights'
+            a, own = self.exponents("a", model), self.biases.exponents("a", model)
+            biases = tuple(d - i + j for d, i, j in zip(weights, a, own, strict=True))
+        elif self.biases is not None:
+            biases = self.biases.exponents(which, model)
         powers = (*weights, *(biases[l - 1] for l in model.biased))
         return dict(zip(model.shapes(1), powers, strict=True))
 

@@ -4,21 +4,25 @@
 are in `docs/regimes.md`, with the names used here.
 
 Sources: Yang and Hu, Tensor Programs IV (Section 3 and Appendix H: stability, r, the dynamical
-dichotomy); Hajjar, Chizat and Giraud, Training Integrable Parameterizations (vanishing activations,
+dichotomy); Yang and Littwin, Tensor Programs IVb (adaptive optimizers); Hajjar, Chizat and Giraud, Training Integrable Parameterizations (vanishing activations,
 exponents of the first step); Golikov, Dynamically Stable Infinite-Width Limits of Neural
 Classifiers (regions of networks with one hidden layer).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from operator import add
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tplimit.networks.activations import Orders
 from tplimit.networks.models import Model
+from tplimit.networks.optimizers import degree, intensive
 from tplimit.networks.scaling import Parameterization
 from tplimit.values.exponents import HALF, NEVER, Exponent
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["Regime", "classify", "region"]
 
@@ -67,8 +71,15 @@ MEANINGS = {
 }
 
 
-def classify(parameterization: Parameterization, model: Model) -> Regime:
-    """The regime of gradient descent on `model`, by counting powers of the width.
+def classify(
+    parameterization: Parameterization,
+    model: Model,
+    optimizer: "optax.GradientTransformation | None" = None,
+) -> Regime:
+    """The regime of training `model`, by counting powers of the width.
+
+    `optimizer` is that of `Parameterization.step`, None for gradient descent. Its degree is counted
+    with, not its constants: `eps`, which leads where gradients vanish in natural units, is not seen.
 
     The loss derivative is taken to be Θ(1) and coefficients to be generic: where a symmetry makes
     one vanish, the true exponent is smaller. Constants, such as a reference width, do not matter.
@@ -85,7 +96,9 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     - with one hidden layer `e0`, `eK`, `s`: initial outputs, tangent kernel, weight increments.
 
     Raises:
-        ValueError: the activation behaves like no power near 0.
+        ValueError: the activation behaves like no power near 0; the first update of the optimizer
+            is homogeneous of no degree, 0 or 1, in the gradients (clipping), or depends on the
+            number of entries (norms); or what `Parameterization.step` refuses.
         TypeError: other arguments.
 
     >>> import tplimit as tp
@@ -95,6 +108,10 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
     >>> regime = tp.classify(scalings.ntk, tp.mlp(3, inputs=3))
     >>> regime.kernel, str(regime.exponents["r"])
     (True, '1/2')
+    >>> import optax
+    >>> adam = optax.adam(1.0)
+    >>> [tp.classify(p, tp.mlp(3, inputs=3), adam).name for p in (scalings.mup, scalings.ntk)]
+    ['muP-like', 'kernel']
     """
     if not isinstance(parameterization, Parameterization) or not isinstance(model, Model):
         raise TypeError(
@@ -102,7 +119,7 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
             "tp.mlp(2, inputs=3)); golikov and intermediate are functions that return one, such as "
             "golikov(-0.5, 0)"
         )
-    powers = _Powers.of(parameterization, model)
+    powers = _Powers.of(parameterization, model, _degree(parameterization, model, optimizer))
     passes = _train(powers)
     start, first, last = passes[0], passes[1], passes[-1]
     stable = all(p.largest <= 0 for p in passes)
@@ -128,6 +145,29 @@ def classify(parameterization: Parameterization, model: Model) -> Regime:
             corrected = parameterization.initial_a is not None
             return replace(regime, name=f"IC-{name}" if corrected else name)
     return replace(regime, name=regime.name or _name(powers, last))
+
+
+def _degree(
+    parameterization: Parameterization,
+    model: Model,
+    optimizer: "optax.GradientTransformation | None",
+) -> Fraction:
+    if optimizer is None:
+        return Fraction(1)
+    parameterization.step(model, "mse", 1.0, optimizer)  # what has no step is refused there
+    k = degree(optimizer, model)
+    if k is None:
+        raise ValueError(
+            "the updates of this optimizer are neither proportional to gradients of order one nor "
+            "independent of their size, so powers of the width cannot be counted, as with clipping "
+            "at a bound of order one: run the step, tp.classify_step(step, theta, batch)"
+        )
+    if not intensive(optimizer, model):
+        raise ValueError(
+            "the updates of this optimizer depend on the number of entries, and so on the width, "
+            "as with norms that are sums: run the step, tp.classify_step(step, theta, batch)"
+        )
+    return k
 
 
 def regime_of(stable: bool, exponents: Mapping[str, Exponent]) -> Regime:
@@ -184,32 +224,35 @@ def _by_sign(exponent: Exponent, negative: str, zero: str, positive: str) -> str
 def _golikov(powers: "_Powers", start: "_Pass") -> dict[str, Exponent]:
     """e0, and the larger of the two layers' contributions to eK and s."""
     w, a = powers.weights
-    rate_w, rate_a = powers.rates
-    s = max(rate_w + a - w, rate_a - a)
-    return {"e0": start.f, "eK": max(rate_a + 1, rate_w + 1 + 2 * a), "s": s}
+    step_w, step_a = powers.update(powers.rates, (a, Fraction(0)))
+    s = max(step_w - w, step_a - a)
+    return {"e0": start.f, "eK": max(step_a, step_w + a) + 1, "s": s}
 
 
 def _is_golikov(powers: "_Powers", start: "_Pass") -> bool:
     """One rule for every step, centred weights, both layers moving at one relative rate."""
-    (w, a), (rate_w, rate_a) = powers.weights, powers.rates
+    w, a = powers.weights
+    step_w, step_a = powers.update(powers.rates, (a, Fraction(0)))
     return (
         powers.first == (powers.rates, powers.bias_rates)
         and not powers.own_biases
         and not any(powers.centre)
         and powers.kept == powers.weights
         and start.h[0] == 0 == w
-        and rate_w + a == rate_a - a
+        and step_w == step_a - a
     )
 
 
 class _Powers(NamedTuple):
     """Exponents of effective parameters, layer by layer: entries and rates are n^these.
 
-    weights, biases: initial entries; kept: initial weights that remain after the first step;
-    centre: whether initial weights have a mean; rates: ΔW = n^rate ∇_W f, and for biases;
-    first: both at the first step; corrected: the initial weights of a kept initial function.
+    degree: k, of the optimizer; weights, biases: initial entries; kept: initial weights that remain
+    after the first step; centre: whether initial weights have a mean; rates: ΔW = n^rate |∇_W f|^k,
+    and for biases; first: both at the first step; corrected: the initial weights of a kept initial
+    function.
     """
 
+    degree: Fraction
     weights: tuple[Exponent, ...]
     biases: tuple[Exponent, ...]
     kept: tuple[Exponent, ...]
@@ -221,6 +264,15 @@ class _Powers(NamedTuple):
     corrected: tuple[Exponent, ...] | None
     orders: Orders
 
+    def update(
+        self, rates: Iterable[Exponent], gradients: Iterable[Exponent]
+    ) -> tuple[Exponent, ...]:
+        """Exponents of an update; that of a gradient that is exactly 0 is 0."""
+        return tuple(
+            NEVER if g == NEVER else rate + self.degree * g
+            for rate, g in zip(rates, gradients, strict=True)
+        )
+
     def relative_change(self, change: Exponent, l: int) -> Exponent:
         """Exponent of W^l_t - W^l_0 relative to W^l_0; Θ(1) where initial weights were removed."""
         initial = self.weights[l - 1]
@@ -229,7 +281,7 @@ class _Powers(NamedTuple):
         return NEVER if change == NEVER else change - initial
 
     @classmethod
-    def of(cls, p: Parameterization, model: Model) -> "_Powers":
+    def of(cls, p: Parameterization, model: Model, degree: Fraction) -> "_Powers":
         q = p if p.biases is None else p.biases
         biased = [l in model.biased for l in range(1, model.layers + 1)]
         stds, means = p.factors("std", model), p.factors("mean", model)
@@ -238,9 +290,14 @@ class _Powers(NamedTuple):
             sums = zip(p.exponents(which, model), p.exponents("b", model), stds, means, strict=True)
             return tuple(-a - b if std or mean else NEVER for a, b, std, mean in sums)
 
+        # ∇_W f is of order n^-(d - a) in natural units, and so is ∇_b f.
+        natural = [
+            d - a for d, a in zip(p.exponents("d", model), p.exponents("a", model), strict=True)
+        ]
+
         def rates(of: Parameterization, which: str) -> tuple[Exponent, ...]:
-            sums = zip(of.exponents("a", model), of.exponents(which, model), strict=True)
-            return tuple(-2 * a - c for a, c in sums)
+            sums = zip(of.exponents("a", model), of.exponents(which, model), natural, strict=True)
+            return tuple(-2 * a - c - (1 - degree) * g for a, c, g in sums)
 
         def only(present: Sequence[bool], values: tuple[Exponent, ...]) -> tuple[Exponent, ...]:
             return tuple(v if b else NEVER for b, v in zip(present, values, strict=True))
@@ -249,6 +306,7 @@ class _Powers(NamedTuple):
         drawn = [b and bool(p.bias_std) for b in biased]
         weights = entries("a")
         return cls(
+            degree=degree,
             weights=weights,
             biases=only(drawn, tuple(-a - b for a, b in own)),
             kept=tuple(w - s for w, s in zip(weights, p.factors("shrink", model), strict=True)),
@@ -302,8 +360,8 @@ def _train(powers: _Powers) -> list[_Pass]:
         here = passes[-1]
         rates, bias_rates = powers.first if t == 0 else (powers.rates, powers.bias_rates)
         below, above = (Fraction(0), *here.x), (*here.dh, Fraction(0))
-        step = tuple(rate + dh + x for rate, dh, x in zip(rates, above, below, strict=True))
-        bias_step = tuple(map(add, bias_rates, above))
+        step = powers.update(rates, map(add, above, below))
+        bias_step = powers.update(bias_rates, above)
         after = _Moved(
             step, tuple(map(max, moved.total, step)), tuple(map(max, moved.biases, bias_step))
         )
