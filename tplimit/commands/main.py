@@ -22,6 +22,7 @@ from rich.table import Table
 from tplimit import arguments, parameterizations
 from tplimit.commands import kernels
 from tplimit.commands.data import SOURCES, Data
+from tplimit.commands.optimizers import Optimizer
 from tplimit.errors import LimitError
 from tplimit.networks.models import mlp
 from tplimit.output.files import write_text
@@ -107,6 +108,7 @@ def _checked_parameterization(text: str) -> str:
 
 
 _WIDTHS = Widths((64, 128, 256, 512, 1024, 2048, 4096))
+_OPTIMIZER = "An optimizer of optax, with its defaults (momentum 0.9); default: gradient descent."
 _POWERS = "Powers of the width: a name in tplimit.parameterizations, or 'golikov(-0.5, 0)'."
 
 
@@ -128,12 +130,18 @@ class Study:
         int | None, typer.Option(min=1, help="A divisor of --train; default: all.")
     ] = None
     lr: Annotated[float, typer.Option(help="Base learning rate.")] = 0.5
+    optimizer: Annotated[Optimizer | None, typer.Option(help=_OPTIMIZER)] = None
     widths: Annotated[
         Widths,
         typer.Option(parser=_parse_widths, metavar="N,N,...", help="Finite widths, with commas."),
     ] = _WIDTHS
     seeds: Annotated[int, typer.Option(min=2, help="Independent networks per width.")] = 8
-    samples: Annotated[int, typer.Option(min=2, help="Monte Carlo particles of the limit.")] = 2**14
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Monte Carlo particles of the limit; default: as in tplimit.train."
+        ),
+    ] = None
     replicates: Annotated[int, typer.Option(min=1, help="Independent samplings of the limit.")] = 4
     seed: Annotated[int, typer.Option(min=0, help="Of the data and of all keys.")] = 0
 
@@ -141,7 +149,7 @@ class Study:
 def run_study(study: Study) -> Comparison:
     """Squared error on two classes, labels ±1; the outputs at the test points are observed.
 
-    Full-batch gradient descent, or minibatches in a fixed order where `batch_size` is given.
+    Full-batch training, or minibatches in a fixed order where `batch_size` is given.
 
     Raises:
         ValueError: sizes that do not fit, a rate that is not positive, no such parameterization;
@@ -161,7 +169,7 @@ def run_study(study: Study) -> Comparison:
     points = jnp.asarray(data.x_test)
     predict = parameterization.predict(model)
     return compare_widths(
-        parameterization.step(model, "mse", lr),
+        parameterization.step(model, "mse", lr, _transformation(study.optimizer)),
         parameterization.theta(model),
         _minibatches(data, study.batch_size, study.steps),
         widths=study.widths,
@@ -171,6 +179,10 @@ def run_study(study: Study) -> Comparison:
         replicates=study.replicates,
         observe=lambda state: predict(state, points),
     )
+
+
+def _transformation(optimizer: Optimizer | None) -> Any:
+    return None if optimizer is None else optimizer.transformation()
 
 
 def parse_parameterization(text: str) -> Parameterization:
@@ -303,6 +315,7 @@ def classify(
     depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 2,
     activation: Annotated[str, typer.Option(help="A name, as in tplimit.mlp.")] = "tanh",
     bias: Annotated[Bias, typer.Option(help="Layers with a bias.")] = Bias.none,
+    optimizer: Annotated[Optimizer | None, typer.Option(help=_OPTIMIZER)] = None,
     run: Annotated[
         bool, typer.Option("--run", help="Also run three steps at infinite width (a minute).")
     ] = False,
@@ -314,16 +327,18 @@ def classify(
         if scaling.biases is not None:
             bias = Bias.all
         model = mlp(depth, inputs=3, activation=activation, bias=_BIASES[bias])
-        found = {"counted": counted.classify(scaling, model)}
+        transformation = _transformation(optimizer)
+        found = {"counted": counted.classify(scaling, model, transformation)}
         if run:
             batch = jax.random.normal(jax.random.key(1), (2, 3)), jnp.array([1.0, -1.0])
-            step = scaling.step(model, "mse", 0.5)
+            step = scaling.step(model, "mse", 0.5, transformation)
             with console.status("three steps at infinite width"):
                 regime = classify_step(step, scaling.theta(model), batch)
             found["measured"] = regime
     except (LimitError, ValueError, TypeError) as error:
         raise _failed(error) from error
-    table = Table(title=f"{parameterization}, {depth} hidden layers, {activation}")
+    how = "" if optimizer is None else f", {optimizer}"
+    table = Table(title=f"{parameterization}, {depth} hidden layers, {activation}{how}")
     table.add_column("", style="bold")
     for way in found:
         table.add_column(way)

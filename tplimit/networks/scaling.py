@@ -313,7 +313,7 @@ class Parameterization:
         return step
 
     def _check_first(self, model: Model, optimizer: "optax.GradientTransformation") -> None:
-        """Rates of a first step undo what is lost in its gradients: not where they do not matter."""
+        """Rates of a first step make up for small gradients: refused where these do not matter."""
         own = self._powers(model, "first") != self._powers(model, "c")
         if own and degree(optimizer, model) != 1:
             raise ValueError(

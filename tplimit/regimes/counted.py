@@ -4,9 +4,10 @@
 are in `docs/regimes.md`, with the names used here.
 
 Sources: Yang and Hu, Tensor Programs IV (Section 3 and Appendix H: stability, r, the dynamical
-dichotomy); Yang and Littwin, Tensor Programs IVb (adaptive optimizers); Hajjar, Chizat and Giraud, Training Integrable Parameterizations (vanishing activations,
-exponents of the first step); Golikov, Dynamically Stable Infinite-Width Limits of Neural
-Classifiers (regions of networks with one hidden layer).
+dichotomy); Yang and Littwin, Tensor Programs IVb (optimizers that act entry by entry); Hajjar,
+Chizat and Giraud, Training Integrable Parameterizations (vanishing activations, exponents of the
+first step); Golikov, Dynamically Stable Infinite-Width Limits of Neural Classifiers (regions of
+networks with one hidden layer).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,8 +79,8 @@ def classify(
 ) -> Regime:
     """The regime of training `model`, by counting powers of the width.
 
-    `optimizer` is that of `Parameterization.step`, None for gradient descent. Its degree is counted
-    with, not its constants: `eps`, which leads where gradients vanish in natural units, is not seen.
+    `optimizer` is that of `Parameterization.step`; None is gradient descent. Counted is the degree
+    k = 0 or 1 in the gradients, not `eps`, nor weight decay, which moves all layers by Θ(1).
 
     The loss derivative is taken to be Θ(1) and coefficients to be generic: where a symmetry makes
     one vanish, the true exponent is smaller. Constants, such as a reference width, do not matter.
