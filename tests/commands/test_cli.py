@@ -4,11 +4,14 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import tplimit as tp
 from tplimit.commands import data, main
+from tplimit.commands.optimizers import Optimizer
 from tplimit.errors import DivergenceError
 from tplimit.regimes.counted import MEANINGS
 from tplimit.training.comparison import Comparison
@@ -68,13 +71,13 @@ def test_compare_passes_its_options_on(tmp_path, studies):
         "compare", "--depth", "3", "--activation", "relu", "--parameterization", "standard",
         "--data", "random", "--train", "6", "--test", "2", "--steps", "5", "--batch-size", "3",
         "--lr", "0.1", "--widths", "4,8", "--seeds", "3", "--samples", "32", "--replicates", "2",
-        "--seed", "7", "--out", str(tmp_path / "out"),
+        "--seed", "7", "--optimizer", "adam", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert studies == [
         main.Study(
             depth=3, activation="relu", parameterization="standard",
             data=main.Source.random, train=6, test=2, steps=5, batch_size=3, lr=0.1, widths=(4, 8),
-            seeds=3, samples=32, replicates=2, seed=7,
+            seeds=3, samples=32, replicates=2, seed=7, optimizer=Optimizer.adam,
         )
     ]  # fmt: skip
     # Errors of tplimit are text for the user, not tracebacks.
@@ -103,6 +106,8 @@ def test_compare_passes_its_options_on(tmp_path, studies):
         (["compare", "--parameterization", "golikov(1)"], 2, "golikov needs q_tilde, or both q_a"),
         (["compare", "--parameterization", "intermediate(0.7"], 2, "is no call of intermediate"),
         (["compare", "--parameterization", "mup(2)"], 2, "is no call of mup"),
+        (["compare", "--optimizer", "muon"], 2, "'muon' is not one of 'adagrad', 'adam',"),
+        (["classify", "ip_llr", "--optimizer", "adam"], 1, "Take one that treats all steps alike"),
         (["compare", "--parameterization", "ip_bias"], 1, "ip_bias scales biases: give --bias all"),
     ],
 )
@@ -128,6 +133,41 @@ def test_compare_takes_every_parameterization(tmp_path, name):
     assert result.exit_code == 0, result.output
     study = json.loads((tmp_path / "result.json").read_text())["study"]
     assert (study["parameterization"], study["bias"]) == (name, "all")
+
+
+def test_samples_are_chosen_by_the_run(monkeypatch, tmp_path):
+    """Functions of pairs of particles take fewer than 2^14."""
+    seen = []
+
+    def fake(step, theta, batches, *, samples, **options):
+        seen.append(samples)
+        raise DivergenceError("grows like n^1/2")
+
+    monkeypatch.setattr(main, "compare_widths", fake)
+    for options in ([], ["--samples", "64"]):
+        invoke("compare", "--data", "random", "--optimizer", "adam", *options)
+    assert seen == [None, 64]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", Optimizer)
+def test_compare_takes_every_optimizer(tmp_path, name):
+    """On hidden matrices, for several steps."""
+    small = [*SMALL, "--steps", "3", "--train", "4", "--test", "2", "--data", "random"]
+    result = invoke("compare", *small, "--lr", "0.05", "--optimizer", name, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["study"]["optimizer"] == name
+    assert record["rms"]["16"] < 2
+
+
+@pytest.mark.parametrize("name", Optimizer)
+def test_optimizers_have_the_rate_one(name):
+    """Gradients of 1: the first update is one unit of the rate, but for weight decay."""
+    optimizer = name.transformation()
+    updates, _ = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)), jnp.ones(3))
+    expected = {"rmsprop": -(0.1**-0.5), "adagrad": -(1.1**-0.5)}.get(name, -1.0)
+    np.testing.assert_allclose(updates, expected, rtol=2e-3)
 
 
 def test_digits_without_scikit_learn(monkeypatch):
@@ -184,6 +224,20 @@ def test_classify_may_run_the_program():
     shown = plain(invoke("classify", "naive_ip", "--depth", "1", "--run").output)
     assert "┃ counted ┃ measured ┃" in shown
     assert re.search(r"name MF mean-field", shown)
+
+
+def test_classify_counts_with_an_optimizer():
+    shown = plain(invoke("classify", "naive_ip", "--depth", "3", "--optimizer", "sign").output)
+    assert "naive_ip, 3 hidden layers, tanh, sign" in shown
+    assert re.search(r"name mean-field", shown)
+    assert re.search(r"name trivial", plain(invoke("classify", "naive_ip", "--depth", "3").output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "regime"), [("mup", "MF mean-field"), ("ntk", "NTK kernel")])
+def test_classify_may_run_an_optimizer(name, regime):
+    shown = plain(invoke("classify", name, "--depth", "1", "--optimizer", "adam", "--run").output)
+    assert re.search(f"name {regime}", shown)
 
 
 def test_classify_names_what_it_does_not_know():

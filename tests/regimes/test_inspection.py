@@ -115,6 +115,38 @@ def test_named_parameterizations(scaling, depth, activation, name):
     assert [getattr(found, f) for f in FIELDS] == [getattr(counted, f) for f in FIELDS]
 
 
+def optimizers():
+    """Two terms of signs of matrices are known for one step only."""
+    adam, signs = optax.adam(1.0), optax.sign_sgd(1.0)
+    for name, depth in itertools.product(("mup", "ntk"), (1, 2)):
+        yield name, depth, adam, 3
+        yield name, depth, optax.sgd(1.0, momentum=0.9), 3
+        yield name, depth, signs, 3 if depth == 1 else 1
+        yield name, depth, optax.lion(1.0, weight_decay=0.0), 3 if depth == 1 else 1
+    yield "naive_ip", 3, signs, 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scaling", "depth", "optimizer", "steps"), optimizers())
+def test_counting_and_running_agree_for_optimizers(scaling, depth, optimizer, steps):
+    """Adam moves features in muP, and does not in the NTK scaling (Tensor Programs IVb)."""
+    p, model = getattr(scalings, scaling), tp.mlp(depth, inputs=3)
+    step = p.step(model, "logistic", 0.5, optimizer)
+    found = tp.classify_step(step, p.theta(model), BATCH, samples=512, steps=steps)
+    counted = tp.classify(p, model, optimizer)
+    assert [getattr(found, f) for f in FIELDS] == [getattr(counted, f) for f in FIELDS]
+    for name in ("f_0", "df_1", "df", "r"):
+        assert found.exponents[name] == counted.exponents[name], name
+
+
+def test_weight_decay_moves_features_wherever_it_is():
+    """Parameters shrink by a factor of order one, which counting does not see."""
+    model, lion = tp.mlp(1, inputs=3), optax.lion(1.0, weight_decay=0.1)
+    step = scalings.ntk.step(model, "logistic", 0.5, lion)
+    found = tp.classify_step(step, scalings.ntk.theta(model), BATCH, samples=512, steps=1)
+    assert (found.feature_learning, found.exponents["r"]) == (True, 0)
+
+
 # --- programs that no parameterization describes
 
 

@@ -9,6 +9,7 @@ from itertools import product
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
+import optax
 import pytest
 
 import tplimit as tp
@@ -182,6 +183,96 @@ def test_a_shift_between_multiplier_and_initial_scale_changes_nothing(scaling, d
         return p(**exponents, biases=p.biases and shifted(p.biases))
 
     assert tp.classify(shifted(p), model) == tp.classify(p, model)
+
+
+# Tensor Programs IVb: optimizers ------------------------------------------------------------------
+
+ADAM, SIGN = optax.adam(1.0), optax.sign_sgd(1.0)
+
+
+@hypothesis.given(
+    depth=st.integers(1, 4),
+    delta=st.lists(LEVELS, min_size=5, max_size=5),
+    alpha=LEVELS.map(lambda e: e + 1),
+    b=LEVELS,
+    activation=st.sampled_from(["tanh", "relu", "gelu", "relu2", "sigmoid"]),
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_conditions_for_updates_of_a_given_size(depth, delta, alpha, b, activation):
+    """Adam, entries of updates n^-δ_l, δ = a + c + d; α = a_out + b_out.
+
+    r = min_l (δ_l - 1{l > 1}); stable: r ≥ 0, δ_out ≥ 1, α + r ≥ 1, α ≥ 1/2;
+    not trivial: δ_out = 1 or α + r = 1; feature learning: r = 0.
+    """
+    delta = delta[: depth + 1]
+    initial = [Fraction(0), *[HALF] * (depth - 1), alpha]
+    a = [e - b for e in initial]
+    d = [a_l + min(alpha, delta[-1]) for a_l in a[:-1]] + [a[-1]]
+    c = [sum(e) for e in zip(delta, [-e for e in a], [-e for e in d], strict=True)]
+    scaling, model = Parameterization(a, b, c), tp.mlp(depth, inputs=3, activation=activation)
+    assert list(scaling.exponents("d", model)) == d
+    regime = tp.classify(scaling, model, ADAM)
+    r = min(e - (l > 0) for l, e in enumerate(delta[:-1]))
+    stable = r >= 0 and delta[-1] >= 1 and alpha + r >= 1 and alpha >= HALF
+    learns = stable and (delta[-1] == 1 or alpha + r == 1)
+    assert regime.stable == stable
+    assert regime.trivial == (stable and not learns)
+    assert regime.feature_learning == (learns and r == 0)
+    assert regime.kernel == (learns and r > 0)
+    if stable:
+        assert regime.exponents["r"] == r
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
+def test_adam_in_mup_learns_features_and_in_the_ntk_scaling_does_not(depth, activation):
+    """Natural units: the regimes of gradient descent, where no activation vanishes."""
+    model = tp.mlp(depth, inputs=3, activation=activation, bias=True)
+    for optimizer in (ADAM, SIGN, optax.lion(1.0), optax.rmsprop(1.0), optax.adagrad(1.0)):
+        for scaling in (scalings.mup, scalings.ntk, scalings.hp):
+            assert tp.classify(scaling, model, optimizer) == tp.classify(scaling, model)
+    assert tp.classify(scalings.mup, model, ADAM).feature_learning
+    kernel = tp.classify(scalings.ntk, model, ADAM)
+    assert kernel.kernel
+    assert kernel.exponents["r"] == HALF
+
+
+@pytest.mark.parametrize("name", ["standard", "ntk", "mup", "naive_ip", "ip_llr", "ip_bias", "hpz"])
+def test_momentum_has_the_regime_of_gradient_descent(name):
+    momentum, scaling = optax.sgd(1.0, momentum=0.9), getattr(scalings, name)
+    for depth in (1, 2, 3):
+        model = tp.mlp(depth, inputs=3, bias=True)
+        assert tp.classify(scaling, model, momentum) == tp.classify(scaling, model)
+
+
+def test_updates_that_do_not_shrink_with_the_gradients_get_integrable_networks_moving():
+    """Gradients vanish at first; naive_ip stays where it is from three hidden layers on, but for
+    updates of a given size. Where a gradient is exactly 0, so are these."""
+    for depth in (2, 3, 4):
+        model = tp.mlp(depth, inputs=3)
+        regime = tp.classify(scalings.naive_ip, model, SIGN)
+        assert regime.name == "mean-field"
+        for which in ("first_update", "update"):
+            assert updates(regime, depth, which) == [0] * (depth + 1)
+    zero = tp.classify(scalings.mup(std=(1.0, 1.0, 0.0)), tp.mlp(2, inputs=3), SIGN)
+    assert updates(zero, 2, "first_update") == [-float("inf"), -float("inf"), 0]
+
+
+@pytest.mark.parametrize("q", [(-1, 1), (-HALF, 0), (-HALF, HALF), (-3 * HALF / 2, HALF)])
+def test_golikovs_regions_are_those_of_adam(q):
+    assert tp.classify(scalings.golikov(*q), LEAKY, ADAM) == tp.classify(
+        scalings.golikov(*q), LEAKY
+    )
+
+
+def test_optimizers_whose_powers_cannot_be_counted():
+    model = tp.mlp(2, inputs=3)
+    for optimizer in (optax.clip(1.0), optax.adam(1.0, eps=1.0)):
+        with pytest.raises(ValueError, match=r"neither proportional.*tp\.classify_step"):
+            tp.classify(scalings.mup, model, optimizer)
+    for optimizer in (optax.clip_by_global_norm(0.1), optax.lamb(1.0)):
+        with pytest.raises(ValueError, match=r"depend on the number of entries.*tp\.classify_step"):
+            tp.classify(scalings.mup, model, optimizer)
 
 
 # Integrable parameterizations ---------------------------------------------------------------------

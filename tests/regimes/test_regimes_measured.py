@@ -10,6 +10,7 @@ from collections import defaultdict
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tplimit as tp
@@ -36,9 +37,9 @@ def linear(f, y):
     return -jnp.sum(f * y)
 
 
-def observe(p, model, lr, steps):
+def observe(p, model, lr, steps, optimizer=None):
     """One run of a network as a function of its parameters: a dictionary of squared sizes."""
-    predict, step = p.predict(model), p.step(model, linear, lr)
+    predict, step = p.predict(model), p.step(model, linear, lr, optimizer)
     square = lambda a: jnp.mean(a.astype(float) ** 2)
 
     def run(theta):
@@ -66,9 +67,9 @@ def observe(p, model, lr, steps):
     return run
 
 
-def slopes(p, model, lr=0.5, steps=3, widths=WIDTHS, seeds=6):
+def slopes(p, model, lr=0.5, steps=3, widths=WIDTHS, seeds=6, optimizer=None):
     """Fitted exponents of everything observed."""
-    run, sizes = jax.jit(observe(p, model, lr, steps)), defaultdict(list)
+    run, sizes = jax.jit(observe(p, model, lr, steps, optimizer)), defaultdict(list)
     for n in widths:
         count = seeds * (4 if n <= 512 else 1)
         thetas = (tp.sample(p.theta(model), jax.random.key(s), width=n) for s in range(count))
@@ -115,6 +116,29 @@ def test_networks_have_the_exponents_of_their_regime(case):
     difference = abs(measured[worst] - exponents[worst])
     assert difference < 0.15, f"{worst}: {measured[worst]:.2f}, not {exponents[worst]}"
     assert {k for k in exponents if k not in ("r", "e0", "eK", "s", "f_0")} == set(measured)
+
+
+OPTIMIZERS = {
+    "mup": (scalings.mup, network(3, "tanh"), 0.05),
+    "ntk": (scalings.ntk, network(3, "tanh"), 0.2),
+    "naive_ip": (scalings.naive_ip, network(3), 0.2),
+    "standard": (scalings.standard, network(2, "tanh"), 0.01),
+    "intermediate": (scalings.intermediate(0.75), network(1, "leaky_relu", False), 0.3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "sign_sgd"])
+def test_optimizers_have_the_exponents_of_their_regime(case, optimizer):
+    p, model, lr = OPTIMIZERS[case]
+    rule = getattr(optax, optimizer)(1.0, **({"eps": 1e-30} if optimizer == "adam" else {}))
+    measured = slopes(p(input_scale=1.0), model, lr, 3, WIDTHS[:4], optimizer=rule)
+    exponents = tp.classify(p, model, rule).exponents
+    measured.pop("f_0")
+    worst = max(measured, key=lambda k: abs(measured[k] - exponents[k]))
+    difference = abs(measured[worst] - exponents[worst])
+    assert difference < 0.15, f"{worst}: {measured[worst]:.2f}, not {exponents[worst]}"
 
 
 @pytest.mark.slow
