@@ -37,14 +37,17 @@ def test_the_example_of_training_in_function_space(capsys: pytest.CaptureFixture
     assert float(capsys.readouterr().out.split()[0]) < 0.02
 
 
-def test_the_example_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(
+def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
+    """A parameterization's step, and one's own."""
+    blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), re.DOTALL
     )
-    exec(compile(block, "optimizers.md", "exec"), {})
-    losses = [float(number) for number in capsys.readouterr().out.strip(" []\n").split()]
-    assert len(losses) == 5
-    assert losses[-1] < 0.5 * losses[0]
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "optimizers.md", "exec"), {})
+        losses = [float(number) for number in capsys.readouterr().out.strip(" []\n").split()]
+        assert len(losses) == 5
+        assert losses[-1] < 0.6 * losses[0]
 
 
 def test_the_table_of_operations_is_current() -> None:

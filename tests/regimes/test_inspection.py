@@ -118,12 +118,13 @@ def test_named_parameterizations(scaling, depth, activation, name):
 def optimizers():
     """Two terms of signs of matrices are known for one step only."""
     adam, signs = optax.adam(1.0), optax.sign_sgd(1.0)
+    momentum, lion = optax.sgd(1.0, momentum=0.9), optax.lion(1.0, weight_decay=0.0)
     for name, depth in itertools.product(("mup", "ntk"), (1, 2)):
-        yield name, depth, adam, 3
-        yield name, depth, optax.sgd(1.0, momentum=0.9), 3
-        yield name, depth, signs, 3 if depth == 1 else 1
-        yield name, depth, optax.lion(1.0, weight_decay=0.0), 3 if depth == 1 else 1
-    yield "naive_ip", 3, signs, 1
+        steps = 3 if depth == 1 else 1
+        yield pytest.param(name, depth, adam, 3, id=f"{name}-{depth}-adam")
+        yield pytest.param(name, depth, momentum, 3, id=f"{name}-{depth}-momentum")
+        yield pytest.param(name, depth, signs, steps, id=f"{name}-{depth}-sign")
+        yield pytest.param(name, depth, lion, steps, id=f"{name}-{depth}-lion")
 
 
 @pytest.mark.slow

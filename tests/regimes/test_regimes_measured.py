@@ -118,23 +118,24 @@ def test_networks_have_the_exponents_of_their_regime(case):
     assert {k for k in exponents if k not in ("r", "e0", "eK", "s", "f_0")} == set(measured)
 
 
+ADAM, SIGN = optax.adam(1.0, eps=1e-30), optax.sign_sgd(1.0)
 OPTIMIZERS = {
-    "mup": (scalings.mup, network(3, "tanh"), 0.05),
-    "ntk": (scalings.ntk, network(3, "tanh"), 0.2),
-    "naive_ip": (scalings.naive_ip, network(3), 0.2),
-    "standard": (scalings.standard, network(2, "tanh"), 0.01),
-    "intermediate": (scalings.intermediate(0.75), network(1, "leaky_relu", False), 0.3),
+    "mup-adam": (scalings.mup, network(3, "tanh"), ADAM, 0.05),
+    "mup-sign": (scalings.mup, network(3, "tanh"), SIGN, 0.05),
+    "ntk-adam": (scalings.ntk, network(3, "tanh"), ADAM, 0.2),
+    "ntk-sign": (scalings.ntk, network(3, "tanh"), SIGN, 0.2),
+    "naive_ip-sign": (scalings.naive_ip, network(3), SIGN, 1.0),
+    "intermediate-adam": (scalings.intermediate(0.75), network(1, "leaky_relu", False), ADAM, 0.3),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIMIZERS)
-@pytest.mark.parametrize("optimizer", ["adam", "sign_sgd"])
-def test_optimizers_have_the_exponents_of_their_regime(case, optimizer):
-    p, model, lr = OPTIMIZERS[case]
-    rule = getattr(optax, optimizer)(1.0, **({"eps": 1e-30} if optimizer == "adam" else {}))
-    measured = slopes(p(input_scale=1.0), model, lr, 3, WIDTHS[:4], optimizer=rule)
-    exponents = tp.classify(p, model, rule).exponents
+def test_optimizers_have_the_exponents_of_their_regime(case):
+    """Of degree 0 in the gradients, however these vanish: `eps` is too small to be felt."""
+    p, model, optimizer, lr = OPTIMIZERS[case]
+    measured = slopes(p(input_scale=1.0), model, lr, 3, WIDTHS[:4], optimizer=optimizer)
+    exponents = tp.classify(p, model, optimizer).exponents
     measured.pop("f_0")
     worst = max(measured, key=lambda k: abs(measured[k] - exponents[k]))
     difference = abs(measured[worst] - exponents[worst])

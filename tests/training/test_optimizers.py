@@ -112,6 +112,37 @@ def test_beside_networks(name, hidden):
     assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
 
 
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_natural_units_beside_networks(depth):
+    """muP of `tplimit.parameterizations` with an optimizer of constants of order one."""
+    mup, model = tp.parameterizations.mup, tp.mlp(depth, inputs=3)
+    predict = mup.predict(model)
+    step = mup.step(model, "mse", 0.1, optax.adamw(1.0, eps=1e-3, weight_decay=0.3))
+
+    def records(width, replicates):
+        return tp.train(
+            step,
+            mup.theta(model),
+            [(X, Y)] * STEPS,
+            observe=lambda state: predict(state, X),
+            width=width,
+            key=jax.random.key(0),
+            replicates=replicates,
+            progress=False,
+        )
+
+    limit, distances = records(tp.inf, 4), []
+    for width in (128, 512, 2048):
+        networks = records(width, 8)
+        moves = networks.replicates.observations - limit.observations
+        distances.append(np.sqrt(np.mean(moves[:, 1:] ** 2)))
+    slope = np.polyfit(np.log([128, 512, 2048]), np.log(distances), 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.2)
+    last = networks.observations[1:] - limit.observations[1:]
+    error = np.hypot(networks.stderr.observations[1:], limit.stderr.observations[1:])
+    assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
+
+
 def test_fewer_samples_by_default():
     """2^14 particles have 2^28 pairs: a run that is not told how many takes 2^11."""
     limit = run("adam", 2, tp.inf, 1)
