@@ -173,6 +173,25 @@ def test_compare_takes_every_optimizer(tmp_path, name):
     assert record["rms"]["16"] < 2
 
 
+def test_an_optimizer_sees_pixels_that_vary(monkeypatch):
+    """Gradients of the weights of others are 0, of which no sign is known."""
+    digits = data.varying(data.digits(train=32, test=8))
+    assert digits.x.shape == (32, 48)
+    assert digits.x_test.shape == (8, 48)
+    seen = []
+    monkeypatch.setattr(main, "compare_widths", lambda step, theta, *_, **__: seen.append(theta))
+    for optimizer in (None, Optimizer.adam):
+        main.run_study(main.Study(optimizer=optimizer))
+    assert [theta["W1"].shape[0] for theta in seen] == [64, 48]
+
+
+@pytest.mark.slow
+def test_adam_on_digits(tmp_path):
+    arguments = ["--optimizer", "adam", "--lr", "0.02", "--depth", "1", "--samples", "256"]
+    result = invoke("compare", *TINY[:8], *arguments, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("name", Optimizer)
 def test_optimizers_have_the_rate_one(name):
     """Gradients of 1: the first update, but for weight decay, is known."""

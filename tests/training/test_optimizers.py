@@ -112,7 +112,7 @@ def test_beside_networks(name, hidden):
     assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, 2])
 def test_natural_units_beside_networks(depth):
     """muP of `tplimit.parameterizations` with an optimizer of constants of order one."""
     mup, model = tp.parameterizations.mup, tp.mlp(depth, inputs=3)

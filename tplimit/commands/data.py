@@ -7,7 +7,7 @@ import numpy as np
 
 from tplimit import arguments
 
-__all__ = ["SOURCES", "Data", "digits", "points_of", "random_points"]
+__all__ = ["SOURCES", "Data", "digits", "points_of", "random_points", "varying"]
 
 
 class Data(NamedTuple):
@@ -55,6 +55,12 @@ def random_points(train: int, test: int, inputs: int = 16, seed: int = 0) -> Dat
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((train + test, inputs))
     return _split(x, generator.choice([-1.0, 1.0], train + test), train)
+
+
+def varying(data: Data) -> Data:
+    """The inputs that are not the same at all training points, such as pixels within a margin."""
+    seen = np.ptp(data.x, axis=0) > 0
+    return data._replace(x=data.x[:, seen], x_test=data.x_test[:, seen])
 
 
 def points_of(path: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tplimit import arguments, parameterizations
 from tplimit.commands import kernels
-from tplimit.commands.data import SOURCES, Data
+from tplimit.commands.data import SOURCES, Data, varying
 from tplimit.commands.optimizers import Optimizer
 from tplimit.errors import LimitError
 from tplimit.networks.models import mlp
@@ -149,7 +149,8 @@ class Study:
 def run_study(study: Study) -> Comparison:
     """Squared error on two classes, labels ±1; the outputs at the test points are observed.
 
-    Full-batch training, or minibatches in a fixed order where `batch_size` is given.
+    Full-batch training, or minibatches in a fixed order where `batch_size` is given. An optimizer
+    is given the inputs that vary over the training points only.
 
     Raises:
         ValueError: sizes that do not fit, a rate that is not positive, no such parameterization;
@@ -157,6 +158,9 @@ def run_study(study: Study) -> Comparison:
     """
     lr = arguments.positive("--lr", study.lr)
     data = SOURCES[study.data](study.train, study.test, seed=study.seed)
+    if study.optimizer is not None:
+        # Weights of inputs that are always 0 have no gradient, and its sign, or 0 / 0, no limit.
+        data = varying(data)
     parameterization = parse_parameterization(study.parameterization)
     if parameterization.biases is not None and study.bias is not Bias.all:
         raise ValueError(f"{study.parameterization} scales biases: give --bias all")
