@@ -242,8 +242,8 @@ OVER_FEW = {
 @pytest.mark.parametrize("use", OVER_FEW)
 @pytest.mark.parametrize("name", ["tanh", "over columns", "rows", "chain", "chosen"])
 def test_averages_over_few_particles(name, use):
-    """Over the first ``K`` of them, from both sides: NumPy with weights, to round-off. (Parts of low
-    rank are averaged over all.)"""
+    """Over the first ``K`` of them, from both sides: NumPy with weights, to round-off. (Parts of
+    low rank are averaged over all.)"""
     theta, function = thinned(), FUNCTIONS[name]
     of_limit, of_arrays = OVER_FEW[use]
     found = tp.limit(lambda t: of_limit(function, t))(theta)

@@ -151,7 +151,7 @@ def test_fewer_samples_by_default():
 
 
 def test_no_room():
-    with pytest.raises(tp.RoomError, match="pairs of particles") as caught:
+    with pytest.raises(tp.RoomError, match="A function of pairs of 262144") as caught:
         run("adam", 2, tp.inf, 1, samples=2**18)
     assert "samples=2048" in str(caught.value)
 

@@ -82,10 +82,10 @@ class Pairs(Part):
     """
 
     entries: Any = field(metadata=PAIRS)
-    across: Any = field(metadata=PAIRS)
     exponent: Exponent = field(metadata=STATIC)
     share: Any = field(default=None, metadata=FINITE)
     order: int = field(default=1, metadata=STATIC)
+    across: Any = field(default=None, metadata=PAIRS)
 
     of_pairs = True
 
@@ -211,5 +211,6 @@ def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Mat
         if level != NEVER:
             # Of a vector along its width there is one exponent.
             arrays = places.arrays(jnp.asarray(term.coefficient))
-            parts.append(Pairs(*arrays, level, share, max(1, term.parity.order)))
+            order = max(1, term.parity.order)
+            parts.append(Pairs(arrays[0], level, share, order, arrays[1]))
     return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())

@@ -211,7 +211,7 @@ def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> M
                 factor * noise.inner(first[rows], second.T[columns])
                 for rows, columns in pairs.Places.of(ctx, total).slabs
             ]
-            part = pairs.Pairs(arrays[0], arrays[1] if arrays[1:] else None, level, share)
+            part = pairs.Pairs(arrays[0], level, share, across=arrays[1] if arrays[1:] else None)
             unknown = NEVER if ctx.exact else level - HALF
             one = replace(total, parts=(part,), remainder=unknown)
             total = sum_of(ctx, total, one) if total.parts else one
