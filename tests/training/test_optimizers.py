@@ -112,12 +112,23 @@ def test_beside_networks(name, hidden):
     assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_natural_units_beside_networks(depth):
-    """muP of `tplimit.parameterizations` with an optimizer of constants of order one."""
-    mup, model = tp.parameterizations.mup, tp.mlp(depth, inputs=3)
+NATURAL = {
+    "adamw": optax.adamw(1.0, eps=1e-3, weight_decay=0.3),
+    "lion": optax.lion(1.0),
+    "sign": optax.sign_sgd(1.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "activation"),
+    [("adamw", 1, "tanh"), ("adamw", 2, "tanh"), *((name, 2, "relu") for name in NATURAL)],
+)
+def test_natural_units_beside_networks(name, depth, activation):
+    """muP of `tplimit.parameterizations` with an optimizer of constants of order one. Of ReLU
+    networks the entries of units that are never alive at one point do not move."""
+    mup, model = tp.parameterizations.mup, tp.mlp(depth, inputs=3, activation=activation)
     predict = mup.predict(model)
-    step = mup.step(model, "mse", 0.1, optax.adamw(1.0, eps=1e-3, weight_decay=0.3))
+    step = mup.step(model, "mse", 0.1, NATURAL[name])
 
     def records(width, replicates):
         return tp.train(

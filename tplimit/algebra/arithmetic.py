@@ -215,7 +215,9 @@ def pointwise_stderr(fn: Callable[..., Any], *values: Tensor) -> Any:
     def share(place: int, stderr: Any) -> Any:
         alone = lambda x: fn(*arrays[:place], x, *arrays[place + 1 :])
         tangent = jnp.broadcast_to(stderr, arrays[place].shape)
-        return jnp.abs(jax.jvp(alone, (arrays[place],), (tangent,))[1])
+        moved = jax.jvp(alone, (arrays[place],), (tangent,))[1]
+        # Where a root is infinitely steep, at an exact zero, there is no error either.
+        return jnp.where(tangent == 0, 0, jnp.abs(moved))
 
     noisy = [(place, value.stderr) for place, value in enumerate(values)]
     return combined_stderr(*(share(*one) for one in noisy if one[1] is not None))

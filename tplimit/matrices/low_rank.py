@@ -24,9 +24,9 @@ from tplimit.values.tensors import Tensor, with_stderr
 class LowRank(Part):
     """``scale * sum_k rows[k] (x) columns[k]``, arrays ``(k, M_rows)`` and ``(k, M_columns)``.
 
-    ``row_parity`` and ``column_parity`` are the sign symmetries of the two, ``row_mask`` and
-    ``column_mask`` the coordinates that may differ from 0 (None: all). Where ``constant``, both are
-    ones and all entries equal the scale. Images are averages over the width times the rows.
+    ``row_parity`` and ``column_parity`` are the sign symmetries of the two, ``row_reach`` and
+    ``column_reach`` the coordinates that may differ from 0 (None: all). Where ``constant``, both
+    are ones and all entries equal the scale. Images are averages over the width times the rows.
     """
 
     rows: Any = field(metadata=ALONG)
@@ -34,8 +34,8 @@ class LowRank(Part):
     scale: Tensor = field(metadata=NESTED)
     row_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
     column_parity: Parity = field(default=UNKNOWN, metadata=SPACES)
-    row_mask: Any = field(default=None, metadata=ALONG)
-    column_mask: Any = field(default=None, metadata=ALONG)
+    row_reach: Any = field(default=None, metadata=ALONG)
+    column_reach: Any = field(default=None, metadata=ALONG)
     constant: bool = field(default=False, metadata=STATIC)
 
     of_pairs = True
@@ -44,8 +44,16 @@ class LowRank(Part):
     def T(self) -> "LowRank":
         return LowRank(
             self.columns, self.rows, self.scale, self.column_parity, self.row_parity,
-            self.column_mask, self.row_mask, self.constant,
+            self.column_reach, self.row_reach, self.constant,
         )  # fmt: skip
+
+    @property
+    def row_mask(self) -> Any:
+        return None if self.row_reach is None else jnp.any(self.row_reach, 0)
+
+    @property
+    def column_mask(self) -> Any:
+        return None if self.column_reach is None else jnp.any(self.column_reach, 0)
 
     @property
     def level(self) -> Exponent:
@@ -92,6 +100,14 @@ class LowRank(Part):
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         return (self.rows[:, rows].T * self.scale.coefficient) @ self.columns[:, columns]
 
+    def zeros_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
+        """Of a gradient over several points those of units that no point finds both alive."""
+        if self.row_reach is None or self.column_reach is None:
+            return super().zeros_of(ctx, rows, columns)
+        left = self.row_reach[:, rows].astype(jnp.float32)
+        right = self.column_reach[:, columns].astype(jnp.float32)
+        return left.T @ right == 0
+
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)
         several = ctx.terms > 1
@@ -122,7 +138,12 @@ class LowRank(Part):
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
-        return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share)
+        certain = [
+            jnp.all((array != 0) | (False if reach is None else ~reach))
+            for array, reach in ((self.rows, self.row_reach), (self.columns, self.column_reach))
+        ]
+        sure = certain[0] & certain[1]
+        return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share, sure)
 
     def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
         """The store of the matrix itself, else one that has been asked for these vectors."""

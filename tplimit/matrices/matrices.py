@@ -374,8 +374,8 @@ def _outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: 
     left, right = ctx.ledger.rows(a), ctx.ledger.rows(b)
     if left.shape[0] != rank or right.shape[0] != rank:
         ctx.fail("An outer product with finite axes left over.")
-    masks = (None, None) if ctx.terms == 1 else (patches.reach(a), patches.reach(b))
-    part = LowRank(left, right, one, a.parity, b.parity, *masks)
+    reach = [patches.reach_of_rows(x) for x in (a, b)]
+    part = LowRank(left, right, one, a.parity, b.parity, *reach)
     return Matrix(rows, columns, a.space, b.space, (part,))
 
 

@@ -10,7 +10,7 @@ Source: G. Yang and E. Littwin, *Tensor Programs IVb*, arXiv 2308.01814.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -76,7 +76,8 @@ class Pairs(Part):
     these columns, ``(M_rows, K_columns)``, and ``across`` those at these rows,
     ``(K_rows, M_columns)``, for the transposed matrix; together ``8 M K`` bytes.
 
-    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros.
+    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros;
+    ``zeros`` (and ``zeros_across``) tell which entries are exactly zero (None: none known to be).
     Where rows and columns belong to one width, the diagonal counts as a share ``1 / M`` of the
     entries, not ``1 / n``.
     """
@@ -86,14 +87,20 @@ class Pairs(Part):
     share: Any = field(default=None, metadata=FINITE)
     order: int = field(default=1, metadata=STATIC)
     across: Any = field(default=None, metadata=PAIRS)
+    zeros: Any = field(default=None, metadata=PAIRS)
+    zeros_across: Any = field(default=None, metadata=PAIRS)
 
     of_pairs = True
 
     @property
     def T(self) -> "Pairs":
-        if self.across is None:
-            return replace(self, entries=self.entries.T)
-        return replace(self, entries=self.across.T, across=self.entries.T)
+        first, second = (self.entries, self.zeros), (self.across, self.zeros_across)
+        if self.across is not None:
+            first, second = second, first
+        arrays = [None if array is None else array.T for array in (*first, *second)]
+        return replace(
+            self, entries=arrays[0], zeros=arrays[1], across=arrays[2], zeros_across=arrays[3]
+        )
 
     @property
     def level(self) -> Exponent:
@@ -114,7 +121,11 @@ class Pairs(Part):
         across = None if self.across is None else self.across + other.across
         both = (self.share, other.share), (self.entries, other.entries)
         share, order = share_of_sum(*both, total), min(self.order, other.order)
-        return replace(self, entries=total, across=across, share=share, order=order)
+        zeros, zeros_across = (
+            None if a is None or b is None else a & b
+            for a, b in ((self.zeros, other.zeros), (self.zeros_across, other.zeros_across))
+        )
+        return Pairs(total, self.exponent, share, order, across, zeros, zeros_across)
 
     def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
         level = self.exponent + factor.exponents.value
@@ -147,6 +158,11 @@ class Pairs(Part):
         if self.across is None or rows == EVERY:
             return self.entries[rows, columns]
         return self.across[rows, columns]
+
+    def zeros_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
+        if self.across is None or rows == EVERY:
+            return None if self.zeros is None else self.zeros[rows, columns]
+        return None if self.zeros_across is None else self.zeros_across[rows, columns]
 
 
 # --- matrices as arrays of their entries
@@ -187,7 +203,8 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
         total = functools.reduce(operator.add, arrays)
         order = min(part.order for part in parts)
         parity = replace(UNKNOWN, order=order)
-        terms.append(Term(total, Exponents(level), parity=parity))
+        zeros = _zeros(ctx, places, parts)
+        terms.append(Term(total, Exponents(level), zeros=zeros, parity=parity))
         if level == levels[0]:
             share = share_of_sum(
                 [part.share for part in parts], [array[None] for array in arrays], total[None]
@@ -198,6 +215,20 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
         )
         terms = [Term(places.flat(lambda *slab: nothing[slab]), Exponents(NEVER))]
     return Tensor(tuple(terms), Exponents(remainder), 0, None), share
+
+
+def _zeros(ctx: Context, places: Places, parts: Sequence[Part]) -> Any:
+    """Which entries are exactly zero in all of these parts, at all places; None if none may be."""
+    if any(part.zeros_of(ctx, *places.slabs[0]) is None for part in parts):
+        return None
+
+    def of_all(rows: slice, columns: slice) -> Any:
+        known = [part.zeros_of(ctx, rows, columns) for part in parts]
+        every = functools.reduce(operator.and_, known)
+        shape = len(range(places.rows)[rows]), len(range(places.columns)[columns])
+        return jnp.broadcast_to(every, shape)
+
+    return places.flat(of_all)
 
 
 def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Matrix:
@@ -212,5 +243,6 @@ def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Mat
             # Of a vector along its width there is one exponent.
             arrays = places.arrays(jnp.asarray(term.coefficient))
             order = max(1, term.parity.order)
-            parts.append(Pairs(arrays[0], level, share, order, arrays[1]))
+            zeros = (None, None) if term.zeros is None else places.arrays(term.zeros)
+            parts.append(Pairs(arrays[0], level, share, order, arrays[1], *zeros))
     return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())

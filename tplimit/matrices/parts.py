@@ -5,6 +5,7 @@ arithmetic knows which kinds there are.
 """
 
 import functools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,18 @@ class Part(ABC):
     def entries_of(self, ctx: Any, rows: slice, columns: slice) -> Any:
         """Entries at these rows and columns, where it is ``of_pairs``."""
         raise NotImplementedError(f"{type(self).__name__} is no function of pairs")
+
+    def zeros_of(self, ctx: Any, rows: slice, columns: slice) -> Any:
+        """Which of these entries are exactly zero, to be broadcast; None: none is known to be."""
+        outside = [
+            ~mask
+            for mask in (
+                None if self.row_mask is None else self.row_mask[rows, None],
+                None if self.column_mask is None else self.column_mask[columns],
+            )
+            if mask is not None
+        ]
+        return functools.reduce(operator.or_, outside) if outside else None
 
     @property
     def home(self) -> tuple[int, bool] | None:

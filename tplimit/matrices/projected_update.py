@@ -18,6 +18,9 @@ from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
 
+#: Entries below this many units of round-off of their rows and columns are none.
+_ROUND_OFF = 16
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class ProjectedUpdate(Part):
 
     ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all),
     ``share`` is the sampling error relative to the size, or None (see ``values.sampling_errors``).
+    ``certain`` tells whether what was projected vanishes only where it is exactly zero.
     """
 
     core: Any = field(metadata=FINITE)
@@ -35,6 +39,7 @@ class ProjectedUpdate(Part):
     row_mask: Any = field(default=None, metadata=ALONG)
     column_mask: Any = field(default=None, metadata=ALONG)
     share: Any = field(default=None, metadata=FINITE)
+    certain: Any = field(default=None, metadata=FINITE)
 
     place = 1
     of_pairs = True
@@ -75,6 +80,9 @@ class ProjectedUpdate(Part):
             self,
             core=core,
             share=share_of_sum((self.share, other.share), (self.core, other.core), core),
+            certain=None
+            if self.certain is None or other.certain is None
+            else self.certain & other.certain,
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
@@ -120,10 +128,23 @@ class ProjectedUpdate(Part):
         assert ctx.bank is not None
         view = ctx.bank.view(self.store, self.transposed)
         right = self.kernel @ (view.X[:, columns] * view.forward[:, None])
-        array = view.Y[:, rows].T @ right
+        left = view.Y[:, rows]
+        # Of entries that vanish, such as those of units that are never alive at one point, the
+        # bases leave round-off, which a quotient or a sign would take for a value.
+        array = left.T @ right
+        sizes = jnp.sqrt(jnp.sum(left**2, 0))[:, None] * jnp.sqrt(jnp.sum(right**2, 0))
+        least = _ROUND_OFF * jnp.finfo(array.dtype).eps * sizes
+        array = jnp.where(jnp.abs(array) > least, array, 0)
         if self.row_mask is not None:
             array = jnp.where(self.row_mask[rows, None], array, 0)
         return array if self.column_mask is None else jnp.where(self.column_mask[columns], array, 0)
+
+    def zeros_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
+        if self.certain is None:
+            return super().zeros_of(ctx, rows, columns)
+        outside = super().zeros_of(ctx, rows, columns)
+        zeros = (self.entries_of(ctx, rows, columns) == 0) & self.certain
+        return zeros if outside is None else zeros | outside
 
     def fitted(self, capacity: int) -> "ProjectedUpdate":
         extra = capacity - self.core.shape[-1]

@@ -5,6 +5,7 @@ average over the width changes by the share of the coordinates times the size of
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,13 +26,25 @@ def bound_of(value: Tensor) -> Exponent:
 
 def reach(value: Tensor) -> Any:
     """Coordinates ``(M,)`` where something known of a vector may differ from 0; None for all."""
+    rows = reach_of_rows(value)
+    return None if rows is None else jnp.any(rows, 0)
+
+
+def reach_of_rows(value: Tensor) -> Any:
+    """The same for every index of the finite axes, ``(k, M)``."""
     terms = [term for term in value.terms if term.exponents != EXACT_ZERO]
     if value.axis is None or any(term.zeros is None for term in terms):
         return None
-    others = tuple(i for i in range(len(value.shape)) if i != value.axis)
-    masks = [jnp.any(~jnp.broadcast_to(term.zeros, value.shape), others) for term in terms]
-    masks += [patch.mask for patch in value.patches if patch.mask is not None]
-    return functools.reduce(operator.or_, masks) if masks else None
+    length = value.shape[value.axis]
+    masks = [
+        jnp.moveaxis(~jnp.broadcast_to(term.zeros, value.shape), value.axis, -1).reshape(-1, length)
+        for term in terms
+    ]
+    masks += [patch.mask[None] for patch in value.patches if patch.mask is not None]
+    if not masks:
+        return None
+    count = math.prod(value.shape) // length
+    return jnp.broadcast_to(functools.reduce(operator.or_, masks), (count, length))
 
 
 def rare(value: Tensor) -> tuple[Patch, ...]:
