@@ -224,6 +224,24 @@ def test_exact_zeros_are_kept_in_bases(function):
     assert_allclose(particles(found), exact, atol=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "low rank", "pairs"])
+def test_a_case_that_is_not_chosen_leaves_nothing(kind):
+    """As in RAdam, whose root is that of a negative number in the first steps."""
+    matrices = {
+        "gaussian": lambda t: t["W"],
+        "low rank": lambda t: one(t) / t["z"].shape[0],
+        "pairs": lambda t: jnp.tanh(one(t)) / t["z"].shape[0],
+    }
+
+    def program(t, c):
+        matrix = matrices[kind](t)
+        return jnp.mean((jnp.where(c > 0, jnp.sqrt(c) * matrix, matrix) @ t["v"]) ** 2)
+
+    theta = sampled()
+    bare, scaled = (tp.limit(program)(theta, c) for c in (-1.0, 4.0))
+    assert_allclose(scaled, 4 * bare, rtol=1e-5)
+
+
 # --- averages over fewer particles
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tplimit as tp
@@ -182,6 +183,26 @@ def test_replicates_that_decide_differently_are_computed_one_by_one(key):
     )
     values = result.replicates.outputs[:, 0]
     assert set(np.round(values, 3)) == {0.0, 1.0}
+
+
+def test_a_counter_decides_alike_in_all_replicates(key):
+    """In NovoGrad it says in which step a norm is that of the first gradient: known before a run,
+    with several replicates in one call as well."""
+    optimizer = optax.novograd(0.1)
+
+    def step(state, _):
+        theta, inner = state
+        root = theta["v"].shape[0] ** 0.5
+        loss, g = jax.value_and_grad(lambda t: (jnp.mean(t["v"] ** 2) - 2) ** 2)(theta)
+        updates, inner = optimizer.update({"v": g["v"] * root}, inner, theta)
+        return (optax.apply_updates(theta, {"v": updates["v"] * root}), inner), loss
+
+    run = tp.train(
+        step, {"v": tp.normal((N,))}, [None] * 3, init=lambda t: (t, optimizer.init(t)),
+        width=tp.inf, samples=1024, replicates=3, key=key, progress=False,
+    )  # fmt: skip
+    # |v| grows by the rate at every step: both norms are those of a multiple of v.
+    np.testing.assert_allclose(run.outputs[:2], [1, (1.1**2 - 2) ** 2], rtol=1e-3)
 
 
 def test_a_run_that_fell_back_to_single_replicates_is_resumed(key, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Matrix, Part
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponent, Exponents, Size
+from tplimit.values.fields import map_arrays
 from tplimit.values.parity import EVEN
 from tplimit.values.rearranging import at
 from tplimit.values.tensors import (
@@ -315,11 +316,23 @@ def select(ctx: Context, which: Tensor, cases: Sequence[Value]) -> Matrices:
     first = next(case for case in cases if isinstance(case, Matrices))
     total: Matrices | None = None
     for number, case in enumerate(cases):
-        chosen = tensor((jnp.asarray(which.coefficient) == number).astype(jnp.result_type(float)))
-        part = scaled(ctx, _both(ctx, case, first)[0], chosen)
+        taken = jnp.asarray(which.coefficient) == number
+        chosen = tensor(taken.astype(jnp.result_type(float)))
+        part = scaled(ctx, _where(taken, _both(ctx, case, first)[0]), chosen)
         total = part if total is None else add(ctx, total, part)
     assert total is not None
     return total
+
+
+def _where(taken: Any, value: Matrices) -> Matrices:
+    """The same matrices without a number in them where they are not taken: infinity times 0 is NaN."""
+
+    def cleared(array: Any, _: int | None, role: str) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)
+        return jnp.where(taken, array, 0) if floating else array
+
+    cleared_value: Matrices = map_arrays(cleared, value)
+    return cleared_value
 
 
 def absorbed(ctx: Context, value: Matrices) -> Matrices:

@@ -69,8 +69,8 @@ class Decisions:
             return None
         ordered = tuple(sorted(inputs, key=lambda s: s.index))
         part = Program(ordered, (slot,), tuple(equations), (), ())
-        arguments = [self._argument(s) for s in ordered]
         with jax.ensure_compile_time_eval():  # a plan may be in the making
+            arguments = [self._argument(s) for s in ordered]
             for terms in _TERMS:
                 context = Context(Bank(terms=terms), decide=self)
                 try:
