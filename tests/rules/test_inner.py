@@ -265,3 +265,38 @@ def test_each_matrix_of_a_stack_by_itself(name, terms):
         found, expected = run(theta)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize("test", ["either", "neither", "less"])
+def test_trust_ratio(test):
+    """``|W| / |G|``, of order ``n``, or 1 where one of the norms is 0: none is, but by accident."""
+    chosen = {
+        "either": lambda w, g: jnp.where((w == 0) | (g == 0), 1.0, w / g),
+        "neither": lambda w, g: jnp.where((w != 0) & (g != 0), w / g, 1.0),
+        "less": lambda w, g: jnp.where(jnp.logical_not(g == 0.0), w / g, 1.0),
+    }
+
+    def program(t):
+        g = size(t) * gradient(t)["W"]
+        ratio = chosen[test](jnp.linalg.norm(t["W"]), jnp.linalg.norm(g))
+        return size(t) ** 0.5 * ratio
+
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024)
+    found = tp.limit(program)(theta)
+    networks = [program(tp.sample(DECLARED, jax.random.key(k), width=512)) for k in range(12)]
+    error = np.std(networks) / 12**0.5
+    assert abs(np.mean(networks) - found) < 4.5 * error + 0.02 * found
+
+
+def test_a_norm_that_is_zero_chooses():
+    """A matrix of zeros is known before the run; one that vanishes within its error is refused."""
+
+    def program(t, scale):
+        g = scale * gradient(t)["W"]
+        norm = jnp.linalg.norm(g)
+        return jnp.where(norm == 0, 1.0, size(t) * norm)
+
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
+    assert tp.limit(lambda t: program(t, 0.0))(theta) == 1
+    with pytest.raises(tp.CancellationError):
+        tp.limit(lambda t, c: program(t, c) / size(t))(theta, 0.0)

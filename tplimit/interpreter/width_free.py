@@ -11,7 +11,7 @@ from tplimit.program.tracing import Equation
 from tplimit.program.traits import Refused, kind_of
 from tplimit.values.exponents import NEVER, Exponents
 from tplimit.values.sampling_errors import errors_through
-from tplimit.values.tensors import Tensor, Value, exactly, leading_term, tensor
+from tplimit.values.tensors import Tensor, Value, exactly, generic, knowing, leading_term, tensor
 
 Bind = Callable[..., Any]
 
@@ -33,7 +33,22 @@ def evaluated(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[V
         return None  # x - x is exactly zero: its rule knows
     arrays = [value.coefficient for value in values if isinstance(value, Tensor)]
     out = bind(equation.primitive, *arrays, **equation.plain)
-    return [exactly(o) for o in (out if equation.primitive.multiple_results else [out])]
+    if equation.primitive.multiple_results:
+        return [exactly(o) for o in out]
+    return [_expected(bind, equation, values, exactly(out))]
+
+
+def _expected(bind: Bind, equation: Equation, values: Sequence[Value], out: Tensor) -> Tensor:
+    """A result of masks that are known but for an accident, with what it is but for that."""
+    if all(value.facts.generic is None for value in values):
+        return out
+    known = [generic(value) for value in values if isinstance(value, Tensor)]
+    if any(array is None for array in known):
+        return out
+    assert equation.plain is not None
+    with jax.ensure_compile_time_eval():
+        array = np.asarray(bind(equation.primitive, *known, **equation.plain))
+    return knowing(out, generic=array)
 
 
 def continuous(bind: Bind, equation: Equation, values: Sequence[Value]) -> list[Value] | None:

@@ -325,7 +325,7 @@ def select(ctx: Context, which: Tensor, cases: Sequence[Value]) -> Matrices:
 
 
 def _where(taken: Any, value: Matrices) -> Matrices:
-    """The same matrices without a number in them where they are not taken: infinity times 0 is NaN."""
+    """The same matrices, all 0 where they are not taken: infinity times 0 would be NaN."""
 
     def cleared(array: Any, _: int | None, role: str) -> Any:
         floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)

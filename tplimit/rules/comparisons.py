@@ -81,6 +81,10 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
 def _both_ways(ctx: Context, mask: Tensor, difference: Tensor) -> Tensor:
     """A mask that the sign of a difference decides, with its other outcomes."""
     other = ~jnp.asarray(mask.coefficient)
+    plain = difference.exact and difference.stderr is None
+    if _is_equality(ctx) and difference.finite and not plain:
+        of_equals = bool(ctx.equation.primitive is p.eq_p)
+        mask = knowing(mask, generic=np.full(mask.shape, not of_equals))
     return doubts.taken(ctx, mask, other, difference, "A comparison")
 
 

@@ -12,6 +12,7 @@ from jax import lax
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
+from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
@@ -41,18 +42,34 @@ def select(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     if which.finite:
         chosen = which.constant
         if chosen is None and needs_decision(cases):
-            chosen = ctx.decided(ctx.equation.inputs[0])
+            chosen = _decided(ctx, which)
             if chosen is None:
-                ctx.fail(
-                    "Which power of the width a value has depends on a predicate that is not "
-                    "known before the run.",
-                    NoLimitError,
-                )
+                ctx.fail(*_UNDECIDED)
         if chosen is not None and np.all(chosen == chosen.flat[0]):
             return cases[int(chosen.flat[0])]
         if chosen is not None:
             return _select_entries(ctx, np.asarray(chosen, dtype=int), cases)
     return select_mask(ctx, which, cases)
+
+
+_UNDECIDED = (
+    "Which power of the width a value has depends on a predicate that is not known before the run.",
+    NoLimitError,
+    "Where a threshold is for a norm: the norm of a matrix grows with the width, and so should the "
+    "threshold, by a factor x.shape[0]**e.",
+)
+
+
+def _decided(ctx: Context, which: Tensor) -> np.ndarray | None:
+    """A finite predicate computed before the run, or what it is but for an accident, which the run
+    then rules out."""
+    chosen = ctx.decided(ctx.equation.inputs[0])
+    if chosen is None and which.facts.generic is not None:
+        chosen = which.facts.generic
+        error = doubts.undecided(ctx, "A choice between powers of the width")
+        ctx.check(jnp.all(jnp.asarray(which.coefficient) == chosen), error)
+        doubts.settle(ctx, [which], share=0)
+    return chosen
 
 
 @select.matrices
@@ -63,6 +80,8 @@ def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
             return of_entries(ctx, which, *cases)
         which = number
     chosen = which.constant
+    if chosen is None and which.facts.generic is not None:
+        chosen = _decided(ctx, which)
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]
     return matrices.select(ctx, which, cases)
@@ -72,7 +91,7 @@ def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
 def select_series(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     chosen = which.constant if which.finite else None
     if which.finite and chosen is None and needs_decision(cases):
-        chosen = ctx.decided(ctx.equation.inputs[0])
+        chosen = _decided(ctx, which)
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]
     gate = which.facts.zero_with

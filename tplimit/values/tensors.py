@@ -156,6 +156,8 @@ class Facts(NamedTuple):
         otherwise: what it is for other outcomes of decisions that are not sure.
         alike: whether all its coordinates along a width are the same, in the limit too.
         layer: what its coordinates are at finite widths, where they do not all saturate.
+        generic: of a mask, what it is but for an accident of probability 0: an average over random
+            coordinates is no given number.
     """
 
     zero_with: "Tensor | None" = None
@@ -165,6 +167,7 @@ class Facts(NamedTuple):
     otherwise: "Doubt | None" = None
     alike: bool = False
     layer: "Layer | None" = None
+    generic: "np.ndarray | None" = None
 
 
 NO_FACTS = Facts()
@@ -267,6 +270,11 @@ def knowing(value: Tensor, **facts: Any) -> Tensor:
     out = replace(value)
     object.__setattr__(out, "facts", value.facts._replace(**facts))
     return out
+
+
+def generic(value: Tensor) -> np.ndarray | None:
+    """A constant, or what a mask is but for an accident, else None."""
+    return value.facts.generic if value.constant is None else value.constant
 
 
 def with_coefficient(value: Tensor, coefficient: Any) -> Tensor:
