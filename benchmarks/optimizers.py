@@ -38,6 +38,8 @@ from tplimit.transforms import effort
 RATE = 0.1
 #: Width from which networks side by side are slower, and take much memory.
 WIDE = 1024
+#: Networks from which a variance is taken.
+ENOUGH = 200
 
 
 class Sizes(NamedTuple):
@@ -205,6 +207,13 @@ def by_turns(runs: Sequence[Runs], rounds: int) -> None:
 # --- bias and choice
 
 
+def variances(runs: Sequence[Runs]) -> list[float]:
+    """Variances of a run, v / n with a v of all where there are too few runs to tell."""
+    known = [one for one in runs if one.count >= ENOUGH] or runs
+    v = np.average([one.size * one.variance for one in known[-3:]])
+    return [one.variance if one in known else float(v / one.size) for one in runs]
+
+
 class Law(NamedTuple):
     """f + c / n + d / n^2, per step and point, with the mean covariance of f, c and d."""
 
@@ -250,7 +259,7 @@ def limit_biases(runs: Sequence[Runs], law: Law) -> list[tuple[float, float]]:
 def biases(dense: Sequence[Runs], limit: Sequence[Runs], law: Law) -> list[tuple[float, float]]:
     """The squared bias of each, and what is noise in it and has been subtracted."""
     share = [one.few and one.size // one.few for one in limit]
-    found = {}
+    found: dict[int, tuple[float, float]] = {}
     for this in set(share):
         kin = [i for i, other in enumerate(share) if other == this]
         found |= dict(zip(kin, limit_biases([limit[i] for i in kin], law), strict=True))
@@ -264,14 +273,16 @@ def needed(target: float, bias2: float, variance: float) -> int | None:
     return None if room <= 0 else max(1, int(np.ceil(variance / room)))
 
 
-def row(one: Runs, bias2: float, noise2: float, targets: Sequence[float]) -> dict[str, Any]:
+def row(
+    one: Runs, variance: float, bias2: float, noise2: float, targets: Sequence[float]
+) -> dict[str, Any]:
     """A line of the table, with the seconds to each target."""
     out = {
         "method": one.method,
         "n or M": one.size,
         "K": one.few,
         "runs": one.count,
-        "variance": one.variance,
+        "variance": variance,
         "bias": bias2**0.5,
         "its noise": noise2**0.5,
         "compile s": one.compilation,
@@ -279,7 +290,7 @@ def row(one: Runs, bias2: float, noise2: float, targets: Sequence[float]) -> dic
         "CPU s/run": min(one.cpu),
     }
     for target in targets:
-        count = needed(target, bias2, one.variance)
+        count = needed(target, bias2, variance)
         out[f"runs to {target:g}"] = count
         out[f"s to {target:g}"] = None if count is None else count * min(one.wall)
         out[f"CPU s to {target:g}"] = None if count is None else count * min(one.cpu)
@@ -332,10 +343,9 @@ def main() -> None:
         f"standard error {error2**0.5:.2g}) less f of the dense networks: "
         f"{rms(known.mean(axis=0) - law.terms[0]):.2g}, expected {(error2 + law.error2) ** 0.5:.2g}"
     )
-    known2 = biases(dense, limit, law)
-    rows = [
-        row(one, *bias2, sizes.targets) for one, bias2 in zip(dense + limit, known2, strict=True)
-    ]
+    spread = variances(dense) + [one.variance for one in limit]
+    lines = zip(dense + limit, spread, biases(dense, limit, law), strict=True)
+    rows = [row(one, variance, *bias2, sizes.targets) for one, variance, bias2 in lines]
     report.table("Adam: seconds to an RMS error (-: the bias is larger)", rows, "runs")
     report.table("cheapest", ratios(rows, sizes.targets), "ratios")
 
