@@ -72,6 +72,20 @@ def error_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Arra
     return error_of_product(a, b, (((1,), (1,)), ((), ())), (1, 1))
 
 
+#: Rows from which a relative error is told that all rows have in common.
+_FEW = 64
+
+
+def error_of_averages(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, "r s"]:
+    """Standard error of ``<a, b>`` for very many rows ``b``: in proportion to the sizes of these,
+    as large as it is for some of them."""
+    few = b[:: max(1, len(b) // _FEW)]
+    sizes = [jnp.sqrt(jnp.mean(jnp.square(rows), axis=1)) for rows in (b, few)]
+    error = jnp.sqrt(jnp.mean(jnp.square(error_of_inner(a, few)), axis=1))
+    size = jnp.sqrt(jnp.mean(jnp.square(sizes[1])))
+    return (error / jnp.where(size > 0, size, 1))[:, None] * sizes[0]
+
+
 def _split(
     contracted: tuple[int, ...], batch: tuple[int, ...], axis: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

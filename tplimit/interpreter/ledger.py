@@ -15,11 +15,17 @@ from tplimit.values.tensors import Tensor
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Asked:
-    """Rows asked of each side of each matrix, by (index, transposed); static in a traced result."""
+    """What a call has to do; static in a traced result.
+
+    Attributes:
+        rows: asked of each side of each matrix, by (index, transposed).
+        pairs: how many functions of pairs are computed.
+    """
 
     rows: dict[tuple[int, bool], int]
+    pairs: int = 0
 
 
 def generic(shape: tuple[int, ...], dtype: Any, *names: int) -> np.ndarray:
@@ -116,7 +122,8 @@ class Ledger:
         return images, [rows @ change, *((met @ core.T) @ view.Y for core in cores)], coordinates
 
     def count(self, asked: Asked, times: int = 1) -> None:
-        """Add to the number of rows that have been asked."""
+        """Add to what has been asked."""
+        self.asked.pairs += times * asked.pairs
         for side, rows in asked.rows.items():
             self.asked.rows[side] = self.asked.rows.get(side, 0) + times * rows
 

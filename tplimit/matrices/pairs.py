@@ -20,7 +20,7 @@ import numpy as np
 
 from tplimit.algebra import arithmetic
 from tplimit.gaussian import noise
-from tplimit.gaussian.sampling import error_of_inner
+from tplimit.gaussian.sampling import error_of_averages
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.matrices.memory import require_room
@@ -143,7 +143,7 @@ class Pairs(Part):
         every, few = rows.block.shape[1], self.entries.shape[1]
         block = rows.block[:, :few]
         image, change = factor * noise.inner(block, self.entries), None
-        stderr = None if ctx.exact else abs(factor) * error_of_inner(block, self.entries)
+        stderr = None if ctx.exact else abs(factor) * error_of_averages(block, self.entries)
         if self.share is not None:
             stderr = arithmetic.combined_stderr(stderr, self.share * jnp.abs(image))
         if ctx.terms > 1 and rows.space is not None:
@@ -187,6 +187,7 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
     it has none.
     """
     require_room(ctx, matrix)
+    ctx.ledger.asked.pairs += 1
     levels = sorted({part.level for part in matrix.parts} - {NEVER}, reverse=True)
     remainder = max(
         [matrix.remainder, *(block.bound for block in matrix.blocks)]

@@ -17,7 +17,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
-from tplimit.gaussian.sampling import error_of_inner
+from tplimit.gaussian.sampling import error_of_averages
 from tplimit.interpreter.context import Context
 from tplimit.matrices import products
 from tplimit.matrices.low_rank import LowRank
@@ -208,7 +208,7 @@ def _of_entries(ctx: Context, a: Matrix, x: Part, y: Part) -> Tensor:
     level = Exponents(x.level + y.level + gain)
     unknown = EXACT_ZERO if ctx.exact else level + -HALF
     ones = jnp.ones((1, entries.shape[1]), entries.dtype)
-    error = None if ctx.exact else factor * error_of_inner(ones, entries)[0]
+    error = None if ctx.exact else factor * error_of_averages(ones, entries)[0]
     rows = tensor(factor * jnp.mean(entries, axis=1), level, unknown, 0, a.row_space, error)
     total = over_width(ctx, rows, a.rows)
     shares = [part.share for part in (x, y) if part.share is not None]

@@ -18,6 +18,9 @@ from tplimit.caching.pieces import chained
 #: takes 0.7 s for a query, and saves 80 ns for each of the numbers in its vectors.
 _PAYS = 2**23
 
+#: So many entries of a function of pairs are as much work as one of these numbers.
+ENTRIES = 2**8
+
 #: The programs of so many steps of a run are others than those of all that follow: before a matrix
 #: has been trained it is simpler, and with several terms it takes two steps to have them all.
 _EARLY = 2

@@ -20,7 +20,7 @@ from tplimit.interpreter.spaces import Spaces
 from tplimit.program.tracing import Program, Slot
 from tplimit.transforms import sharding
 from tplimit.transforms.decisions import Decisions
-from tplimit.transforms.effort import compiled, pays
+from tplimit.transforms.effort import ENTRIES, compiled, pays
 from tplimit.transforms.opaque import Revealed
 from tplimit.transforms.rehearsal import interpreted, rehearsed
 from tplimit.values.exponents import Size
@@ -154,6 +154,9 @@ def _planned(
     for (index, _), count in learnt.asked.rows.items():
         revealed[index] = revealed.get(index, 0) + count
     work = 0 if bank is None else bank.n * _rows(program) * _replicates(values, axes)
+    if bank is not None and learnt.asked.pairs:
+        entries = bank.n * (bank.pair_samples or bank.n) * learnt.asked.pairs
+        work += entries // ENTRIES * _replicates(values, axes)
     divided = bank is not None and bank.mesh is not None
     cancelled = bool(learnt.cancelled)
     function = _mapped(run, bank, axes)
