@@ -156,13 +156,13 @@ def _leads(finite: dict[int, Any], noise: dict[int, float]) -> bool:
 
 
 def _far(error: dict[int, Any], noise: dict[int, float], allowed: Any) -> Any:
-    """Entries whose error is larger than allowed and does not go to 0: at the largest width at
-    which it is no round-off."""
+    """Entries whose error is larger than allowed and does not go to 0, as ``n^(-1/7)`` at least: at
+    the largest width at which it is no round-off."""
 
-    def far(n: int) -> Any:
-        return (error[n] > np.maximum(allowed, noise[n])) & (error[n] > 0.3 * error[10**4])
+    def far(n: int, share: float) -> Any:
+        return (error[n] > np.maximum(allowed, noise[n])) & (error[n] > share * error[10**4])
 
-    return far(10**8) | far(10**6) & (noise[10**8] > allowed)
+    return far(10**8, 0.3) | far(10**6, 0.3**0.5) & (noise[10**8] > allowed)
 
 
 def _wrong_lead(lead: Any, finite: dict[int, Any], noise: dict[int, float]) -> str:

@@ -62,6 +62,12 @@ ARRAYS: dict[str, Program] = {
     "a root of a small difference": _of_arrays(
         "1 - jnp.cos({0})", "jnp.cbrt({0})", first=Step("t0", "y / n")
     ),
+    "a cube root of a negative number beside others": _of_arrays(
+        "jnp.minimum({0}, y)", "jnp.cbrt({0})", first=Step("t0", "jnp.stack([x[0] * n, y[1], 0.9])")
+    ),
+    "a root that vanishes slowly": _of_arrays(
+        "jnp.sqrt(jnp.abs({0})) + 0 * (y * n**2).sum()", first=Step("t0", "x * n**-0.5")
+    ),
     "ties of some entries": _of_arrays(
         "jnp.where({0} > y, {0}, y)", first=Step("t0", "jnp.stack([x[0] * n, y[1], 0.9 / n])")
     ),
@@ -78,6 +84,11 @@ VECTORS: dict[str, Program] = {
     ),
     "an index of a tie": _of_vectors(
         "v", "jnp.argmax(jnp.stack([{0}, {0} + w * n**-0.5]), 0)", "jnp.mean({0})"
+    ),
+    "a difference below single precision": _of_vectors(
+        "w * n**-0.5",
+        "jnp.argmax(jnp.stack([v / jnp.cosh({0})**2, v, w]), 0)",
+        "jnp.mean({0} * v)",
     ),
     "a small difference and its square": _of_vectors(
         "v", "{0} + w * n**-0.5 - {0}", "jnp.mean(jnp.abs({0}))"

@@ -80,16 +80,17 @@ def judge(program: Program, number: int) -> Verdict:
     options: dict[str, Any] = {"noise": noise, "terms": (None, 2, 3)[number % 3]}
     options = {name: value for name, value in options.items() if value is not None}
     keys = [jax.random.key(number), jax.random.key(number + 1)]
-    run = jax.jit(function)
-    finite = {
-        n: np.stack(
-            [
-                np.ravel(run(tp.sample(DECLARED, jax.random.key(s), width=n))).astype(float)
-                for s in range(3)
-            ]
-        )
-        for n in WIDTHS
-    }
+    with jax.enable_x64(True):  # what vanishes with the width is below round-off soon
+        run = jax.jit(function)
+        finite = {
+            n: np.stack(
+                [
+                    np.ravel(run(tp.sample(DECLARED, jax.random.key(s), width=n))).astype(float)
+                    for s in range(3)
+                ]
+            )
+            for n in WIDTHS
+        }
     if not all(np.all(np.isfinite(value)) for value in finite.values()):
         return Verdict(Outcome.SKIPPED, "not finite")
     verdict = Verdict(Outcome.SKIPPED)

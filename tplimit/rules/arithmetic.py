@@ -237,15 +237,23 @@ def power_of_matrices(ctx: Context, a: Matrices, **params: Any) -> Matrices:
 
 @_power.several
 def power_of_series(ctx: Context, a: Tensor, **params: Any) -> Tensor:
-    return _powered(ctx, a, _exponent(ctx, params))
+    assert isinstance(ctx.kind, Power)
+    return _powered(ctx, a, _exponent(ctx, params), ctx.kind.function)
 
 
-def _powered(ctx: Context, value: Tensor, power: Fraction) -> Tensor:
+def _powered(
+    ctx: Context, value: Tensor, power: Fraction, function: Callable[[Any], Any] | None = None
+) -> Tensor:
+    """``value^power``, which is ``function`` of a coefficient where that is given."""
+
     def fn(x: Any, q: Fraction) -> Any:
         x = jnp.asarray(x)
         if q.denominator == 1:
             return lax.integer_pow(x, int(q))
-        return jnp.power(x, float(q))
+        if function is None:
+            return jnp.power(x, float(q))
+        # Of a negative number there is a cube root.
+        return function(x) * lax.integer_pow(x, int(q - power))
 
     def powered(value: Tensor) -> Tensor:
         return functions.power(ctx, value, power, fn, behaviour_of_power(power))
