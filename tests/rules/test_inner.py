@@ -267,8 +267,9 @@ def test_each_matrix_of_a_stack_by_itself(name, terms):
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-7)
 
 
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("test", ["either", "neither", "less"])
-def test_trust_ratio(test):
+def test_trust_ratio(test, terms):
     """``|W| / |G|``, of order ``n``, or 1 where one of the norms is 0: none is, but by accident."""
     chosen = {
         "either": lambda w, g: jnp.where((w == 0) | (g == 0), 1.0, w / g),
@@ -281,7 +282,7 @@ def test_trust_ratio(test):
         ratio = chosen[test](jnp.linalg.norm(t["W"]), jnp.linalg.norm(g))
         return size(t) ** 0.5 * ratio
 
-    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024)
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, terms=terms)
     found = tp.limit(program)(theta)
     networks = [program(tp.sample(DECLARED, jax.random.key(k), width=512)) for k in range(12)]
     error = np.std(networks) / 12**0.5

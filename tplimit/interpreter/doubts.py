@@ -66,7 +66,10 @@ def taken(
     outcomes = [
         jnp.where(unknown & (number % stride == 0), other, out.coefficient) for stride in _STRIDES
     ]
-    cases = tuple(with_coefficient(out, array.astype(out.dtype)) for array in outcomes)
+    cases = tuple(
+        knowing(with_coefficient(out, array.astype(out.dtype)), generic=out.facts.generic)
+        for array in outcomes
+    )
     decision = knowing(out, otherwise=Doubt(cases, vain, undecided(ctx, what)))
     ctx.decisions.append(decision)
     return decision
