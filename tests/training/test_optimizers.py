@@ -173,3 +173,20 @@ def test_resumed(tmp_path):
     checkpoint = tp.Checkpoint(tmp_path / "run", every=2)
     saved = run("adam", 2, tp.inf, 1, samples=256, checkpoint=checkpoint)
     np.testing.assert_array_equal(saved.observations, whole.observations)
+
+
+def test_moments_of_units_that_are_never_alive_together_stay_zero():
+    """Of ReLU networks a third of the entries; round-off there would be divided by ``eps``."""
+    mup, model = tp.parameterizations.mup, tp.mlp(2, inputs=3, activation="relu")
+    step = tp.limit(mup.step(model, "mse", 0.1, optax.adam(1.0)))
+    state = tp.sample(mup.theta(model), jax.random.key(0), width=tp.inf, samples=256)
+    for _ in range(4):
+        state, _ = step(state, (X, Y))
+
+    def moved(state):
+        first, second = (moments["W2"] for moments in state["optimizer"][0][1:])
+        zero = second == 0
+        return jnp.mean(zero.astype(float)), jnp.mean(jnp.where(zero, jnp.abs(first), 0.0))
+
+    share, moment = tp.limit(moved)(state)
+    assert 0.2 < share < 0.5 and moment == 0

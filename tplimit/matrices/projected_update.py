@@ -18,8 +18,9 @@ from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
 
-#: Entries below this many units of round-off of their rows and columns are none.
-_ROUND_OFF = 16
+#: Entries below this many units of round-off of their rows and columns are none: many steps leave
+#: some tens of units where an entry is zero, and of those that are not, few are as small.
+_ROUND_OFF = 2**10
 
 
 @jax.tree_util.register_dataclass
