@@ -252,10 +252,15 @@ def samples(value: Any) -> int:
     return whole("samples", value, least=2, most=2**30, example=2**14)
 
 
-def pair_samples(value: Any) -> int | None:
+def pair_samples(value: Any, terms: int = 1) -> int | None:
     """Particles over which functions of pairs are averaged, or None."""
     if value is None:
         return None
+    if terms > 1:
+        raise ValueError(
+            "pair_samples is for one term: fluctuations of functions of pairs need all particles; "
+            "leave it out, or take fewer samples"
+        )
     return whole("pair_samples", value, least=2, most=2**30, example=2**9)
 
 

@@ -121,7 +121,13 @@ NATURAL = {
 
 @pytest.mark.parametrize(
     ("name", "depth", "activation"),
-    [("adamw", 1, "tanh"), ("adamw", 2, "tanh"), *((name, 2, "relu") for name in NATURAL)],
+    [
+        ("adamw", 1, "tanh"),
+        ("adamw", 2, "tanh"),
+        ("adamw", 2, "relu"),
+        ("lion", 2, "tanh"),
+        ("sign", 2, "relu"),
+    ],
 )
 def test_natural_units_beside_networks(name, depth, activation):
     """muP of `tplimit.parameterizations` with an optimizer of constants of order one. Of ReLU
@@ -185,7 +191,7 @@ def test_moments_of_units_that_are_never_alive_together_stay_zero():
 
     def moved(state):
         first, second = (moments["W2"] for moments in state["optimizer"][0][1:])
-        zero = second == 0
+        zero = second < 1e-30
         return jnp.mean(zero.astype(float)), jnp.mean(jnp.where(zero, jnp.abs(first), 0.0))
 
     share, moment = tp.limit(moved)(state)

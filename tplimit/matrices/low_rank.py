@@ -138,12 +138,7 @@ class LowRank(Part):
         core = (left.T @ right) * self.scale.coefficient
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
-        certain = [
-            jnp.all((array != 0) | (False if reach is None else ~reach))
-            for array, reach in ((self.rows, self.row_reach), (self.columns, self.column_reach))
-        ]
-        sure = certain[0] & certain[1]
-        return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share, sure)
+        return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share)
 
     def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
         """The store of the matrix itself, else one that has been asked for these vectors."""

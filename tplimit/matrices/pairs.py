@@ -140,16 +140,15 @@ class Pairs(Part):
 
     def image(self, ctx: Context, rows: Rows) -> Image:
         factor, gain = arithmetic.width_factor(ctx, rows.size)
-        every, few = rows.block.shape[1], self.entries.shape[1]
+        few = self.entries.shape[1]
         block = rows.block[:, :few]
         image, change = factor * noise.inner(block, self.entries), None
         stderr = None if ctx.exact else abs(factor) * error_of_averages(block, self.entries)
         if self.share is not None:
             stderr = arithmetic.combined_stderr(stderr, self.share * jnp.abs(image))
         if ctx.terms > 1 and rows.space is not None:
-            weights = ctx.ledger.multipliers(rows.space, every)[:few]
-            root = ctx.root_n * (few / every) ** 0.5
-            change = factor * noise.inner(block * weights, self.entries) * root
+            weights = ctx.ledger.multipliers(rows.space, few)
+            change = factor * noise.inner(block * weights, self.entries) * ctx.root_n
         one = tensor(np.ones((), rows.block.dtype))
         unknown = [UNKNOWN] * len(rows.parities)
         return Image(image, change, one, self.exponent + gain, unknown, stderr=stderr)
@@ -204,7 +203,9 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
         total = functools.reduce(operator.add, arrays)
         order = min(part.order for part in parts)
         parity = replace(UNKNOWN, order=order)
-        zeros = _zeros(ctx, places, parts)
+        # What is unknown everywhere, or has been dropped, may be where this part is zero.
+        alone = matrix.remainder == NEVER and not matrix.blocks and len(levels) == 1
+        zeros = _zeros(ctx, places, parts) if alone else None
         terms.append(Term(total, Exponents(level), zeros=zeros, parity=parity))
         if level == levels[0]:
             share = share_of_sum(

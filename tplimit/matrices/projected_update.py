@@ -18,9 +18,9 @@ from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
 
-#: Entries below this many units of round-off of their rows and columns are none: many steps leave
-#: some tens of units where an entry is zero, and of those that are not, few are as small.
-_ROUND_OFF = 2**10
+#: Entries below this many units of round-off of their rows and columns are none: steps leave some
+#: tens of units where an entry is zero, and what is no larger is not told from that.
+_ROUND_OFF = 256
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +30,6 @@ class ProjectedUpdate(Part):
 
     ``row_mask`` and ``column_mask`` tell which rows and columns may differ from 0 (None: all),
     ``share`` is the sampling error relative to the size, or None (see ``values.sampling_errors``).
-    ``certain`` tells whether what was projected vanishes only where it is exactly zero.
     """
 
     core: Any = field(metadata=FINITE)
@@ -40,7 +39,6 @@ class ProjectedUpdate(Part):
     row_mask: Any = field(default=None, metadata=ALONG)
     column_mask: Any = field(default=None, metadata=ALONG)
     share: Any = field(default=None, metadata=FINITE)
-    certain: Any = field(default=None, metadata=FINITE)
 
     place = 1
     of_pairs = True
@@ -81,9 +79,6 @@ class ProjectedUpdate(Part):
             self,
             core=core,
             share=share_of_sum((self.share, other.share), (self.core, other.core), core),
-            certain=None
-            if self.certain is None or other.certain is None
-            else self.certain & other.certain,
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
@@ -139,13 +134,6 @@ class ProjectedUpdate(Part):
         if self.row_mask is not None:
             array = jnp.where(self.row_mask[rows, None], array, 0)
         return array if self.column_mask is None else jnp.where(self.column_mask[columns], array, 0)
-
-    def zeros_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
-        if self.certain is None:
-            return super().zeros_of(ctx, rows, columns)
-        outside = super().zeros_of(ctx, rows, columns)
-        zeros = (self.entries_of(ctx, rows, columns) == 0) & self.certain
-        return zeros if outside is None else zeros | outside
 
     def fitted(self, capacity: int) -> "ProjectedUpdate":
         extra = capacity - self.core.shape[-1]

@@ -24,16 +24,21 @@ _SMALL = 1e-6
 _TOLERANCE = 0.1
 
 
+#: A step after which optimizers do what they do later.
+_LATER = 10
+
+
 # Both are numbers, also where a step is made inside of a function that is traced.
 @jax.ensure_compile_time_eval()
 def degree(optimizer: "optax.GradientTransformation", model: Model = _MODEL) -> Fraction | None:
-    """The degree k, 0 or 1, of an optimizer's first update u as a function of the gradients g.
+    """The degree k, 0 or 1, of an optimizer's update u as a function of the gradients g.
 
         u(2 g) = 2^k u(g)
 
     It is 1 for gradient descent and momentum, 0 for Adam and sign descent. Gradients are of order
     one, and it has to fit to some per cent, so that constants such as `eps` do not matter. None:
-    neither fits, as for clipping at a bound between the entries, or nothing moves.
+    neither fits, as for clipping at a bound between the entries, or nothing moves, or the first
+    update has another degree than the tenth (RAdam).
 
     Args:
         optimizer: an optax transformation.
@@ -45,11 +50,14 @@ def degree(optimizer: "optax.GradientTransformation", model: Model = _MODEL) -> 
     ['1', '0', 'None']
     """
     g = _gradients(model)
-    one, two = (_first_update(optimizer, {k: c * a for k, a in g.items()}) for c in (1, 2))
-    if not any(np.any(u) for u in one.values()):
-        return None
-    fit = (k for k in (0, 1) if _close(two, {name: 2**k * u for name, u in one.items()}))
-    return next(map(Fraction, fit), None)
+    degrees = set()
+    for steps in (1, _LATER):
+        one, two = (_update(optimizer, {k: c * a for k, a in g.items()}, steps) for c in (1, 2))
+        if not any(np.any(u) for u in one.values()):
+            return None
+        fit = (k for k in (0, 1) if _close(two, {name: 2**k * u for name, u in one.items()}))
+        degrees.add(next(map(Fraction, fit), None))
+    return degrees.pop() if len(degrees) == 1 else None
 
 
 @jax.ensure_compile_time_eval()
@@ -65,9 +73,9 @@ def intensive(optimizer: "optax.GradientTransformation", model: Model = _MODEL) 
     (True, False)
     """
     g = _gradients(model)
-    updates = _first_update(optimizer, g)
-    wide = _first_update(optimizer, _twice(g, model))
-    larger = _first_update(optimizer, g, size=2 * _SMALL)
+    updates = _update(optimizer, g)
+    wide = _update(optimizer, _twice(g, model))
+    larger = _update(optimizer, g, size=2 * _SMALL)
     return _close(wide, _twice(updates, model)) and _close(larger, updates)
 
 
@@ -89,12 +97,17 @@ def _twice(arrays: Arrays, model: Model) -> Arrays:
     }
 
 
-def _first_update(
-    optimizer: "optax.GradientTransformation", gradients: Arrays, size: float = _SMALL
+def _update(
+    optimizer: "optax.GradientTransformation",
+    gradients: Arrays,
+    steps: int = 1,
+    size: float = _SMALL,
 ) -> Arrays:
-    """The update from fresh state, where all parameters are `size`."""
+    """The last of some updates by the same gradients, where all parameters are `size`."""
     theta = {name: jnp.full_like(g, size) for name, g in gradients.items()}
-    updates, _ = optimizer.update(gradients, optimizer.init(theta), theta)
+    state, updates = optimizer.init(theta), gradients
+    for _ in range(steps):
+        updates, state = optimizer.update(gradients, state, theta)
     return updates
 
 

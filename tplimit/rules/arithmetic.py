@@ -253,7 +253,9 @@ def _powered(
         if function is None:
             return jnp.power(x, float(q))
         # Of a negative number there is a cube root.
-        return function(x) * lax.integer_pow(x, int(q - power))
+        return jnp.where(
+            x < 0, function(x) * lax.integer_pow(x, int(q - power)), jnp.power(x, float(q))
+        )
 
     def powered(value: Tensor) -> Tensor:
         return functions.power(ctx, value, power, fn, behaviour_of_power(power))

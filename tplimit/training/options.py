@@ -59,6 +59,7 @@ class Options:
         for one in fields(self):
             if "check" in one.metadata:
                 object.__setattr__(self, one.name, one.metadata["check"](getattr(self, one.name)))
+        arguments.pair_samples(self.pair_samples, self.kept_terms)
         if self.bias_check and self.replicates < 2:
             raise ValueError(
                 "bias_check compares with the standard error: use replicates=2 or more"

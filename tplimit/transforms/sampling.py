@@ -79,7 +79,7 @@ def sample(
         pair_samples: particles ``K`` per common width over which functions of pairs are averaged
             (Adam and its kin on matrices between widths), by default all. An array of pairs then
             takes ``8 M K`` bytes instead of ``4 M^2``. With Sobol' points a power of two that is
-            at least ``samples / 16`` keeps them balanced.
+            at least ``samples / 16`` keeps them balanced. With one term only.
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 
@@ -112,7 +112,7 @@ def sample(
         mesh=arguments.mesh(mesh),
         terms=arguments.terms(terms),
         init_output=arguments.init_output(init_output),
-        pair_samples=arguments.pair_samples(pair_samples),
+        pair_samples=arguments.pair_samples(pair_samples, terms),
     )
 
 
@@ -140,7 +140,8 @@ def drawn(
         dtype = np.dtype(jnp.result_type(float))
         # A network of finite width is what it is, without any expansion.
         kept = 1 if law.exact else terms
-        thinned = pair_samples is not None and pair_samples < n and not law.exact
+        # Central-limit terms are drawn with all particles.
+        thinned = pair_samples is not None and pair_samples < n and not law.exact and kept == 1
         few = pair_samples if thinned else None
         how = Draw(law, n, dtype, mesh, kept, init_output == "sample", few)
         values = _limit_values(leaves, key, how)
