@@ -161,3 +161,15 @@ def test_zeros_of_a_term_are_no_zeros_of_what_else_is_unknown():
     unknown = tensor(jnp.zeros(4), EXACT_ZERO, Exponents(-HALF), axis=0)
     assert expansion.total(ctx, [dead]).zeros is not None
     assert expansion.total(ctx, [dead, unknown]).zeros is None
+
+
+def test_with_one_term_what_is_unknown_of_a_matrix_is_unknown_everywhere():
+    """Images with one term have one remainder: what a step leaves unknown in the rows of units
+    that are alive counts there."""
+    model = tp.mlp(2, inputs=3, activation="relu")
+    mup = tp.parameterizations.mup
+    theta = tp.sample(mup.theta(model), jax.random.key(0), width=tp.inf, samples=64)
+    batch = jax.random.normal(jax.random.key(1), (4, 3)), jnp.ones(4)
+    state, _ = tp.limit(mup.step(model, "mse", 0.1))(theta, batch)
+    matrix = state["W2"]._value.items.item()
+    assert matrix.blocks == () and matrix.remainder == -1

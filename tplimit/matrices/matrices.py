@@ -130,7 +130,7 @@ def _collected(ctx: Context, matrix: Matrix, parts: Iterable[Part]) -> Matrix:
     lost = [
         part.remainder(part.unknown) for part in (*matrix.parts, *gone) if part.unknown != NEVER
     ]
-    return _with_unknown(replace(matrix, parts=own, remainder=remainder), lost)
+    return _with_unknown(ctx, replace(matrix, parts=own, remainder=remainder), lost)
 
 
 def order_of(ctx: Context, part: Part) -> Exponent:
@@ -138,11 +138,13 @@ def order_of(ctx: Context, part: Part) -> Exponent:
     return part.level + ctx.scale(1.0, part.gain)[1]
 
 
-def _with_unknown(matrix: Matrix, lost: Iterable[MatrixRemainder]) -> Matrix:
-    """The same matrix, of which more is unknown: everywhere, or in some rows and columns."""
+def _with_unknown(ctx: Context, matrix: Matrix, lost: Iterable[MatrixRemainder]) -> Matrix:
+    """The same matrix, of which more is unknown: everywhere, or, where several terms are kept, in
+    some rows and columns."""
     remainder, blocks = matrix.remainder, [*matrix.blocks]
     for block in lost:
-        if block.rows is None and block.columns is None and block.average == block.bound:
+        everywhere = block.rows is None and block.columns is None and block.average == block.bound
+        if everywhere or ctx.terms == 1:
             remainder = max(remainder, block.bound)
         else:
             blocks.append(block)
@@ -183,7 +185,7 @@ def _scaled_by(ctx: Context, matrix: Matrix, factor: Tensor) -> Matrix:
         blocks=tuple(block + reach for block in matrix.blocks),
     )
     return _with_unknown(
-        out, [part.remainder(unknown) for part, unknown in scaled if unknown != NEVER]
+        ctx, out, [part.remainder(unknown) for part, unknown in scaled if unknown != NEVER]
     )
 
 
@@ -354,7 +356,7 @@ def outer(ctx: Context, a: Tensor, b: Tensor, rows: Size, columns: Size, rank: i
             total = sum_of(ctx, total, _outer(ctx, x, y, rows, columns, rank))
     remainder = max(total.remainder, a.remainder.max() + b.remainder.max())
     lost = _unknown_rows(a, b) + [block.T for block in _unknown_rows(b, a)]
-    return _with_unknown(replace(total, remainder=remainder), lost)
+    return _with_unknown(ctx, replace(total, remainder=remainder), lost)
 
 
 def _unknown_rows(a: Tensor, b: Tensor) -> list[MatrixRemainder]:
