@@ -135,21 +135,25 @@ def test_intermediate_has_a_kernel_and_no_initial_function(q):
 LEVELS = st.sampled_from([Fraction(k, 4) for k in range(-8, 9)])
 
 
-@hypothesis.given(
-    depth=st.integers(1, 4),
-    kappa=st.lists(LEVELS, min_size=5, max_size=5),
-    alpha=LEVELS.map(lambda e: e + 1),
-    b=LEVELS,
-    activation=st.sampled_from(["tanh", "relu", "gelu", "relu2", "sigmoid"]),
-)
+#: Networks whose layers have an exponent each, of rates or of updates.
+NETWORKS = {
+    "depth": st.integers(1, 4),
+    "each": st.lists(LEVELS, min_size=5, max_size=5),
+    "alpha": LEVELS.map(lambda e: e + 1),
+    "b": LEVELS,
+    "activation": st.sampled_from(["tanh", "relu", "gelu", "relu2", "sigmoid"]),
+}
+
+
+@hypothesis.given(**NETWORKS)
 @hypothesis.settings(max_examples=300, deadline=None)
-def test_conditions_of_tensor_programs_iv(depth, kappa, alpha, b, activation):
+def test_conditions_of_tensor_programs_iv(depth, each, alpha, b, activation):
     """Every layer with a rate of its own: κ_l = 2 a_l + c_l, α = a_out + b_out.
 
     r = min(α, κ_out) - 1 + min_l (κ_l + 1{l = 1}); stable: r ≥ 0, κ_out ≥ 1, α + r ≥ 1, α ≥ 1/2;
     not trivial: κ_out = 1 or α + r = 1; feature learning: r = 0.
     """
-    kappa = kappa[: depth + 1]
+    kappa = each[: depth + 1]
     initial = [Fraction(0), *[HALF] * (depth - 1), alpha]
     a = [e - b for e in initial]
     c = [k - 2 * e for k, e in zip(kappa, a, strict=True)]
@@ -190,21 +194,15 @@ def test_a_shift_between_multiplier_and_initial_scale_changes_nothing(scaling, d
 ADAM, SIGN = optax.adam(1.0), optax.sign_sgd(1.0)
 
 
-@hypothesis.given(
-    depth=st.integers(1, 4),
-    delta=st.lists(LEVELS, min_size=5, max_size=5),
-    alpha=LEVELS.map(lambda e: e + 1),
-    b=LEVELS,
-    activation=st.sampled_from(["tanh", "relu", "gelu", "relu2", "sigmoid"]),
-)
+@hypothesis.given(**NETWORKS)
 @hypothesis.settings(max_examples=50, deadline=None)
-def test_conditions_for_updates_of_a_given_size(depth, delta, alpha, b, activation):
+def test_conditions_for_updates_of_a_given_size(depth, each, alpha, b, activation):
     """Adam, entries of updates n^-δ_l, δ = a + c + d; α = a_out + b_out.
 
     r = min_l (δ_l - 1{l > 1}); stable: r ≥ 0, δ_out ≥ 1, α + r ≥ 1, α ≥ 1/2;
     not trivial: δ_out = 1 or α + r = 1; feature learning: r = 0.
     """
-    delta = delta[: depth + 1]
+    delta = each[: depth + 1]
     initial = [Fraction(0), *[HALF] * (depth - 1), alpha]
     a = [e - b for e in initial]
     d = [a_l + min(alpha, delta[-1]) for a_l in a[:-1]] + [a[-1]]

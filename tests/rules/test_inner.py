@@ -301,3 +301,21 @@ def test_a_norm_that_is_zero_chooses():
     assert tp.limit(lambda t: program(t, 0.0))(theta) == 1
     with pytest.raises(tp.CancellationError):
         tp.limit(lambda t, c: program(t, c) / size(t))(theta, 0.0)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_branch_by_a_norm(terms):
+    """`lax.cond` chooses as `where` does, of numbers and of matrices of different powers of n."""
+
+    def program(t):
+        g = size(t) * gradient(t)["W"]
+        norm = jnp.linalg.norm(g)
+        ratio = jax.lax.cond(norm == 0, lambda: 1.0, lambda: norm / size(t))
+        unit = jax.lax.cond(norm == 0, lambda g: g, lambda g: g / norm, g)
+        return ratio, jnp.sum(unit * unit)
+
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, terms=terms)
+    ratio, one = tp.limit(program)(theta)
+    expected = tp.limit(lambda t: jnp.linalg.norm(gradient(t)["W"]))(theta)
+    assert ratio == pytest.approx(float(expected), rel=1e-5)
+    assert one == pytest.approx(1, rel=1e-4)

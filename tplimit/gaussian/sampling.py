@@ -76,10 +76,21 @@ def error_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Arra
 _FEW = 64
 
 
+def _some(rows: Float[Array, "r m"]) -> Float[Array, "few m"]:
+    return rows[:: max(1, len(rows) // _FEW)]
+
+
+def share_of_averages(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, ""]:
+    """Standard error of all ``<a, b>`` relative to their size, from some rows of both."""
+    a, b = _some(a), _some(b)
+    error, size = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (error_of_inner(a, b), a @ b.T))
+    return error / jnp.where(size > 0, size / a.shape[1], 1)
+
+
 def error_of_averages(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, "r s"]:
     """Standard error of ``<a, b>`` for very many rows ``b``: in proportion to the sizes of these,
     as large as it is for some of them."""
-    few = b[:: max(1, len(b) // _FEW)]
+    few = _some(b)
     sizes = [jnp.sqrt(jnp.mean(jnp.square(rows), axis=1)) for rows in (b, few)]
     error = jnp.sqrt(jnp.mean(jnp.square(error_of_inner(a, few)), axis=1))
     size = jnp.sqrt(jnp.mean(jnp.square(sizes[1])))

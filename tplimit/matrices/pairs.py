@@ -76,8 +76,7 @@ class Pairs(Part):
     these columns, ``(M_rows, K_columns)``, and ``across`` those at these rows,
     ``(K_rows, M_columns)``, for the transposed matrix; together ``8 M K`` bytes.
 
-    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros;
-    ``zeros`` (and ``zeros_across``) tell which entries are exactly zero (None: none known to be).
+    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros.
     Where rows and columns belong to one width, the diagonal counts as a share ``1 / M`` of the
     entries, not ``1 / n``.
     """
@@ -87,20 +86,14 @@ class Pairs(Part):
     share: Any = field(default=None, metadata=FINITE)
     order: int = field(default=1, metadata=STATIC)
     across: Any = field(default=None, metadata=PAIRS)
-    zeros: Any = field(default=None, metadata=PAIRS)
-    zeros_across: Any = field(default=None, metadata=PAIRS)
 
     of_pairs = True
 
     @property
     def T(self) -> "Pairs":
-        first, second = (self.entries, self.zeros), (self.across, self.zeros_across)
-        if self.across is not None:
-            first, second = second, first
-        arrays = [None if array is None else array.T for array in (*first, *second)]
-        return replace(
-            self, entries=arrays[0], zeros=arrays[1], across=arrays[2], zeros_across=arrays[3]
-        )
+        if self.across is None:
+            return replace(self, entries=self.entries.T)
+        return replace(self, entries=self.across.T, across=self.entries.T)
 
     @property
     def level(self) -> Exponent:
@@ -121,11 +114,7 @@ class Pairs(Part):
         across = None if self.across is None else self.across + other.across
         both = (self.share, other.share), (self.entries, other.entries)
         share, order = share_of_sum(*both, total), min(self.order, other.order)
-        zeros, zeros_across = (
-            None if a is None or b is None else a & b
-            for a, b in ((self.zeros, other.zeros), (self.zeros_across, other.zeros_across))
-        )
-        return Pairs(total, self.exponent, share, order, across, zeros, zeros_across)
+        return Pairs(total, self.exponent, share, order, across)
 
     def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
         level = self.exponent + factor.exponents.value
@@ -157,11 +146,6 @@ class Pairs(Part):
         if self.across is None or rows == EVERY:
             return self.entries[rows, columns]
         return self.across[rows, columns]
-
-    def zeros_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
-        if self.across is None or rows == EVERY:
-            return None if self.zeros is None else self.zeros[rows, columns]
-        return None if self.zeros_across is None else self.zeros_across[rows, columns]
 
 
 # --- matrices as arrays of their entries
@@ -244,7 +228,5 @@ def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Mat
         if level != NEVER:
             # Of a vector along its width there is one exponent.
             arrays = places.arrays(jnp.asarray(term.coefficient))
-            order = max(1, term.parity.order)
-            zeros = (None, None) if term.zeros is None else places.arrays(term.zeros)
-            parts.append(Pairs(arrays[0], level, share, order, arrays[1], *zeros))
+            parts.append(Pairs(arrays[0], level, share, max(1, term.parity.order), arrays[1]))
     return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())

@@ -156,7 +156,7 @@ class Part(ABC):
 
     def entries_of(self, ctx: Any, rows: slice, columns: slice) -> Any:
         """Entries at these rows and columns, where it is ``of_pairs``."""
-        raise NotImplementedError(f"{type(self).__name__} is no function of pairs")
+        ctx.fail("The entries of a matrix of which only sums, or images of vectors, are known.")
 
     def zeros_of(self, ctx: Any, rows: slice, columns: slice) -> Any:
         """Which of these entries are exactly zero, to be broadcast; None: none is known to be."""

@@ -9,12 +9,12 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, expansion
 from tplimit.gaussian import noise
-from tplimit.gaussian.sampling import error_of_inner
+from tplimit.gaussian.sampling import share_of_averages
 from tplimit.interpreter.context import Context
 from tplimit.matrices import pairs
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere, sum_of
-from tplimit.matrices.parts import Image, Matrix, Rows, bounded_share
+from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
 from tplimit.values.parity import EVEN
@@ -180,19 +180,6 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)
 
 
-#: Rows from which a relative error is estimated that all rows have in common.
-_FEW_ROWS = 64
-
-
-def _share_of_inner(ctx: Context, first: Any, second: Any) -> Any:
-    """Sampling error of the averages ``<first, second>`` of rows, relative to their size."""
-    if ctx.exact:
-        return None
-    first, second = (rows[:: max(1, len(rows) // _FEW_ROWS)] for rows in (first, second))
-    error, size = error_of_inner(first, second), noise.inner(first, second)
-    return bounded_share(*(jnp.sqrt(jnp.mean(jnp.square(array))) for array in (error, size)))
-
-
 def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``sum_b U[a, b] V[b, c]``: averages over the particles between them."""
     (left, own), (right, other) = pairs.entries_of(ctx, a), pairs.entries_of(ctx, b)
@@ -205,7 +192,8 @@ def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> M
             second, across = places[1].arrays(jnp.asarray(y.coefficient))
             second = second if across is None else across
             level = x.exponents.value + y.exponents.value + gain
-            share = arithmetic.combined_stderr(own, other, _share_of_inner(ctx, first, second.T))
+            error = None if ctx.exact else share_of_averages(first, second.T)
+            share = arithmetic.combined_stderr(own, other, error)
             share = None if share is None else jnp.minimum(share, 1)
             arrays = [
                 factor * noise.inner(first[rows], second.T[columns])

@@ -20,7 +20,7 @@ from tplimit.interpreter.loop import inside
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.tracing import Program
-from tplimit.rules.selection import needs_decision, select_mask
+from tplimit.rules.selection import UNDECIDED, decided, needs_decision, select_mask
 from tplimit.values.exponents import NEVER, Exponents, Size
 from tplimit.values.rearranging import at, rearranged, with_common_exponents
 from tplimit.values.tensors import (
@@ -65,14 +65,14 @@ def _choose(ctx: Context, index: Tensor, cases: Sequence[Value]) -> Value:
     if all(case is cases[0] for case in cases):
         return cases[0]
     tensors = [case for case in cases if isinstance(case, Tensor)]
-    if len(tensors) < len(cases):
-        return matrices.select(ctx, index, cases)
-    if needs_decision(tensors):
-        ctx.fail(
-            "Which power of the width a value has depends on a predicate that is not known "
-            "before the run.",
-            NoLimitError,
-        )
+    of_matrices = len(tensors) < len(cases)
+    if of_matrices or needs_decision(tensors):
+        chosen = None if of_matrices and index.facts.generic is None else decided(ctx, index)
+        if chosen is not None:
+            return cases[int(np.clip(chosen, 0, len(cases) - 1))]
+        if of_matrices:
+            return matrices.select(ctx, index, cases)
+        ctx.fail(*UNDECIDED)
     out = tensors[0]
     for number, case in enumerate(tensors[1:], start=1):
         mask = tensor(jnp.asarray(index.coefficient) == number)

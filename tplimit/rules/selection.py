@@ -42,9 +42,9 @@ def select(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     if which.finite:
         chosen = which.constant
         if chosen is None and needs_decision(cases):
-            chosen = _decided(ctx, which)
+            chosen = decided(ctx, which)
             if chosen is None:
-                ctx.fail(*_UNDECIDED)
+                ctx.fail(*UNDECIDED)
         if chosen is not None and np.all(chosen == chosen.flat[0]):
             return cases[int(chosen.flat[0])]
         if chosen is not None:
@@ -52,7 +52,7 @@ def select(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     return select_mask(ctx, which, cases)
 
 
-_UNDECIDED = (
+UNDECIDED = (
     "Which power of the width a value has depends on a predicate that is not known before the run.",
     NoLimitError,
     "Where a threshold is for a norm: the norm of a matrix grows with the width, and so should the "
@@ -60,7 +60,7 @@ _UNDECIDED = (
 )
 
 
-def _decided(ctx: Context, which: Tensor) -> np.ndarray | None:
+def decided(ctx: Context, which: Tensor) -> np.ndarray | None:
     """A finite predicate computed before the run, or what it is but for an accident, which the run
     then rules out."""
     chosen = ctx.decided(ctx.equation.inputs[0])
@@ -81,7 +81,7 @@ def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
         which = number
     chosen = which.constant
     if chosen is None and which.facts.generic is not None:
-        chosen = _decided(ctx, which)
+        chosen = decided(ctx, which)
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]
     return matrices.select(ctx, which, cases)
@@ -91,7 +91,7 @@ def select_matrices(ctx: Context, which: Value, *cases: Value) -> Value:
 def select_series(ctx: Context, which: Tensor, *cases: Tensor) -> Tensor:
     chosen = which.constant if which.finite else None
     if which.finite and chosen is None and needs_decision(cases):
-        chosen = _decided(ctx, which)
+        chosen = decided(ctx, which)
     if chosen is not None and chosen.size and np.all(chosen == chosen.flat[0]):
         return cases[int(chosen.flat[0])]
     gate = which.facts.zero_with

@@ -347,7 +347,8 @@ def _few(
     program: Program, bank: Bank, values: Sequence[Value], number: int
 ) -> tuple[Bank, Sequence[Value]]:
     """A few of the particles, and stores without any structure."""
-    parts = math.lcm(1, *(size.ratio.denominator for size in program.sizes))
+    thinned = 1 if bank.pair_samples is None else bank.n // bank.pair_samples
+    parts = math.lcm(thinned, *(size.ratio.denominator for size in program.sizes))
     size = min(bank.n, parts * -(-_PARTICLES // parts))
     unseen: dict[int, int] = {}  # arrays without numbers: one that stands twice is one
 
@@ -365,7 +366,7 @@ def _few(
         widths = [axis, axis - 1] if axis is not None and role == PAIRS["role"] else [axis]
         for place in widths:
             if place is not None and place < array.ndim and array.shape[place] > 1:
-                length = max(2, array.shape[place] * size // bank.n)
+                length = array.shape[place] * size // bank.n
                 start = number * (array.shape[place] - length) // (_DRAWS - 1)
                 array = np.take(array, range(start, start + length), place)
         return array if number == 0 else _changed(array, number)
@@ -386,7 +387,7 @@ def _few(
 
     stores = tuple(without_structure(*item) for item in enumerate(bank.stores))
     rest = map_arrays(some, replace(bank, stores=()))
-    few = None if bank.pair_samples is None else max(2, bank.pair_samples * size // bank.n)
+    few = None if bank.pair_samples is None else bank.pair_samples * size // bank.n
     rest = replace(rest, stores=stores, n=size, mesh=None, pair_samples=few)
     return rest, map_arrays(some, values)
 

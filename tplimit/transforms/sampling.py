@@ -78,8 +78,9 @@ def sample(
             out, so that it is 0.
         pair_samples: particles ``K`` per common width over which functions of pairs are averaged
             (Adam and its kin on matrices between widths), by default all. An array of pairs then
-            takes ``8 M K`` bytes instead of ``4 M^2``. With Sobol' points a power of two that is
-            at least ``samples / 16`` keeps them balanced. With one term only.
+            takes ``8 M K`` bytes instead of ``4 M^2``. A divisor of ``samples``; with Sobol'
+            points a power of two that is at least ``samples / 16`` keeps them balanced. With one
+            term only.
 
     Returns: the same pytree with arrays (integer widths) or opaque limit values.
 
@@ -143,6 +144,10 @@ def drawn(
         # Central-limit terms are drawn with all particles.
         thinned = pair_samples is not None and pair_samples < n and not law.exact and kept == 1
         few = pair_samples if thinned else None
+        if few is not None and n % few:
+            raise ValueError(
+                f"pair_samples={few} does not divide samples={n}: pass a power of two of both"
+            )
         how = Draw(law, n, dtype, mesh, kept, init_output == "sample", few)
         values = _limit_values(leaves, key, how)
     else:
