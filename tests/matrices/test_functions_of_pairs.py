@@ -365,3 +365,21 @@ def test_room_for_thinned_pairs():
     assert abs(mean - 3) < 0.1
     with pytest.raises(tp.RoomError, match="smaller pair_samples"):
         tp.limit(lambda t: jnp.mean(jnp.tanh(three(t)) @ t["v"]))(thinned(2**13, 2**14, "sobol"))
+
+
+def test_thinned_shares_are_whole():
+    """Widths of ratio 1/2 and few particles of many; a number that does not divide is refused."""
+    half = tp.Width("half", ratio=0.5)
+    declared = {"u": tp.normal((n,)), "v": tp.normal((half,)), "z": tp.normal((half,))}
+
+    def program(t):
+        return jnp.mean(t["u"] * (jnp.tanh(jnp.outer(t["u"], t["v"])) @ t["v"]) / len(t["v"]))
+
+    theta = tp.sample(
+        declared, jax.random.key(0), width=tp.inf, samples=512, pair_samples=4, noise="random"
+    )
+    u, v = (particles(theta[name]) for name in "uv")
+    exact = np.mean(u * (np.tanh(np.outer(u, v[:2])) @ v[:2]) / 2)
+    assert float(tp.limit(program)(theta)) == pytest.approx(exact, rel=1e-4)
+    with pytest.raises(ValueError, match="pair_samples=100 does not divide samples=512"):
+        thinned(100)

@@ -348,7 +348,7 @@ def _few(
 ) -> tuple[Bank, Sequence[Value]]:
     """A few of the particles, and stores without any structure."""
     thinned = 1 if bank.pair_samples is None else bank.n // bank.pair_samples
-    parts = math.lcm(thinned, *(size.ratio.denominator for size in program.sizes))
+    parts = thinned * math.lcm(1, *(size.ratio.denominator for size in program.sizes))
     size = min(bank.n, parts * -(-_PARTICLES // parts))
     unseen: dict[int, int] = {}  # arrays without numbers: one that stands twice is one
 
