@@ -397,12 +397,6 @@ def test_masks_and_exact_zeros(name, terms):
 HIDDEN = {
     "log of what vanishes": (lambda t: jnp.log((t["u"] ** 2).mean() / t["u"].shape[0] ** 0.5)),
     "log of dead units": lambda t: jnp.log(jax.nn.relu(t["u"]) + 1 / t["u"].shape[0]).mean(),
-    "dead units beside growing ones": lambda t: jnp.tanh(
-        t["u"].shape[0] ** 0.5 * jax.nn.relu(t["u"]) + t["v"] + 1.0
-    ).mean(),
-    "powers of dead units": lambda t: jnp.sqrt(
-        jax.nn.relu(t["u"]) + t["u"].shape[0] ** -0.5
-    ).mean(),
 }
 
 

@@ -21,6 +21,7 @@ from tplimit.gaussian import sampling
 from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Balance, of_summands
 from tplimit.interpreter.context import Context
+from tplimit.interpreter.zeros import share_below
 from tplimit.program.traits import Smooth
 from tplimit.values.exponents import (
     EXACT_ZERO,
@@ -259,7 +260,8 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
             return NEVER
         if e == NEVER or (0 < p < 1 and value.finite):  # a root of an entry that happens to vanish
             return rho * p
-        if 0 < p < 1 and rho < e and value.parity.order > 1 / p:
+        near = value.parity.marginal
+        if 0 < p < 1 and rho < e and (near.atoms or near.order > 1 / p):
             # Near zeros of high order a root changes more than elsewhere: on average it vanishes.
             return e * p + max(rho - e, SLOWLY)
         return e * p + (rho - e)
@@ -388,10 +390,10 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
 def unsaturated(value: Tensor, level: Exponent) -> Exponent:
     """Exponent of the share of coordinates that do not grow where a vector grows like n^level.
 
-    It is -level where the coordinates have a density at 0. There is none for a square, say, or a
-    product: then nobody knows more than that the share vanishes.
+    It is -level where the coordinates have a density at 0, and more for a square, say, or a product
+    (``interpreter/zeros.py``). Coordinates that are exactly 0 are no part of it.
     """
-    return -level if value.parity.fresh else SLOWLY
+    return share_below(-level, value.parity.marginal.order)
 
 
 def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:

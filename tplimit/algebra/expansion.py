@@ -17,6 +17,7 @@ Whatever has no such rule acts on the leading term and leaves the others to the 
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from tplimit.values.exponents import (
     HALF,
     NEVER,
     ORDER_ONE,
+    Exponent,
     Exponents,
 )
 from tplimit.values.parity import EVEN, Parity
@@ -375,24 +377,72 @@ def mask_of(holds: Any, flips: Exponents, parity: Parity, difference: Tensor) ->
     return patches.with_patches(mask, Patch(share, Fraction(0)))
 
 
-def select_continuously(ctx: Context, mask: Tensor, cases: tuple[Tensor, Tensor]) -> Tensor:
+def select_continuously(
+    ctx: Context, mask: Tensor, cases: tuple[Tensor, Tensor], apart: Exponent = math.inf
+) -> Tensor:
     """Choice between values that agree where the sign changes that the mask tells.
 
-    A wrong choice costs only second order.
+    A wrong choice costs only second order: where it is made the cases differ by no more than
+    ``n^apart``.
     """
     out = where(ctx, jnp.asarray(mask.coefficient), cases, mask.parity)
     out = patches.inheriting(out, *cases)
     size = max(patches.bound_of(case) for case in cases)
-    wrong = [Patch(p.share, size + p.share) for p in mask.patches]
+    wrong = [Patch(p.share, min(size + p.share, apart)) for p in mask.patches]
     return patches.with_patches(out, *wrong)
 
 
 def extremum(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor:
     """Maximum (side 1) or minimum (-1): continuous, so that a wrong choice costs second order."""
+    for number, other in ((a, b), (b, a)):
+        won = above_all(number, other)
+        if won:
+            winner, loser = (number, other) if won == side else (other, number)
+            bound = patches.bound_of(other)
+            wrong = Patch(ctx.flips(bound - number.exponents.max()), bound)
+            return patches.with_patches(add(ctx, winner, zero(loser)), wrong)
+        between = _between(ctx, number, other, side)
+        if between is not None:
+            return between
     difference = minus(ctx, a, b)
     signs, flips, parity = sign_of(ctx, difference)
     chosen = mask_of(signs * side >= 0, flips, parity, difference)
-    return select_continuously(ctx, chosen, (a, b))
+    # Where what is lower has turned the sign of what leads it is the larger of the two.
+    none = zero(difference).terms
+    lower = patches.bound_of(replace(difference, terms=difference.terms[1:] or none))
+    return select_continuously(ctx, chosen, (a, b), lower)
+
+
+def _between(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor | None:
+    """The extremum of ``b`` and one to the other side of a bound and a vector that is larger than
+    both: the vector is between them on a vanishing share of the coordinates only."""
+    known = a.facts.extremum_of
+    if known is None or known.axes or known.side == side:
+        return None
+    for vector, bound in (known.candidates, known.candidates[::-1]):
+        size = max(patches.bound_of(bound), patches.bound_of(b))
+        dead = vector.finite or vector.zeros is not None
+        if dead or min(vector.exponents.levels()) <= size:
+            continue
+        signs, flips, parity = sign_of(ctx, minus(ctx, vector, b))
+        first = mask_of(signs * side < 0, flips, parity, vector)
+        cases = (add(ctx, b, zero(vector)), add(ctx, extremum(ctx, bound, b, side), zero(vector)))
+        out = where(ctx, jnp.asarray(first.coefficient), cases, parity)
+        out = patches.inheriting(out, *cases)
+        return patches.with_patches(out, *(Patch(p.share, size) for p in first.patches))
+    return None
+
+
+def above_all(number: Tensor, other: Tensor) -> int:
+    """The sign of a constant beside which a vector vanishes, or grows less; else 0."""
+    constant = number.constant
+    if constant is None or constant.dtype.kind != "f" or not number.exact or other.finite:
+        return 0
+    if not number.exponents.uniform:
+        return 0
+    grows_less = patches.bound_of(other) < number.exponents.max()
+    signs = np.unique(np.sign(constant))
+    return int(signs[0]) if grows_less and signs.size == 1 else 0
 
 
 def plus_parity(values: Iterable[Any]) -> Parity:

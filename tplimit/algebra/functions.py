@@ -14,7 +14,7 @@ from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, NEVER, Exponent
-from tplimit.values.parity import EVEN, Behaviour
+from tplimit.values.parity import Behaviour
 from tplimit.values.tensors import Patch, Tensor, leading_term, tensor, with_parity
 
 #: Terms from which on it is asked which of the known terms of a number leads.
@@ -177,31 +177,46 @@ def by_leading_term(
     only. So the function is computed from the first term on and from the second on, either with a
     stand-in where the other holds, and chosen entry by entry. Numbers with a sampling error are
     never exactly 0. What is unknown of the one choice is unknown of both: so it is done only where
-    fewer terms did not decide.
+    fewer terms did not decide. Of a vector, such as ``min(n^(1/2) v, w)``, the coordinates where
+    another case was chosen are known to be 0.
     """
-    first = value.terms[0]
-    if ctx.terms < _CHOSEN or not value.finite or not value.terms[1:] or first.stderr is not None:
+    gone = _gone(ctx, value)
+    if gone is None:
         return function(value)
-    shape, second = value.shape, value.terms[1].exponents
-    possible = first.exponents.map(lambda e, f: float(NEVER not in (e, f)), second).mask(1)
-    gone = np.broadcast_to(possible, shape) & (jnp.asarray(first.coefficient) == 0)
-    known = value.constant
-    if known is not None and not np.any(possible & (known == 0)):
-        return function(value)
+    first, second = value.terms[0], value.terms[1].exponents
     rest = value.remainder.map(
         lambda r, e, f: NEVER if e != NEVER and f == NEVER else r, first.exponents, second
     )
-    lower = Tensor(value.terms[1:], rest, value.axis, value.space)
+    lower = Tensor(value.terms[1:], rest, value.axis, value.space, value.patches)
     here = function(_replaced(value, gone, stand_in))
     lower = _replaced(lower, ~gone, stand_in)
     there = by_leading_term(ctx, lower, function, stand_in)
-    return expansion.where(ctx, ~gone, (here, there), EVEN)
+    out = expansion.where(ctx, ~gone, (here, there), first.parity.under("even"))
+    return patches.inheriting(out, here, there)
+
+
+def _gone(ctx: Context, value: Tensor) -> Any:
+    """Entries where the first coefficient of a value is 0 and the second leads; None if none."""
+    first = value.terms[0]
+    if not value.terms[1:]:
+        return None
+    if value.finite and (ctx.terms < _CHOSEN or first.stderr is not None):
+        return None
+    second = value.terms[1].exponents
+    possible = first.exponents.map(lambda e, f: float(NEVER not in (e, f)), second).mask(1)
+    if not value.finite:
+        return None if first.zeros is None else possible & jnp.asarray(first.zeros)
+    known = value.constant
+    if known is not None and not np.any(possible & (known == 0)):
+        return None
+    return np.broadcast_to(possible, value.shape) & (jnp.asarray(first.coefficient) == 0)
 
 
 def _replaced(value: Tensor, mask: Any, number: float) -> Tensor:
     """A value with a number as its first coefficient where a mask holds, and nothing else there."""
     first, *others = value.terms
     new = jnp.where(first.exponents.mask(NEVER), 0, jnp.asarray(number, value.dtype))
-    terms = [replace(first, coefficient=jnp.where(mask, new, first.coefficient))]
+    zeros = None if first.zeros is None else first.zeros & ~mask
+    terms = [replace(first, coefficient=jnp.where(mask, new, first.coefficient), zeros=zeros)]
     terms += [replace(t, coefficient=jnp.where(mask, 0, t.coefficient)) for t in others]
     return replace(value, terms=tuple(terms))

@@ -128,10 +128,7 @@ class Context:
         """Exponent of the share of coordinates on which what is smaller by ``n^gap`` has another
         sign than the operands of the current equation, or their difference, have without it."""
         assert self.at is not None
-        order = zeros.order(self.at.operands)
-        if gap >= SLOWLY:
-            return gap
-        return min(gap / order, SLOWLY) if order < zeros.UNKNOWN_ORDER else SLOWLY
+        return gap if gap >= SLOWLY else zeros.share_below(gap, zeros.order(self.at.operands))
 
     def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
         """Evaluate a primitive on coefficients; constants are folded."""

@@ -107,7 +107,7 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
     if ctx.terms > 1 and not ctx.exact and not isinstance(ctx.kind, Control):
         one = RULES.form("one", equation.primitive, ctx.kind)
         many = layers.followed(ctx, lambda *xs: one(ctx, *xs, **equation.params), values, many)
-    many = [zeros.with_orders(equation, ctx.kind, values, out) for out in many]
+    many = [zeros.with_marginals(equation, ctx.kind, values, out) for out in many]
     return [with_bounded_errors(out) if isinstance(out, Tensor) else out for out in many]
 
 

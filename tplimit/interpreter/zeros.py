@@ -1,12 +1,19 @@
-"""Orders of the zeros of vectors: how many coordinates are near 0.
+"""How many coordinates of vectors are near 0: the laws of their values there.
 
 Of a Gaussian vector a share ``eps`` of the coordinates is below ``eps``, of its square a share
 ``eps^(1/2)``: the density of ``v^2`` at 0 is infinite. The *order* is the power, 2 for a square or
 for a product of two (where the share is ``eps log(1/eps)``). What a next term of relative size
 ``n^-b`` decides otherwise is a share ``n^(-b/order)`` of the coordinates.
 
-The order of each term follows from those of the operands. A sum has the least one: what is added
-to a square, but for a constant, smears its zeros out.
+Coordinates that are exactly 0, *atoms* such as dead units, do not count: their sign is told by the
+next term or is not known. Where all others are away from 0, as of a constant, a step or a mask, the
+order is 0, and next terms decide otherwise with a probability below every power of the width.
+
+All this holds where the next terms have all moments. Of quotients by vectors that come near 0, and
+of exponential functions of what is not Gaussian, that is not known: they have *heavy* tails.
+
+The law of each term follows from those of the operands. A sum has the least order: what is added to
+a square, but for a constant, smears its zeros out; but for its atoms where others have zeros.
 """
 
 import functools
@@ -33,11 +40,11 @@ from tplimit.program.traits import (
     Quotient,
     Smooth,
 )
-from tplimit.values.exponents import Exponent
+from tplimit.values.exponents import NEGLIGIBLE, SLOWLY, Exponent
+from tplimit.values.parity import Marginal
 from tplimit.values.tensors import Tensor, Term, Value, knowing
 
-#: An order from which on it is not known: a share of the coordinates that vanishes, no more, or
-#: none at all where some are exactly zero.
+#: An order from which on it is not known: a share of the coordinates that vanishes, no more.
 UNKNOWN_ORDER = 8
 
 #: Functions with values apart from each other, and choices, which may be of a number.
@@ -50,46 +57,99 @@ _PRODUCTS = (p.reduce_prod_p, p.cumprod_p)
 #: Whether a function rises or falls everywhere is looked at in this range.
 _RANGE = np.linspace(-8, 8, 129)
 
+#: Whether a function grows like a polynomial is looked at here.
+_FAR = 1e4
+
+
+def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
+    """The law of a sum, where terms of order 0 without atoms are constants."""
+    every = list(marginals)
+    heavy = any(one.heavy for one in every)
+    moving = [one for one in every if one.order or one.atoms]
+    smooth = [one.order for one in moving if not one.atoms]
+    order = min(smooth) if smooth else max((one.order for one in moving), default=0)
+    return Marginal(order, bool(moving) and not smooth, heavy)
+
+
+def marginal_of_product(marginals: Iterable[Marginal]) -> Marginal:
+    """The law of a product of independent factors, or of any others at most."""
+    every = list(marginals)
+    order = min(sum(one.order for one in every), UNKNOWN_ORDER)
+    return Marginal(order, any(one.atoms for one in every), any(one.heavy for one in every))
+
+
+def marginal_of_pairs(row: Marginal, column: Marginal, rank: int) -> Marginal:
+    """The law of the entries of a matrix of low rank: several rows smear the zeros out, but for
+    those of units that are dead in others."""
+    one = marginal_of_product([row, column])
+    return one if rank == 1 or one.atoms else one._replace(order=min(one.order, 1))
+
 
 def order(values: Sequence[Value]) -> int:
     """The order of the zeros of the leading term of a sum, or difference, of values."""
-    vectors = _vectors(values)
-    top = max((v.exponents.max() for v in vectors), default=None)
-    return max(1, _of_sum([v.terms[0] for v in vectors if v.exponents.max() == top]))
+    summands = [v for v in values if isinstance(v, Tensor) and v.dtype.kind == "f"]
+    if any(term.parity.marginal.heavy for vector in _vectors(values) for term in vector.terms):
+        return UNKNOWN_ORDER
+    top = max((value.exponents.max() for value in summands), default=None)
+    leading = [v.terms[0] for v in _vectors(summands) if v.exponents.max() == top]
+    return marginal_of_sum(term.parity.marginal for term in leading).order
 
 
-def with_orders(equation: Equation, kind: Kind, values: Sequence[Value], out: Value) -> Value:
-    """The result of an operation with the orders of its terms."""
+def share_below(size: Exponent, order: int) -> Exponent:
+    """Exponent of the share of coordinates that are below ``n^size`` and not 0."""
+    if order == 0:
+        return NEGLIGIBLE
+    return min(size / order, SLOWLY) if order < UNKNOWN_ORDER else SLOWLY
+
+
+def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out: Value) -> Value:
+    """The result of an operation with the laws of its terms."""
     if isinstance(kind, Control) or not isinstance(out, Tensor) or not _vectors([out]):
         return out
     if not all(isinstance(value, Tensor) for value in values):
         return out  # images of matrices know their own
     operands = [value for value in values if isinstance(value, Tensor)]
-    terms = tuple(_with_order(t, _order(equation, kind, operands, t)) for t in out.terms)
+    heavy = _heavy(equation, kind, operands)
+    terms = tuple(_with(t, _marginal(equation, kind, operands, t), heavy) for t in out.terms)
     return knowing(replace(out, terms=terms), **out.facts._asdict())
 
 
-def _with_order(term: Term, found: int) -> Term:
-    return replace(term, parity=replace(term.parity, order=min(found, UNKNOWN_ORDER)))
+def _with(term: Term, one: Marginal, heavy: bool) -> Term:
+    one = Marginal(min(one.order, UNKNOWN_ORDER), one.atoms, heavy)
+    return replace(term, parity=replace(term.parity, marginal=one))
 
 
 def _vectors(values: Iterable[Value]) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor) and not v.finite and v.dtype.kind == "f"]
 
 
-def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term) -> int:
-    """The order of a term of the result."""
-    if _has_atoms(equation, operands) or equation.primitive in _PRODUCTS:
-        return UNKNOWN_ORDER
+def _marginal(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term) -> Marginal:
+    """The law of a term of the result, but for its tails."""
+    vectors = _vectors(operands)
+    if equation.primitive in _STEPS or (not vectors and any(not v.finite for v in operands)):
+        return Marginal(order=0, atoms=True)  # of a mask, too
     if isinstance(kind, Product):
         pairs = itertools.product(*(operand.terms for operand in operands))
-        return min((sum(_orders(pair)) for pair in pairs if _meet(out, pair)), default=0)
+        found = [marginal_of_product(_marginals(pair)) for pair in pairs if _meet(out, pair)]
+        least = min((one.order for one in found), default=UNKNOWN_ORDER)
+        return Marginal(least, any(one.atoms for one in found))
     if isinstance(kind, Quotient) and not operands[0].finite:
         operands = operands[:1]
     terms = [term for vector in _vectors(operands) for term in vector.terms]
     if isinstance(kind, Linear) and not kind.moves:
-        return _of_sum([term for term in terms if _meet(out, [term])] or terms)
-    most = max(_orders(terms), default=0)
+        known = [term for term in terms if _meet(out, [term])]
+        numbers = [v for v in operands if v.finite and any(_meet(out, [t]) for t in v.terms)]
+        return marginal_of_sum(_marginals(known if known or numbers else terms))
+    marginals = _marginals(terms)
+    atoms = any(one.atoms for one in marginals) or _makes_atoms(equation, kind, operands)
+    most = max((one.order for one in marginals), default=0)
+    return Marginal(_order(equation, kind, operands, most), atoms)
+
+
+def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], most: int) -> int:
+    """The order of zeros of a function of vectors with at most this order."""
+    if equation.primitive in _PRODUCTS:
+        return UNKNOWN_ORDER
     if isinstance(kind, Power) or equation.primitive is p.pow_p:
         power = _power(equation, kind, operands)
         if power is None:
@@ -103,6 +163,15 @@ def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term
     return most if type(kind) is Kind or (isinstance(kind, known) and not folds) else 2 * most
 
 
+def _makes_atoms(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
+    """Whether a share of the coordinates of a result may become one number."""
+    if isinstance(kind, Smooth):
+        return any(operand.exponents.max() > 0 for operand in operands)
+    vectors = len(_vectors(operands))
+    floats = [operand for operand in operands if operand.dtype.kind == "f"]
+    return equation.primitive in _CHOICES and vectors < len(floats)
+
+
 def _power(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> Any:
     """The exponent of a power, None where it is no constant."""
     if isinstance(kind, Power):
@@ -111,23 +180,23 @@ def _power(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> Any:
     return None if constant is None else float(np.max(constant))
 
 
-def _has_atoms(equation: Equation, operands: Sequence[Tensor]) -> bool:
-    """Whether a share of the coordinates may be exactly zero, or one number."""
-    if equation.primitive in _STEPS:
-        return True
+def _heavy(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
+    """Whether it is not known that all moments of a result are finite."""
     vectors = _vectors(operands)
-    if equation.primitive in _CHOICES:
-        floats = [operand for operand in operands if operand.dtype.kind == "f"]
-        return len(vectors) < len(floats) or any(not _of_sum(v.terms) for v in vectors)
-    return not vectors and any(not operand.finite for operand in operands)  # of a mask
+    if any(term.parity.marginal.heavy for vector in vectors for term in vector.terms):
+        return True
+    if isinstance(kind, Quotient):
+        return not operands[1].finite and any(one.order for one in _marginals(operands[1].terms))
+    if isinstance(kind, Power) or equation.primitive is p.pow_p:
+        power = _power(equation, kind, operands)
+        return bool(vectors) and (power is None or power < 0)
+    if isinstance(kind, Smooth) and not _polynomial(kind):
+        return not all(vector.parity.fresh for vector in vectors)
+    return False
 
 
-def _orders(terms: Iterable[Term]) -> list[int]:
-    return [term.parity.order for term in terms]
-
-
-def _of_sum(terms: Iterable[Term]) -> int:
-    return min((order for order in _orders(terms) if order), default=0)
+def _marginals(terms: Iterable[Term]) -> list[Marginal]:
+    return [term.parity.marginal for term in terms]
 
 
 def _meet(out: Term, factors: Iterable[Term]) -> bool:
@@ -136,6 +205,14 @@ def _meet(out: Term, factors: Iterable[Term]) -> bool:
     for factor in factors:
         sums = {one + other for one in sums for other in factor.exponents.levels()}
     return bool(sums & set(out.exponents.levels()))
+
+
+@functools.cache
+def _polynomial(kind: Smooth) -> bool:
+    """Whether a function grows no faster than a polynomial."""
+    with jax.ensure_compile_time_eval():
+        far = np.asarray(kind.function(jnp.asarray([-_FAR, _FAR])), float)
+    return bool(np.all(np.abs(far) < _FAR**4))
 
 
 @functools.cache

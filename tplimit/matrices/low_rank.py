@@ -15,7 +15,7 @@ from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
 from tplimit.matrices.projected_update import ProjectedUpdate
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
-from tplimit.values.parity import UNKNOWN, Parity
+from tplimit.values.parity import UNKNOWN, Marginal, Parity
 from tplimit.values.tensors import Tensor, with_stderr
 
 
@@ -92,10 +92,10 @@ class LowRank(Part):
         return bounded_share(self.scale.stderr, jnp.abs(jnp.asarray(self.scale.coefficient)))
 
     @property
-    def order(self) -> int:  # type: ignore[override]
-        # Several rows smear zeros out, but for units that are dead in all.
-        order = max(1, self.row_parity.order, self.column_parity.order)
-        return order if len(self.rows) == 1 or order >= zeros.UNKNOWN_ORDER else 1
+    def marginal(self) -> Marginal:  # type: ignore[override]
+        return zeros.marginal_of_pairs(
+            self.row_parity.marginal, self.column_parity.marginal, len(self.rows)
+        )
 
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         return (self.rows[:, rows].T * self.scale.coefficient) @ self.columns[:, columns]

@@ -23,11 +23,12 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_averages
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
+from tplimit.interpreter.zeros import marginal_of_sum
 from tplimit.matrices.memory import require_room
 from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share, share_of_sum
 from tplimit.values.exponents import NEVER, Exponent, Exponents
 from tplimit.values.fields import FINITE, PAIRS, STATIC
-from tplimit.values.parity import UNKNOWN
+from tplimit.values.parity import UNKNOWN, Marginal
 from tplimit.values.tensors import Tensor, Term, tensor
 
 EVERY = slice(None)
@@ -76,15 +77,15 @@ class Pairs(Part):
     these columns, ``(M_rows, K_columns)``, and ``across`` those at these rows,
     ``(K_rows, M_columns)``, for the transposed matrix; together ``8 M K`` bytes.
 
-    ``share`` is the sampling error relative to the size, or None, ``order`` that of its zeros.
-    Where rows and columns belong to one width, the diagonal counts as a share ``1 / M`` of the
-    entries, not ``1 / n``.
+    ``share`` is the sampling error relative to the size, or None, ``marginal`` what is known of the
+    law of its entries. Where rows and columns belong to one width, the diagonal counts as a share
+    ``1 / M`` of the entries, not ``1 / n``.
     """
 
     entries: Any = field(metadata=PAIRS)
     exponent: Exponent = field(metadata=STATIC)
     share: Any = field(default=None, metadata=FINITE)
-    order: int = field(default=1, metadata=STATIC)
+    marginal: Marginal = field(default=Marginal(), metadata=STATIC)
     across: Any = field(default=None, metadata=PAIRS)
 
     of_pairs = True
@@ -113,8 +114,9 @@ class Pairs(Part):
         total = self.entries + other.entries
         across = None if self.across is None else self.across + other.across
         both = (self.share, other.share), (self.entries, other.entries)
-        share, order = share_of_sum(*both, total), min(self.order, other.order)
-        return Pairs(total, self.exponent, share, order, across)
+        share = share_of_sum(*both, total)
+        marginal = marginal_of_sum([self.marginal, other.marginal])
+        return Pairs(total, self.exponent, share, marginal, across)
 
     def scaled(self, ctx: Context, factor: Tensor) -> "tuple[Pairs, Exponent]":
         level = self.exponent + factor.exponents.value
@@ -185,8 +187,7 @@ def entries_of(ctx: Context, matrix: Matrix) -> tuple[Tensor, Any]:
             places.flat(lambda *slab, part=part: part.entries_of(ctx, *slab)) for part in parts
         ]
         total = functools.reduce(operator.add, arrays)
-        order = min(part.order for part in parts)
-        parity = replace(UNKNOWN, order=order)
+        parity = replace(UNKNOWN, marginal=marginal_of_sum([part.marginal for part in parts]))
         # What is unknown everywhere, or has been dropped, may be where this part is zero.
         alone = matrix.remainder == NEVER and not matrix.blocks and len(levels) == 1
         zeros = _zeros(ctx, places, parts) if alone else None
@@ -228,5 +229,5 @@ def from_entries(ctx: Context, like: Matrix, entries: Tensor, share: Any) -> Mat
         if level != NEVER:
             # Of a vector along its width there is one exponent.
             arrays = places.arrays(jnp.asarray(term.coefficient))
-            parts.append(Pairs(arrays[0], level, share, max(1, term.parity.order), arrays[1]))
+            parts.append(Pairs(arrays[0], level, share, term.parity.marginal, arrays[1]))
     return replace(like, parts=tuple(parts), remainder=max(unknown), blocks=())

@@ -18,7 +18,7 @@ import numpy as np
 
 from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.fields import NESTED, SPACES, STATIC
-from tplimit.values.parity import Parity
+from tplimit.values.parity import Marginal, Parity
 from tplimit.values.sampling_errors import bounded
 from tplimit.values.tensors import MatrixRemainder, Tensor
 
@@ -97,8 +97,8 @@ class Part(ABC):
     of_pairs: ClassVar[bool] = False
     #: Sampling error relative to the size, or None.
     share: Any = None
-    #: Order of the zeros of its entries: rows and columns are independent.
-    order: int = 1
+    #: Of its entries: rows and columns are independent.
+    marginal: Marginal = Marginal()
 
     @property
     @abstractmethod

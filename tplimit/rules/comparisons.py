@@ -2,8 +2,10 @@
 
 import functools
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +34,7 @@ from tplimit.values.parity import EVEN
 from tplimit.values.sampling_errors import ZERO_SIGMAS
 from tplimit.values.tensors import (
     Extremum,
+    Patch,
     Tensor,
     knowing,
     tensor,
@@ -58,6 +61,7 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     if a.dtype.kind != "f":
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
     chosen = _chosen(ctx, a, b)
+    chosen = _with_constant(ctx, a, b) if chosen is None else chosen
     if chosen is not None:
         return chosen
     exponents = a.exponents.maximum(b.exponents)
@@ -76,6 +80,27 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     return _both_ways(
         ctx, tensor(kind.function(x, y), ORDER_ONE, flips(ctx, difference), axis, space), difference
     )
+
+
+def _with_constant(ctx: Context, a: Tensor, b: Tensor) -> Tensor | None:
+    """A comparison with a constant beside which a vector vanishes: the same for all coordinates."""
+    kind = ctx.kind
+    assert isinstance(kind, Relation)
+    for number, other, side in ((a, b, 1), (b, a, -1)):
+        sign = side * expansion.above_all(number, other)
+        if sign:
+            with jax.ensure_compile_time_eval():
+                holds = bool(kind.function(jnp.asarray(sign), jnp.asarray(0)))
+            shape = np.broadcast_shapes(a.shape, b.shape)
+            share = ctx.flips(patches.bound_of(other) - number.exponents.max())
+            # What holds nowhere is zero as a number, too.
+            exponents = ORDER_ONE if holds else EXACT_ZERO
+            mask = tensor(np.full(shape, holds), exponents, axis=other.axis, space=other.space)
+            mask = with_parity(mask, EVEN)
+            if ctx.terms == 1:
+                return replace(mask, remainder=Exponents(share))
+            return patches.with_patches(mask, Patch(share, Fraction(0)))
+    return None
 
 
 def _both_ways(ctx: Context, mask: Tensor, difference: Tensor) -> Tensor:
@@ -199,6 +224,7 @@ def comparison_of_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor
     if positive:
         a, b = part_of(a), part_of(b)
     chosen = _chosen(ctx, a, b)
+    chosen = _with_constant(ctx, a, b) if chosen is None else chosen
     mask = _mask(ctx, a, b) if chosen is None else chosen
     if positive and mask.axis is not None:
         mask = knowing(mask, positive_part_of=b if primitive is p.lt_p else a)
@@ -355,7 +381,8 @@ def clamp(ctx: Context, low: Tensor, a: Tensor, high: Tensor) -> Tensor:
 
 @clamp.several
 def clamp_of_series(ctx: Context, low: Tensor, a: Tensor, high: Tensor) -> Tensor:
-    return _extremum_of_series(ctx, _extremum_of_series(ctx, a, low, 1), high, -1)
+    least = _with_candidates(a, low, 1, _extremum_of_series(ctx, a, low, 1))
+    return _extremum_of_series(ctx, least, high, -1)
 
 
 @RULES(p.abs_p)

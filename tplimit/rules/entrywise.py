@@ -62,7 +62,7 @@ def _of_items(
     finally:
         ctx.at = outside
     (result,) = out if isinstance(out, (list, tuple)) else [out]
-    result = zeros.with_orders(ctx.equation, ctx.kind, operands, result)
+    result = zeros.with_marginals(ctx.equation, ctx.kind, operands, result)
     assert isinstance(result, Tensor)
     spaces = (
         ctx.spaces.unify(*(item.row_space for item in items)),

@@ -1,4 +1,4 @@
-"""Sign symmetry: which sources of randomness a vector is odd or even in; the order of its zeros.
+"""Sign symmetry: which sources of randomness a vector is odd or even in; its values near 0.
 
 A *source* is an initial vector with a symmetric law, or one side of a Gaussian matrix; it is named
 by the label of its space. Flipping the sign of a source at one coordinate, with all averages over
@@ -7,12 +7,31 @@ in some source is exactly zero, which no number of particles could tell from a s
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tplimit.values.fields import SPACES, STATIC
 
 #: How a function of one variable behaves: f(-x) = -f(x), f(-x) = f(x), or neither.
 Behaviour = Literal["odd", "even", "neither"]
+
+
+class Marginal(NamedTuple):
+    """What is known of the law of the coordinates of a vector (``interpreter/zeros.py``).
+
+    Attributes:
+        order: of its zeros: a share ``eps^(1/order)`` of the coordinates is below ``eps`` and not
+            0; order 0 where there are none.
+        atoms: whether a share of the coordinates may be exactly 0.
+        heavy: whether it is not known that all its moments are finite.
+    """
+
+    order: int = 1
+    atoms: bool = False
+    heavy: bool = False
+
+
+#: Of a number.
+CONSTANT = Marginal(order=0)
 
 
 @dataclass(frozen=True)
@@ -24,14 +43,13 @@ class Parity:
         unknown: sources of which nothing is known; None stands for all.
         fresh: whether it is a Gaussian (or uniform) vector as drawn, or a finite combination of
             such: then no coordinate is exactly zero, nor with a number added. None for numbers.
-        order: of its zeros: a share ``eps^(1/order)`` of the coordinates is below ``eps``; 0 where
-            there are none (``interpreter/zeros.py``).
+        marginal: the law of single coordinates.
     """
 
     odd: frozenset[int] = field(default=frozenset(), metadata=SPACES)
     unknown: frozenset[int] | None = field(default=frozenset(), metadata=SPACES)
     fresh: bool | None = field(default=False, metadata=STATIC)
-    order: int = field(default=1, metadata=STATIC)
+    marginal: Marginal = field(default=Marginal(), metadata=STATIC)
 
     @property
     def vanishes(self) -> bool:
@@ -65,7 +83,7 @@ class Parity:
 
 
 #: Of what has no source: numbers, constant along a width, and averages over it.
-EVEN = Parity(fresh=None, order=0)
+EVEN = Parity(fresh=None, marginal=CONSTANT)
 
 UNKNOWN = Parity(unknown=None)
 
