@@ -3,7 +3,8 @@
 from tplimit import kernels, parameterizations, rules  # noqa: F401  (rules enter themselves)
 from tplimit.arguments import Deferred, inf
 from tplimit.caching.disk import cache
-from tplimit.declare.parameters import full, normal, rademacher, uniform
+from tplimit.declare.initialisers import declare
+from tplimit.declare.parameters import full, normal, rademacher, truncated_normal, uniform
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import (
     ActivationError,
@@ -56,6 +57,7 @@ __all__ = [
     "classify",
     "classify_step",
     "compare",
+    "declare",
     "full",
     "inf",
     "kernels",
@@ -71,6 +73,7 @@ __all__ = [
     "sample",
     "series",
     "train",
+    "truncated_normal",
     "uniform",
 ]
 

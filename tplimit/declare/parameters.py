@@ -5,22 +5,25 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from tplimit import arguments
+from tplimit.declare.entries import LAWS, EntryLaw, Quantiles, by_quantiles
 from tplimit.declare.widths import Scale, Width, as_scale
 from tplimit.errors import LimitError, WidthError
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A declared parameter. Made by ``tp.normal``, ``tp.uniform``, ``tp.rademacher``, ``tp.full``.
+    """A declared parameter. Made by ``tp.normal``, ``tp.truncated_normal``, ``tp.uniform``,
+    ``tp.rademacher``, ``tp.full``, and by ``tp.declare``.
 
     Attributes:
         shape: integers and widths (or multiples of a width).
         law: name of the law of the entries.
         scale: standard deviation (normal), half-width (uniform), size (rademacher).
         mean: mean, or the value itself.
+        quantiles: of the standardised law, where it has no name of its own.
+        tied: declarations with the same number, in one tree, are one array.
     """
 
     tplimit_parameter: ClassVar[bool] = True
@@ -28,6 +31,8 @@ class Parameter:
     law: str
     scale: Scale
     mean: Scale
+    quantiles: Quantiles | None = None
+    tied: int | None = None
 
     @property
     def __jax_array__(self) -> Any:
@@ -39,18 +44,16 @@ class Parameter:
     @property
     def std(self) -> Scale:
         """Standard deviation of the entries."""
-        factor = {"normal": 1.0, "uniform": 3**-0.5, "rademacher": 1.0, "full": 0.0}[self.law]
-        return self.scale * factor
+        return self.scale * self.entries.std
+
+    @property
+    def entries(self) -> EntryLaw:
+        """The law of the standardised entries."""
+        return LAWS[self.law] if self.quantiles is None else by_quantiles(self.quantiles)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Standardised entries: mean 0, variance 1 (0 for a constant)."""
-        if self.law == "normal":
-            return jax.random.normal(key, shape, dtype)
-        if self.law == "uniform":
-            return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
-        if self.law == "rademacher":
-            return jax.random.rademacher(key, shape, dtype)
-        return jnp.zeros(shape, dtype)
+        return self.entries.draw(key, shape, dtype)
 
 
 def _declared(shape: Any, law: str, scale: Scale, mean: Scale) -> Parameter:
@@ -100,6 +103,21 @@ def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
         >>> W = tp.normal((n, n), std=n**-0.5)
     """
     return _declared(shape, "normal", _spread("std", std), as_scale(mean, "mean"))
+
+
+def truncated_normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
+    """Independent entries of a normal law that is cut off at two of its standard deviations.
+
+    ``std`` is the standard deviation of what is left, as initialisers called LeCun, Glorot or He
+    normal have it. For matrices with two widths the limit is that of Gaussian entries.
+
+    Example:
+        >>> import tplimit as tp
+        >>> n = tp.Width("n")
+        >>> tp.truncated_normal((3, n), std=3**-0.5).law
+        'truncated normal'
+    """
+    return _declared(shape, "truncated normal", _spread("std", std), as_scale(mean, "mean"))
 
 
 def uniform(shape: Any, scale: Any = 1.0) -> Parameter:

@@ -96,7 +96,8 @@ class Scale(_Arithmetic):
 
     def __str__(self) -> str:
         names = (w.name if p == 1 else f"{w.name}**{p}" for w, p in self.powers)
-        return " * ".join([*([f"{self.coefficient:g}"] if self.coefficient != 1 else []), *names])
+        number = [] if self.coefficient == 1 and self.powers else [f"{self.coefficient:g}"]
+        return " * ".join([*number, *names])
 
     def at(self, sizes: Mapping[str, int]) -> float:
         """The number at given widths, ``{name: size}``."""

@@ -16,6 +16,7 @@ import numpy as np
 from tplimit import arguments
 from tplimit._jax import primitives as p
 from tplimit.arguments import inf
+from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter
 from tplimit.errors import LimitError
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
@@ -90,7 +91,7 @@ def classify_step(
     arguments.function("step", step, "(state, batch) -> (state, output)")
     if init is not None:
         arguments.function("init", init, "(theta) -> state")
-    theta, steps = arguments.theta(theta), arguments.whole("steps", steps, example=3)
+    theta, steps = arguments.theta(declarations(theta)), arguments.whole("steps", steps, example=3)
     arguments.arrays("batch", batch, "pass arrays and numbers")
     for name, tree in (("theta", theta), ("batch", batch)):
         _check_numbers(name, tree)

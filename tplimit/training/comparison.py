@@ -16,6 +16,7 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit.arguments import inf
+from tplimit.declare.initialisers import declarations
 from tplimit.errors import LimitWarning, warn
 from tplimit.output.files import write_text
 from tplimit.training.checkpoint import Checkpoint
@@ -383,7 +384,8 @@ def compare(
     >>> result.rms[64] > result.rms[1024]
     True
     """
-    key, batches, theta = arguments.key(key), arguments.batches(batches), arguments.theta(theta)
+    key, batches = arguments.key(key), arguments.batches(batches)
+    theta = arguments.theta(declarations(theta))
     widths = [width_of(theta, n) for n in arguments.widths(widths)]
     seeds = arguments.replicates(seeds, "seeds")
     known = inspect.signature(train).parameters.keys() - {"width"}

@@ -21,6 +21,7 @@ from jaxtyping import AbstractArray
 
 from tplimit import _jax
 from tplimit.arguments import Deferred
+from tplimit.declare.entries import Quantiles
 from tplimit.declare.parameters import Parameter
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import Location
@@ -39,7 +40,8 @@ __all__ = ["Malformed", "OtherFields", "conforms", "decode", "encode"]
 
 _CLASSES = (
     Aval, Bank, Deferred, Exponents, Law, LimitValue, Location, Matrices, Matrix, MatrixRemainder,
-    Marginal, Parameter, Parity, Patch, Records, Revealed, Scale, Size, Store, Tensor, Term, Width,
+    Marginal, Parameter, Parity, Patch, Quantiles, Records, Revealed, Scale, Size, Store, Tensor,
+    Term, Width,
 )  # fmt: skip
 _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from tplimit import arguments
+from tplimit.declare.initialisers import declarations
 from tplimit.training.checkpoint import Checkpoint, Checkpoints
 from tplimit.training.finite import train_networks
 from tplimit.training.infinite import Traced, train_limit
@@ -56,7 +57,8 @@ def train(
 
     Args:
         step: from (state, batch) to (state, output).
-        theta: a tree of declarations: `tplimit.normal`, `tplimit.full`, ...
+        theta: a tree of declarations: `tplimit.normal`, `tplimit.full`, ...; or a function of an
+            integer that makes parameters at this width, for `tplimit.declare`.
         batches: a list (or a finite iterator, read at once) of batches, each passed to `step` as it
             is; or one array whose first axis are the steps.
         width: an integer, {name: integer}, `tplimit.Deferred(n)` or `tplimit.inf`.
@@ -129,7 +131,8 @@ def train(
     [1.0, 0.25, 0.0625]
     """
     _check_functions(init, step, observe)
-    batches, theta, key = arguments.batches(batches), arguments.theta(theta), arguments.key(key)
+    batches, key = arguments.batches(batches), arguments.key(key)
+    theta = arguments.theta(declarations(theta))
     progress = arguments.flag("progress", progress)
     options = Options(
         width=width_of(theta, width), samples=samples, replicates=replicates, noise=noise,

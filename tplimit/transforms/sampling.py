@@ -20,6 +20,7 @@ from tplimit import arguments
 from tplimit.algebra import expansion
 from tplimit.arguments import Deferred, inf
 from tplimit.caching.store import kept
+from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width, as_scale
 from tplimit.errors import LimitError, LimitWarning, WidthError
@@ -35,7 +36,7 @@ from tplimit.transforms import sharding
 from tplimit.transforms.effort import compiled
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Dim, Exponents, Size
-from tplimit.values.parity import EVEN, Parity
+from tplimit.values.parity import EVEN, Marginal, Parity
 from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
 
 _SALT = 0x7470_6C69
@@ -60,7 +61,8 @@ def sample(
     """Parameters at a width.
 
     Args:
-        theta: pytree of declared parameters; other leaves are passed through.
+        theta: pytree of declared parameters, other leaves being passed through; or a function of
+            an integer that makes parameters at this width, for ``tp.declare``.
         key: random key; equal keys give equal draws.
         width: an integer, ``{name: integer}``, ``tp.Deferred(n)`` or ``tp.inf``.
         samples: Monte Carlo particles per common width ``n`` (``tp.inf`` only).
@@ -103,6 +105,7 @@ def sample(
         >>> tp.sample({"v": tp.normal((n,))}, jax.random.key(0), width=8)["v"].shape
         (8,)
     """
+    theta = declarations(theta)
     return drawn(
         theta,
         arguments.key(key),
@@ -154,7 +157,7 @@ def drawn(
         sizes, key = _sizes(width, _widths(leaves)), jax.random.fold_in(key, _SALT)
         values = [
             _dense(leaf, jax.random.fold_in(key, i), sizes) if is_parameter(leaf) else leaf
-            for i, leaf in enumerate(leaves)
+            for i, leaf in zip(_first_tied(leaves), leaves, strict=True)
         ]
     return jax.tree.unflatten(tree, values)
 
@@ -308,6 +311,13 @@ def _sampler(
     )
 
 
+def _first_tied(leaves: Sequence[Any]) -> list[int]:
+    """The place of the first leaf that each one is the same array as, mostly its own."""
+    first: dict[int, int] = {}
+    ties = [leaf.tied if is_parameter(leaf) else None for leaf in leaves]
+    return [i if tie is None else first.setdefault(tie, i) for i, tie in enumerate(ties)]
+
+
 def _aval(parameter: Parameter) -> Aval:
     return Aval(_dims(parameter), np.dtype(jnp.result_type(float)))
 
@@ -329,11 +339,14 @@ class _Sampler:
 
     def draw(self, leaves: Sequence[Parameter | None]) -> tuple[list[Any], Bank]:
         """Values of the parameters (None where there is none), and their bank."""
-        gaussians = self._joint_rows(leaves)
-        values = [
+        first = _first_tied(leaves)
+        own = [leaf if first[i] == i else None for i, leaf in enumerate(leaves)]
+        gaussians = self._joint_rows(own)
+        drawn = [
             None if leaf is None else self._value(leaf, i, gaussians.get(i))
-            for i, leaf in enumerate(leaves)
+            for i, leaf in enumerate(own)
         ]
+        values = [drawn[i] for i in first]
         lengths = {s.X.shape[1] for s in self.stores} | {s.Y.shape[1] for s in self.stores}
         bank = Bank(
             stores=tuple(self.stores),
@@ -356,7 +369,7 @@ class _Sampler:
         """Rows of all Gaussian vectors of one length, matched jointly in the limit."""
         by_length: dict[int, list[tuple[int, int]]] = {}
         for i, leaf in enumerate(leaves):
-            if leaf is not None and leaf.law == "normal":
+            if leaf is not None and leaf.entries.of_normal is not None:
                 dims = _dims(leaf)
                 sizes = [d for d in dims if isinstance(d, Size)]
                 if len(sizes) == 1:
@@ -407,6 +420,8 @@ class _Sampler:
         space = None if axis is None else self._space()
         if rows is not None and axis is not None:
             finite = [d for i, d in enumerate(shape) if i != axis]
+            assert leaf.entries.of_normal is not None
+            rows = leaf.entries.of_normal(rows)
             standard = jnp.moveaxis(rows.reshape(*finite, shape[axis]), -1, axis)
         else:
             standard = leaf.draw(key, shape, self.dtype)
@@ -437,9 +452,11 @@ class _Sampler:
         parts = []
         if not std.vanishes:
             drawn = tensor(std.coefficient * standard, std.exponents, EXACT_ZERO, axis, space)
-            # All laws are symmetric.
-            odd = frozenset(() if space is None else (space,))
-            parts.append(with_parity(drawn, Parity(odd, fresh=leaf.law != "rademacher")))
+            law = leaf.entries
+            sources = frozenset(() if space is None else (space,))
+            odd, unknown = (sources, frozenset()) if law.symmetric else (frozenset(), sources)
+            atoms = Marginal(atoms=not law.smooth)
+            parts.append(with_parity(drawn, Parity(odd, unknown, law.smooth, atoms)))
         if not mean.vanishes or not parts:
             constant = jnp.broadcast_to(mean.coefficient, standard.shape)
             same = tensor(constant, mean.exponents, EXACT_ZERO, axis, space)
@@ -450,7 +467,7 @@ class _Sampler:
         first, second = aval.width_axes
         rows, columns = aval.shape[first], aval.shape[second]
         assert isinstance(rows, Size) and isinstance(columns, Size)
-        if self.exact and leaf.law in ("uniform", "rademacher"):
+        if self.exact and leaf.law not in ("normal", "full"):
             raise LimitError(
                 f"A {leaf.law} matrix is not Gaussian, so it cannot be deferred exactly.",
                 advice="Use tp.normal with the same standard deviation, or an integer width.",

@@ -22,6 +22,7 @@ from jax import Array
 
 from tplimit import arguments
 from tplimit.arguments import inf
+from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitError
@@ -83,7 +84,7 @@ def nngp(
         apply: plain JAX; ``x`` has the points along its first axis (of one point, ``x[None]``) and
             so have the outputs, (n,) or (n, k); of several outputs, which have one kernel, the
             first is taken.
-        theta: declared parameters (`tplimit.normal`, ...).
+        theta: declared parameters (`tplimit.normal`, ...), or what `tplimit.declare` takes.
         x1, x2: inputs; None stands for ``x1``.
         method: "closed_form" evaluates a recursion read off the program, "particles" samples;
             "auto" samples where there is no recursion.
@@ -151,6 +152,7 @@ def _kernel(
     key: Array | None,
 ) -> KernelMatrix:
     arguments.function("apply", apply, "(theta, x) -> outputs")
+    theta = declarations(theta)
     arguments.one_of("method", method, ("auto", "closed_form", "particles"))
     samples, replicates = arguments.samples(samples), arguments.replicates(replicates)
     key = jax.random.key(0) if key is None else arguments.key(key)

@@ -369,7 +369,9 @@ class _Walk:
         if weights.place in self.used:
             raise NotRecognised("a parameter is used twice (tied weights).", e)
         wide = sum(not isinstance(dim, int) for dim in law.shape)
-        if law.law in ("uniform", "rademacher") and wide < 2:
+        if law.tied is not None:
+            raise NotRecognised("a parameter that is tied to another one.", e)
+        if law.law not in ("normal", "full") and wide < 2:
             raise NotRecognised("a parameter that is not Gaussian, where no sum makes it so.", e)
         self.used.add(weights.place)
 

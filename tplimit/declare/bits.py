@@ -1,0 +1,302 @@
+"""Random entries as functions of random bits, and the laws that they have."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit.declare.entries import BOUND, TRUNCATED_STD, Quantiles
+
+#: Nodes of each source, of one, two and three.
+_SHARED = (2**16, 2**11, 2**7)
+
+#: Quantiles that a law without a name is known by.
+_QUANTILES = 2**12
+
+#: How far quantiles of a symmetric law may be off, in standard deviations or of their size: in the
+#: tails single nodes are seen.
+_SYMMETRIC = 5e-3
+
+#: So many equal values are no accident of round-off.
+_ATOM = 64
+
+#: How far quantiles of a named law may be off, in standard deviations: round-off.
+_TOLERANCE = 2e-5
+
+#: A fourth moment that grows by more where tails are resolved four times better has no limit.
+_GROWTH = 1.25
+
+
+@dataclass(frozen=True)
+class Number:
+    """A constant."""
+
+    value: Any = field(compare=False)
+    bits: bytes = b""
+    dtype: str = ""
+
+    @classmethod
+    def of(cls, value: Any) -> "Number":
+        array = np.asarray(value)
+        return cls(array, array.tobytes(), str(array.dtype))
+
+    @property
+    def sources(self) -> frozenset["Source"]:
+        return frozenset()
+
+    @property
+    def law(self) -> Any:
+        return self
+
+
+@dataclass(frozen=True)
+class Source:
+    """Random bits: of a key, drawn in a shape."""
+
+    key: str
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def sources(self) -> frozenset["Source"]:
+        return frozenset((self,))
+
+    @property
+    def law(self) -> Any:
+        return self.bits
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A primitive, entry by entry."""
+
+    bind: Callable[..., Any] = field(compare=False)
+    name: str
+    params: str
+    operands: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, equation: Any, operands: Sequence[Any]) -> "Operation":
+        params = {k: v for k, v in equation.params.items() if k != "sharding"}
+        bind = functools.partial(equation.primitive.bind, **equation.params)
+        shown = repr(sorted(params.items(), key=lambda item: item[0]))
+        return cls(bind, equation.primitive.name, shown, tuple(operands))
+
+    @functools.cached_property
+    def sources(self) -> frozenset[Source]:
+        return frozenset().union(*(operand.sources for operand in self.operands))
+
+    @functools.cached_property
+    def law(self) -> Any:
+        """What tells the law: the same without the names of the sources."""
+        order = {source: i for i, source in enumerate(_in_order(self))}
+        return _without_names(self, order)
+
+
+Chain = Number | Source | Operation
+
+
+class Law(NamedTuple):
+    """Mean, standard deviation and form of the law of an entry.
+
+    Attributes:
+        name: of the law, ``"other"`` where it has none.
+        quantiles: standardised, where it has no name.
+        trouble: why it has no use, or nothing.
+    """
+
+    mean: float
+    std: float
+    name: str
+    quantiles: Quantiles | None = None
+    trouble: str = ""
+
+
+def law_of(chain: Chain) -> Law:
+    """The law of an entry: exactly that of its standardised core, scaled and moved."""
+    factor, offset, core = _affine(chain)
+    if not core.sources:
+        return Law(factor * float(np.asarray(_evaluated(core, {}))) + offset, 0.0, "full")
+    law = _law_of_core(_Core(core))
+    mean = factor * law.mean + offset
+    std = abs(factor) * law.std
+    if abs(mean) < 1e-6 * std:
+        mean = 0.0
+    quantiles = law.quantiles if factor > 0 or law.quantiles is None else law.quantiles.mirrored
+    return law._replace(mean=mean, std=std, quantiles=quantiles)
+
+
+def _affine(chain: Chain) -> tuple[float, float, Chain]:
+    """``factor``, ``offset`` and ``core`` with ``factor * core + offset``, from the end on."""
+    factor, offset = 1.0, 0.0
+    while isinstance(chain, Operation):
+        fixed = [i for i, operand in enumerate(chain.operands) if not operand.sources]
+        name = chain.name
+        if name in ("convert_element_type", "copy") and _floats(chain.operands[0]):
+            (chain,) = chain.operands
+            continue
+        if name == "neg":
+            factor, chain = -factor, chain.operands[0]
+            continue
+        if len(chain.operands) != 2 or len(fixed) != 1 or name not in ("mul", "div", "add", "sub"):
+            break
+        number = float(np.asarray(_evaluated(chain.operands[fixed[0]], {}), np.float64))
+        if name == "mul":
+            factor *= number
+        elif name == "div":
+            if fixed[0] == 0:
+                break
+            factor /= number
+        else:
+            sign = -1.0 if name == "sub" and fixed[0] == 1 else 1.0
+            offset += factor * sign * number
+            factor = -factor if name == "sub" and fixed[0] == 0 else factor
+        chain = chain.operands[1 - fixed[0]]
+    return factor, offset, chain
+
+
+def _floats(chain: Chain) -> bool:
+    """Whether entries are floating-point numbers."""
+    nodes = {source: jnp.zeros((), _unsigned(source.bits)) for source in chain.sources}
+    return bool(jnp.issubdtype(jnp.asarray(_evaluated(chain, nodes)).dtype, jnp.floating))
+
+
+class _Core:
+    """A chain that is equal to others of the same law."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    def __hash__(self) -> int:
+        return hash(self.chain.law)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Core) and self.chain.law == other.chain.law
+
+
+@functools.lru_cache(maxsize=256)
+def _law_of_core(core: _Core) -> Law:
+    sources = _in_order(core.chain)
+    if len(sources) > len(_SHARED):
+        return Law(0.0, 0.0, "other", trouble=f"hang on {len(sources)} draws each")
+    x = _sorted(core.chain, sources, 1)
+    if not np.all(np.isfinite(x)):
+        return Law(0.0, 0.0, "other", trouble="may be infinite or no number")
+    if x[0] == x[-1]:
+        return Law(float(x[0]), 0.0, "full")
+    named = _named(x) if len(sources) == 1 else None
+    if named is not None:
+        return named
+    mean, std = float(np.mean(x)), float(np.std(x))
+    standard = (x - mean) / std
+    coarse = _sorted(core.chain, sources, 4)
+    moments = [np.mean(((y - np.mean(y)) / np.std(y)) ** 4) for y in (x, coarse)]
+    if moments[0] > _GROWTH * moments[1]:
+        return Law(mean, std, "other", trouble="have heavy tails: no fourth moment")
+    values, counts = np.unique(standard, return_counts=True)
+    if len(values) == 2 and abs(counts[0] - counts[1]) <= 1e-3 * len(standard):
+        return Law(float(x[0] + x[-1]) / 2, float(x[-1] - x[0]) / 2, "rademacher")
+    return Law(mean, std, "other", _quantiles(standard, smooth=bool(counts.max() <= _ATOM)))
+
+
+def _quantiles(standard: np.ndarray, smooth: bool) -> Quantiles:
+    places = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(standard)
+    table = standard[places.astype(int)]
+    table = (table - np.mean(table)) / np.std(table)
+    uneven = np.abs(standard + standard[::-1]) / (1 + np.abs(standard))
+    symmetric = bool(np.max(uneven) < _SYMMETRIC)
+    if symmetric:
+        table = (table - table[::-1]) / 2
+    return Quantiles(tuple(map(float, table)), symmetric, smooth)
+
+
+def _named(x: np.ndarray) -> Law | None:
+    """A law with a name, of which these are the quantiles at equidistant probabilities."""
+    from scipy.special import ndtr, ndtri
+
+    if len(x) < 2**10:
+        return None
+    p = (np.arange(len(x)) + 0.5) / len(x)
+    low, high = ndtr([-BOUND, BOUND])
+    forms = {
+        "normal": ndtri(p),
+        "truncated normal": ndtri(low + p * (high - low)) / TRUNCATED_STD,
+        "uniform": (2 * p - 1) * 3**0.5,
+    }
+    inner = slice(len(x) // 1000, -(len(x) // 1000))
+    for name, form in forms.items():
+        upper = slice(len(x) // 2 + len(x) // 8, -(len(x) // 1000))
+        mirrored = (x - x[::-1])[upper] / 2
+        std = float(np.median(mirrored / form[upper]))
+        mean = float(np.median(x[inner] - std * form[inner]))
+        if np.max(np.abs(x - mean - std * form)[inner]) < _TOLERANCE * std:
+            return Law(mean if abs(mean) > 1e-6 * std else 0.0, std, name)
+    return None
+
+
+def _sorted(chain: Chain, sources: Sequence[Source], coarser: int) -> np.ndarray:
+    """Values at nodes in the middle of equal shares of all bits, from the smallest on."""
+    per = _SHARED[len(sources) - 1] // coarser
+    nodes = {}
+    for i, source in enumerate(sources):
+        points = _nodes(source.bits, per)
+        nodes[source] = jnp.asarray(
+            points.reshape([-1 if j == i else 1 for j in range(len(sources))])
+        )
+    values = np.asarray(_evaluated(chain, nodes))
+    return np.sort(values.astype(np.float64).ravel())
+
+
+def _nodes(bits: int, count: int) -> np.ndarray:
+    count = min(count, 2**bits)
+    middle = (np.arange(count, dtype=np.float64) + 0.5) / count * 2.0**bits
+    return middle.astype(_unsigned(bits))
+
+
+def _unsigned(bits: int) -> Any:
+    return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[bits]
+
+
+def _evaluated(chain: Chain, nodes: dict[Source, Any]) -> Any:
+    """The value of a chain at bits of its sources."""
+    done: dict[int, Any] = {}
+
+    def of(one: Chain) -> Any:
+        if isinstance(one, Number):
+            return jnp.asarray(one.value)
+        if isinstance(one, Source):
+            return nodes[one]
+        if id(one) not in done:
+            operands = [of(operand) for operand in one.operands]
+            shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+            done[id(one)] = one.bind(*(jnp.broadcast_to(x, shape) for x in operands))
+        return done[id(one)]
+
+    with jax.ensure_compile_time_eval():
+        return of(chain)
+
+
+def _in_order(chain: Chain) -> list[Source]:
+    """The sources of a chain in the order in which it reads them."""
+    found: dict[Source, None] = {}
+
+    def look(one: Chain) -> None:
+        if isinstance(one, Source):
+            found.setdefault(one)
+        for operand in one.operands if isinstance(one, Operation) else ():
+            look(operand)
+
+    look(chain)
+    return list(found)
+
+
+def _without_names(chain: Chain, order: dict[Source, int]) -> Any:
+    if isinstance(chain, Source):
+        return ("bits", order[chain], chain.bits)
+    if isinstance(chain, Number):
+        return chain
+    return chain.name, chain.params, tuple(_without_names(one, order) for one in chain.operands)

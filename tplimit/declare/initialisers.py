@@ -1,0 +1,305 @@
+"""Declarations from a module's own initialiser: ``tp.declare``.
+
+It is traced at a few integer widths, where every leaf is an array of independent entries of one law
+(``walk.py``). Shapes and scales are fitted over the widths as those of any program are.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from types import FunctionType, MethodType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tplimit import _jax
+from tplimit.declare.bits import Number, Source, law_of
+from tplimit.declare.entries import LAWS
+from tplimit.declare.parameters import Parameter
+from tplimit.declare.walk import PARTS, Entries, Opaque, run
+from tplimit.declare.widths import Scale, Width
+from tplimit.errors import UnsupportedOperationError, WidthError
+from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
+from tplimit.values.exponents import Size, rational
+
+#: The common width takes these values: numbers of heads or gates divide them.
+_WIDTHS = (1920, 3840, 5760, 13440)
+
+
+def declare(make: Callable[..., Any], *widths: Width) -> Any:
+    """Declarations of the parameters that an initialiser makes, for every width.
+
+    Shapes, laws, means and standard deviations are found by tracing ``make`` at a few integer
+    widths: nothing is sampled, and no array of that size is made. Laws are exact: those of all
+    ``jax.nn.initializers``, and of flax, haiku and equinox, whose entries are independent.
+
+    Args:
+        make: from integers, one for each width, to a pytree of parameters: a module's ``init``.
+            Random keys are written inside.
+        widths: the widths; by default one of the name ``"n"``.
+
+    Returns:
+        The same tree with a declaration for every array of floating-point numbers that is random or
+        has a width: for ``tp.sample``, ``tp.train``, ``tp.compare`` and the kernels. Leaves that
+        are one draw are tied. Other leaves (counters, keys, small arrays, functions) are as
+        ``make`` returns them.
+
+    Raises:
+        UnsupportedOperationError: a leaf is not made of independent entries of one law with finite
+            moments, as an orthogonal matrix is not; or two leaves are made of one draw.
+        WidthError: a shape or scale follows no power of the width, or ``make`` fails at one.
+
+    Where a standard deviation is no pure power, as ``(2 / (5 + n))**0.5``, it is its leading one.
+
+    Example:
+        >>> import jax, tplimit as tp
+        >>> def make(n):
+        ...     kernel = jax.nn.initializers.lecun_normal()
+        ...     return {"kernel": kernel(jax.random.key(0), (n, n)), "bias": jax.numpy.zeros(n)}
+        >>> theta = tp.declare(make)
+        >>> theta["kernel"].law, str(theta["kernel"].std), str(theta["bias"].shape[0])
+        ('truncated normal', 'n**-1/2', 'n')
+    """
+    widths = widths or (Width("n"),)
+    for width in widths:
+        if not isinstance(width, Width):
+            raise TypeError(f"widths consist of tp.Width, not {width!r}")
+    if len({width.name for width in widths}) < len(widths):
+        raise WidthError("Two of the widths have one name.")
+    if len(widths) > 1 and any(width.declared is None for width in widths[1:]):
+        raise WidthError(
+            "The limit depends on the ratios of the widths, which are not declared.",
+            advice=f'Declare them, for instance tp.Width("{widths[1].name}", ratio=2).',
+        )
+    common = [run(make, [width.ratio * n for width in widths]) for n in _WIDTHS]
+    # Which of several widths an axis has is told by doubling one at a time.
+    base = [width.ratio * _WIDTHS[0] for width in widths]
+    doubled = [
+        run(make, [size * (2 if i == j else 1) for j, size in enumerate(base)])
+        for i in range(len(widths) if len(widths) > 1 else 0)
+    ]
+    first = common[0]
+    if any(run.tree != first.tree and run.paths != first.paths for run in (*common, *doubled)):
+        raise WidthError("make returns other trees at other widths.")
+    of = _Declaring(widths, _Draws())
+    leaves = []
+    for place, path in enumerate(first.paths):
+        values = [run.values[place] for run in common]
+        leaves.append(of.leaf(path, values, [run.values[place] for run in doubled]))
+    leaves = of.draws.tied(leaves)
+    everything = list(first.others)
+    for place, leaf in zip(first.places, leaves, strict=True):
+        everything[place] = leaf
+    return jax.tree.unflatten(first.tree, everything)
+
+
+def declarations(theta: Any) -> Any:
+    """A tree of declarations, or those of what a function makes (``declare``)."""
+    makes = isinstance(theta, (FunctionType, MethodType, functools.partial))
+    return declare(theta) if makes else theta
+
+
+class _Draws:
+    """Which leaves are made of which draws."""
+
+    def __init__(self) -> None:
+        self.leaves: list[tuple[str, Entries] | None] = []
+
+    def tied(self, leaves: Sequence[Any]) -> list[Any]:
+        """Declarations of which those of the same draw are tied."""
+        users: dict[Source, list[int]] = {}
+        for i, leaf in enumerate(self.leaves):
+            for source in () if leaf is None else leaf[1].chain.sources:
+                users.setdefault(source, []).append(i)
+        by_key: dict[str, int] = {}
+        for source, places in users.items():
+            other = by_key.setdefault(source.key, places[0])
+            if other != places[0]:
+                raise self._one_key(other, places[0])
+        out = list(leaves)
+        for places in users.values():
+            if len(places) > 1 and not self._parts(places):
+                self._same(places)
+                if all(out[i].tied is None for i in places):
+                    number = next(_TIES)
+                    for i in places:
+                        out[i] = Parameter(**{**vars(out[i]), "tied": number})
+        return out
+
+    def _entries(self, place: int) -> tuple[str, Entries]:
+        leaf = self.leaves[place]
+        assert leaf is not None
+        return leaf
+
+    def _parts(self, places: Sequence[int]) -> bool:
+        """Whether leaves are parts of one draw that have no entry in common."""
+        cuts = [_cut(self._entries(i)[1].place) for i in places]
+        return all(
+            a is not None and b is not None and a[0] == b[0] and _disjoint(a[1], b[1])
+            for a, b in itertools.combinations(cuts, 2)
+        )
+
+    def _same(self, places: Sequence[int]) -> None:
+        one = self._entries(places[0])[1]
+        for place in places[1:]:
+            entries = self._entries(place)[1]
+            if (entries.chain, entries.place) != (one.chain, one.place):
+                raise self._one_key(places[0], place)
+
+    def _one_key(self, first: int, second: int) -> UnsupportedOperationError:
+        paths = self._entries(first)[0], self._entries(second)[0]
+        return UnsupportedOperationError(
+            f"The leaves {paths[0]} and {paths[1]} of make(n) are drawn with one random key, and "
+            "are not the same array.",
+            advice="Split the key, so that each parameter has its own: jax.random.split(key).",
+        )
+
+
+def _cut(place: Any) -> tuple[Any, Any] | None:
+    """What was done to a draw before a part of it was taken, and the part; None of all of it."""
+    steps = place if place and isinstance(place[0], tuple) else ()
+    for number, step in enumerate(steps):
+        if step[0] in PARTS:
+            return steps[:number], step[1]
+    return None
+
+
+def _disjoint(one: Any, other: Any) -> bool:
+    return any(a[1] <= b[0] or b[1] <= a[0] for a, b in zip(one, other, strict=True))
+
+
+_TIES = itertools.count()
+
+
+@dataclass
+class _Declaring:
+    """Leaves from their values at several widths."""
+
+    widths: Sequence[Width]
+    draws: _Draws
+
+    def leaf(self, path: str, values: Sequence[Any], doubled: Sequence[Any]) -> Any:
+        """A declaration, or the array itself where it has neither widths nor random numbers."""
+        opaque = next((value for value in values if isinstance(value, Opaque)), None)
+        if opaque is not None:
+            raise UnsupportedOperationError(
+                f"The leaf {path} of make(n) is not made of independent entries of one law: "
+                f"{opaque.why}.",
+                advice="Declare it by hand, with tp.normal(shape, std) for instance, in the place "
+                "of what tp.declare cannot read.",
+            )
+        shapes = [value.shape for value in values]
+        if not all(isinstance(value, Entries) for value in values):
+            self.draws.leaves.append(None)
+            return self._same(path, values)
+        try:
+            dims = tuple(fit_dim(lengths, _WIDTHS) for lengths in zip(*shapes, strict=True))
+        except (Misfit, ValueError) as error:
+            raise WidthError(f"The shape of the leaf {path} of make(n): {error}.") from error
+        one = values[0]
+        if not jnp.issubdtype(one.dtype, jnp.floating) or not (one.random or _grows(dims)):
+            self.draws.leaves.append(None)
+            constant = one.chain
+            if not isinstance(constant, Number) or _grows(dims):
+                raise UnsupportedOperationError(
+                    f"The leaf {path} of make(n) is an array of {one.dtype} that is random or has "
+                    "a width."
+                )
+            return self._same(path, [np.full(v.shape, v.chain.value, v.dtype) for v in values])
+        self.draws.leaves.append((path, one))
+        shape = tuple(
+            self._dim(path, dim, [value.shape[i] for value in (one, *doubled)])
+            for i, dim in enumerate(dims)
+        )
+        return self._parameter(path, shape, values, doubled)
+
+    def _same(self, path: str, values: Sequence[Any]) -> Any:
+        first = values[0]
+        for other in values[1:]:
+            same = first.shape == other.shape
+            if same and not _jax.is_key(first):
+                same = np.array_equal(np.asarray(first), np.asarray(other), equal_nan=True)
+            if not same:
+                raise UnsupportedOperationError(
+                    f"The leaf {path} of make(n) is an array of different numbers that depends on "
+                    "the width.",
+                    advice="Make it inside of the program, or declare it by hand.",
+                )
+        return first if isinstance(first, jax.Array) else jnp.asarray(first)
+
+    def _dim(self, path: str, dim: Any, lengths: Sequence[int]) -> Any:
+        """An axis: an integer, a width or a multiple of one."""
+        if not isinstance(dim, Size):
+            return dim
+        if dim.power != 1:
+            raise WidthError(
+                f"An axis of the leaf {path} of make(n) has length {dim}, which is not a width.",
+                advice="Axes are integers or multiples of a width.",
+            )
+        moved = [i for i, length in enumerate(lengths[1:]) if length == 2 * lengths[0]]
+        width = self.widths[moved[0] if moved else 0]
+        multiple = dim.ratio / width.ratio
+        return width if multiple == 1 else float(multiple) * width
+
+    def _parameter(
+        self, path: str, shape: tuple[Any, ...], values: Sequence[Any], doubled: Sequence[Any]
+    ) -> Parameter:
+        laws = [law_of(value.chain) for value in values]
+        name = laws[0].name
+        if any(law.name != name for law in laws):
+            raise UnsupportedOperationError(
+                f"The law of the leaf {path} of make(n) changes with the width."
+            )
+        if laws[0].trouble:
+            raise UnsupportedOperationError(
+                f"The entries of the leaf {path} of make(n) {laws[0].trouble}.",
+                advice="Tensor programs are about entries with enough moments; declare another "
+                "law by hand.",
+            )
+        others = [law_of(value.chain) for value in doubled]
+        mean = self._scale(path, [x.mean for x in laws], [x.mean for x in others])
+        std = self._scale(path, [x.std for x in laws], [x.std for x in others])
+        spread = LAWS[name].std if name in LAWS else 1.0
+        return Parameter(
+            shape, name, std * (1 / spread) if spread else std, mean, laws[0].quantiles
+        )
+
+    def _scale(self, path: str, values: Sequence[float], doubled: Sequence[float]) -> Scale:
+        """``c * n**p`` from its values, with the powers of each of several widths."""
+        try:
+            numbers = [np.asarray(value, np.float32) for value in values]
+            fitted: Fitted = fit_constant(numbers, _WIDTHS)
+        except Misfit as error:
+            raise WidthError(
+                f"A scale of the leaf {path} of make(n) follows no power of the width: {error}."
+            ) from error
+        c, total = float(fitted.coefficient), fitted.exponents.value
+        if c == 0:
+            return Scale(0.0)
+        total = Fraction(total)
+        powers = [Fraction(0)] * len(self.widths)
+        if doubled:
+            found = [np.log2(abs(value / values[0])) for value in doubled]
+            powers = [rational(round(power * 24) / 24) for power in found]
+        if sum(powers) != total:
+            powers = [total, *([Fraction(0)] * (len(self.widths) - 1))]
+        scale = Scale(1.0)
+        for width, power in zip(self.widths, powers, strict=True):
+            scale = scale * width**power
+            c /= float(width.ratio) ** float(power)
+        return scale * _neat(c)
+
+
+def _neat(c: float) -> float:
+    """A coefficient without round-off where its square is a simple number."""
+    square = Fraction(c * c).limit_denominator(10**4)
+    exact = float(square) ** 0.5
+    return float(np.copysign(exact, c)) if abs(exact - abs(c)) <= 4e-7 * abs(c) else c
+
+
+def _grows(dims: Sequence[Any]) -> bool:
+    return any(isinstance(dim, Size) for dim in dims)
