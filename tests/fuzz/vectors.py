@@ -3,7 +3,8 @@
 Leading coefficients of two keys are compared with outputs at 10^4 and 10^6, three samples each,
 scaled by the exponent that was found. What is off by less than the spread of either, or than the
 error that is printed, passes. What is refused is tried with more particles. A sum whose samples
-differ by more than their size has no leading coefficient, and may be refused.
+differ by more than their size has no leading coefficient, and may be refused; so may one that is 0
+in all samples, whose leading power cannot be seen.
 """
 
 import random
@@ -110,7 +111,7 @@ def judge(program: Program, number: int) -> Verdict:
 def _determined(finite: dict[int, Any]) -> bool:
     """Whether every output is the same for all samples of a width, as far as one sees."""
     return all(
-        np.all(rows.std(0, ddof=1) <= 0.3 * np.abs(rows.mean(0)) + 1e-30)
+        np.all((rows.std(0, ddof=1) <= 0.3 * np.abs(rows.mean(0)) + 1e-30) & np.any(rows, 0))
         for rows in finite.values()
     )
 

@@ -101,3 +101,27 @@ def test_share_at_a_bounded_density():
         return width(t) ** 0.25 * (jnp.mean(signs) - 1)
 
     assert tp.limit(function)(theta) == 0
+
+
+AWAY = {
+    "softsign": lambda t: jax.nn.soft_sign(t["v"]),
+    "rational": lambda t: t["v"] / (1 + t["w"] ** 2),
+    "inverse": lambda t: t["v"] * (1 + jnp.abs(t["w"])) ** -1,
+    "swish": lambda t: jax.nn.silu(t["v"]),
+    "root": lambda t: t["v"] / jnp.sqrt(0.1 + t["w"] ** 2 + t["u"] ** 2),
+}
+NEAR = {
+    "inverse": lambda t: 1 / t["w"],
+    "less a number": lambda t: t["v"] / (t["w"] ** 2 - 1),
+    "of a difference": lambda t: t["v"] / (jnp.exp(t["w"]) - 1),
+    "power": lambda t: jnp.abs(t["w"]) ** -0.5,
+    "double exponential": lambda t: jnp.exp(t["w"] ** 2),
+}
+
+
+@pytest.mark.parametrize(("programs", "heavy"), [(AWAY, False), (NEAR, True)])
+def test_tails(programs, heavy):
+    """Quotients by what is away from 0 have all moments that the numerators have."""
+    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=256)
+    for function in programs.values():
+        assert tp.limit(function)(theta)._value.terms[0].parity.marginal.heavy == heavy

@@ -205,7 +205,8 @@ def _gone(ctx: Context, value: Tensor) -> Any:
     second = value.terms[1].exponents
     possible = first.exponents.map(lambda e, f: float(NEVER not in (e, f)), second).mask(1)
     if not value.finite:
-        return None if first.zeros is None else possible & jnp.asarray(first.zeros)
+        atoms = first.parity.marginal.atoms and first.zeros is not None
+        return possible & jnp.asarray(first.zeros) if atoms else None
     known = value.constant
     if known is not None and not np.any(possible & (known == 0)):
         return None

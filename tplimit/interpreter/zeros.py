@@ -51,6 +51,12 @@ UNKNOWN_ORDER = 8
 _STEPS = (p.sign_p, p.floor_p, p.ceil_p, p.round_p)
 _CHOICES = (p.max_p, p.min_p, p.clamp_p, p.select_n_p)
 
+#: Sums, which are of one sign where the summands are.
+_SUMS = (
+    p.add_p, p.add_jaxvals_p, p.convert_element_type_p, p.reduce_precision_p, p.reduce_sum_p,
+    p.cumsum_p,
+)  # fmt: skip
+
 #: Products of entries along finite axes.
 _PRODUCTS = (p.reduce_prod_p, p.cumprod_p)
 
@@ -64,18 +70,29 @@ _FAR = 1e4
 def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
     """The law of a sum, where terms of order 0 without atoms are constants."""
     every = list(marginals)
-    heavy = any(one.heavy for one in every)
     moving = [one for one in every if one.order or one.atoms]
     smooth = [one.order for one in moving if not one.atoms]
     order = min(smooth) if smooth else max((one.order for one in moving), default=0)
-    return Marginal(order, bool(moving) and not smooth, heavy)
+    positive = all(one.positive for one in every)
+    return Marginal(
+        order,
+        atoms=bool(moving) and not smooth,
+        heavy=any(one.heavy for one in every),
+        positive=positive,
+        away=positive and any(one.away for one in every),
+    )
 
 
 def marginal_of_product(marginals: Iterable[Marginal]) -> Marginal:
     """The law of a product of independent factors, or of any others at most."""
     every = list(marginals)
-    order = min(sum(one.order for one in every), UNKNOWN_ORDER)
-    return Marginal(order, any(one.atoms for one in every), any(one.heavy for one in every))
+    return Marginal(
+        min(sum(one.order for one in every), UNKNOWN_ORDER),
+        atoms=any(one.atoms for one in every),
+        heavy=any(one.heavy for one in every),
+        positive=all(one.positive for one in every),
+        away=all(one.away for one in every),
+    )
 
 
 def marginal_of_pairs(row: Marginal, column: Marginal, rank: int) -> Marginal:
@@ -115,7 +132,7 @@ def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out:
 
 
 def _with(term: Term, one: Marginal, heavy: bool) -> Term:
-    one = Marginal(min(one.order, UNKNOWN_ORDER), one.atoms, heavy)
+    one = one._replace(order=min(one.order, UNKNOWN_ORDER), heavy=heavy)
     return replace(term, parity=replace(term.parity, marginal=one))
 
 
@@ -132,18 +149,65 @@ def _marginal(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: T
         pairs = itertools.product(*(operand.terms for operand in operands))
         found = [marginal_of_product(_marginals(pair)) for pair in pairs if _meet(out, pair)]
         least = min((one.order for one in found), default=UNKNOWN_ORDER)
-        return Marginal(least, any(one.atoms for one in found))
+        together = marginal_of_sum(found)
+        square = len(operands) == 2 and operands[0] is operands[1]
+        return together._replace(
+            order=least,
+            atoms=any(one.atoms for one in found),
+            positive=square or (bool(found) and together.positive),
+        )
     if isinstance(kind, Quotient) and not operands[0].finite:
         operands = operands[:1]
     terms = [term for vector in _vectors(operands) for term in vector.terms]
     if isinstance(kind, Linear) and not kind.moves:
         known = [term for term in terms if _meet(out, [term])]
         numbers = [v for v in operands if v.finite and any(_meet(out, [t]) for t in v.terms)]
-        return marginal_of_sum(_marginals(known if known or numbers else terms))
+        total = marginal_of_sum(_marginals(known if known or numbers else terms))
+        if equation.primitive not in _SUMS:
+            return total._replace(positive=False, away=False)
+        return _with_numbers(total, numbers, known)
     marginals = _marginals(terms)
-    atoms = any(one.atoms for one in marginals) or _makes_atoms(equation, kind, operands)
+    atoms = any(one.atoms for one in marginals) or _makes_atoms(equation, kind, operands, out)
     most = max((one.order for one in marginals), default=0)
-    return Marginal(_order(equation, kind, operands, most), atoms)
+    positive, away = _sides(equation, kind, operands, marginals)
+    order = _order(equation, kind, operands, most)
+    return Marginal(order, atoms, positive=positive, away=away)
+
+
+def _with_numbers(total: Marginal, numbers: Sequence[Tensor], known: Sequence[Term]) -> Marginal:
+    """The law of a sum with numbers beside: ``1 + v^2`` is away from 0."""
+    if not numbers:
+        return total
+    plain = all(
+        v.constant is not None and v.constant.dtype.kind == "f" and np.all(v.constant > 0)
+        for v in numbers
+    )
+    above = plain and (total.positive or not known)
+    return total._replace(positive=above, away=above)
+
+
+def _sides(
+    equation: Equation, kind: Kind, operands: Sequence[Tensor], marginals: Sequence[Marginal]
+) -> tuple[bool, bool]:
+    """Whether a function of vectors is never negative, and away from 0."""
+    positive = bool(marginals) and all(one.positive for one in marginals)
+    away = bool(marginals) and all(one.away for one in marginals)
+    if equation.primitive is p.abs_p:
+        return True, away
+    if isinstance(kind, Power):
+        power = _power(equation, kind, operands)
+        even = isinstance(power, int) and power % 2 == 0
+        return even or positive, away and power is not None and power > 0
+    if isinstance(kind, Smooth):
+        grows = any(operand.exponents.max() > 0 for operand in operands)
+        heavy = any(one.heavy for one in marginals)
+        return kind.positive, kind.positive and not grows and not heavy
+    if equation.primitive is p.max_p:
+        bounds = [v.constant for v in operands if v.finite]
+        return positive or any(c is not None and np.all(c >= 0) for c in bounds), False
+    if type(kind) is Kind or (isinstance(kind, Linear) and kind.moves):
+        return positive, away
+    return positive and isinstance(kind, Quotient), False
 
 
 def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], most: int) -> int:
@@ -163,13 +227,18 @@ def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], most: int
     return most if type(kind) is Kind or (isinstance(kind, known) and not folds) else 2 * most
 
 
-def _makes_atoms(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
+def _makes_atoms(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term) -> bool:
     """Whether a share of the coordinates of a result may become one number."""
     if isinstance(kind, Smooth):
         return any(operand.exponents.max() > 0 for operand in operands)
-    vectors = len(_vectors(operands))
+    if equation.primitive in (p.reduce_max_p, p.reduce_min_p):
+        return len(operands[0].exponents.levels()) > 1
+    if equation.primitive not in _CHOICES:
+        return False
+    # Where a number, or what is of another order, is chosen.
     floats = [operand for operand in operands if operand.dtype.kind == "f"]
-    return equation.primitive in _CHOICES and vectors < len(floats)
+    meeting = [v for v in _vectors(operands) if any(_meet(out, [term]) for term in v.terms)]
+    return len(meeting) < len(floats)
 
 
 def _power(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> Any:
@@ -186,10 +255,12 @@ def _heavy(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
     if any(term.parity.marginal.heavy for vector in vectors for term in vector.terms):
         return True
     if isinstance(kind, Quotient):
-        return not operands[1].finite and any(one.order for one in _marginals(operands[1].terms))
+        near = operands[1].terms[0].parity.marginal
+        return not operands[1].finite and near.order > 0 and not near.away
     if isinstance(kind, Power) or equation.primitive is p.pow_p:
         power = _power(equation, kind, operands)
-        return bool(vectors) and (power is None or power < 0)
+        away = all(vector.parity.marginal.away for vector in vectors)
+        return bool(vectors) and (power is None or (power < 0 and not away))
     if isinstance(kind, Smooth) and not _polynomial(kind):
         return not all(vector.parity.fresh for vector in vectors)
     return False

@@ -23,11 +23,15 @@ class Marginal(NamedTuple):
             0; order 0 where there are none.
         atoms: whether a share of the coordinates may be exactly 0.
         heavy: whether it is not known that all its moments are finite.
+        positive: whether no coordinate is negative.
+        away: whether all are away from 0, though not from other numbers.
     """
 
     order: int = 1
     atoms: bool = False
     heavy: bool = False
+    positive: bool = False
+    away: bool = False
 
 
 #: Of a number.
