@@ -50,6 +50,21 @@ def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
         assert losses[-1] < 0.6 * losses[0]
 
 
+def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four libraries, in few lines each."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "modules.md").read_text(), re.DOTALL
+    )
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "modules.md", "exec"), names)
+    first, losses, *shapes = capsys.readouterr().out.splitlines()
+    assert first == "truncated normal n**-1/2"
+    limit, finite = np.fromstring(losses.replace("[", " ").replace("]", " "), sep=" ").reshape(2, 3)
+    np.testing.assert_allclose(finite, limit, atol=0.15)
+    assert shapes == ["(8, 8)"] * 3
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))

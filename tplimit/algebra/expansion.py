@@ -429,7 +429,9 @@ def _between(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor | None:
         cases = (add(ctx, b, zero(vector)), add(ctx, extremum(ctx, bound, b, side), zero(vector)))
         out = where(ctx, jnp.asarray(first.coefficient), cases, parity)
         out = patches.inheriting(out, *cases)
-        return patches.with_patches(out, *(Patch(p.share, size) for p in first.patches))
+        unsure = [p for p in patches.hiding(vector, vector.exponents) if p.mask is not None]
+        found = [Patch(p.share, size, p.mask) for p in (*first.patches, *unsure)]
+        return patches.with_patches(out, *found)
     return None
 
 

@@ -54,7 +54,8 @@ class EntryLaw(NamedTuple):
     Attributes:
         std: standard deviation of entries of scale 1.
         draw: standardised entries, from a key, a shape and a dtype.
-        of_normal: standardised entries from standard normal ones, None where they are drawn.
+        of_normal: standardised entries from standard normal ones, as which particles are drawn;
+            None where there is nothing to draw.
         symmetric: whether the law is symmetric.
         smooth: whether no value has a probability of its own.
     """
@@ -68,6 +69,10 @@ class EntryLaw(NamedTuple):
 
 def _from_normal(function: Callable[[Array], Array]) -> Callable[..., Array]:
     return lambda key, shape, dtype: function(jax.random.normal(key, shape, dtype))
+
+
+def _from_uniform(z: Array) -> Array:
+    return 3**0.5 * (2 * ndtr(z) - 1)
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -88,7 +93,7 @@ def by_quantiles(quantiles: Quantiles) -> EntryLaw:
 LAWS = {
     "normal": EntryLaw(1.0, jax.random.normal, lambda z: z),
     "truncated normal": EntryLaw(1.0, _from_normal(truncated), truncated),
-    "uniform": EntryLaw(3**-0.5, _uniform),
-    "rademacher": EntryLaw(1.0, jax.random.rademacher, smooth=False),
+    "uniform": EntryLaw(3**-0.5, _uniform, _from_uniform),
+    "rademacher": EntryLaw(1.0, jax.random.rademacher, jnp.sign, smooth=False),
     "full": EntryLaw(0.0, _constant, smooth=False),
 }
