@@ -380,6 +380,14 @@ def test_make_that_fails():
     assert "test_initialisers.py" in str(error.value)
 
 
+def test_scale_that_is_no_power():
+    """Glorot's of many inputs: the limit has the leading power, and a warning says so."""
+    make = lambda n: initializers.glorot_uniform()(KEY, (784, n))
+    with pytest.warns(tp.LimitWarning, match=r"leaf .* is 0\.0272 at n=1920, and 0\.0323"):
+        theta = tp.declare(make)
+    assert str(theta.std) == "1.41421 * n**-1/2"
+
+
 def test_wrong_widths():
     with pytest.raises(TypeError, match=r"tp\.Width"):
         tp.declare(lambda n: jnp.zeros(n), 128)

@@ -77,10 +77,10 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("terms", [None, 2, 3])
+@pytest.mark.parametrize("terms", [None, 3])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_average(name, terms):
-    """Closed forms, within five standard errors: 45 cases, false alarms below 1e-4."""
+    """Closed forms, within five standard errors: 34 cases, false alarms below 1e-4."""
     function, exponent, coefficient = PROGRAMS[name]
     options = {} if terms is None else {"terms": terms}
     theta = tp.sample(DECLARED, jax.random.key(3), width=tp.inf, samples=2**14, **options)

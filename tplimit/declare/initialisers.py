@@ -6,6 +6,7 @@ It is traced at a few integer widths, where every leaf is an array of independen
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,9 +23,15 @@ from tplimit.declare.entries import LAWS
 from tplimit.declare.parameters import Parameter
 from tplimit.declare.walk import PARTS, Entries, Opaque, run
 from tplimit.declare.widths import Scale, Width
-from tplimit.errors import UnsupportedOperationError, WidthError
+from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.values.exponents import Size, rational
+
+#: How far a scale may be off by its leading power, at the smallest of these widths.
+_LEADS = 0.01
+
+#: How far an inverse variance may be off a straight line: round-off.
+_AFFINE = 1e-5
 
 #: The common width takes these values: numbers of heads or gates divide them.
 _WIDTHS = (1920, 3840, 5760, 13440)
@@ -53,7 +60,10 @@ def declare(make: Callable[..., Any], *widths: Width) -> Any:
             moments, as an orthogonal matrix is not; or two leaves are made of one draw.
         WidthError: a shape or scale follows no power of the width, or ``make`` fails at one.
 
-    Where a standard deviation is no pure power, as ``(2 / (5 + n))**0.5``, it is its leading one.
+    Warns:
+        LimitWarning: a mean or standard deviation is no pure power of the width, as
+            ``(2 / (784 + n))**0.5``: it is declared by its leading one, and networks of finite
+            width are not those of ``make``.
 
     Example:
         >>> import jax, tplimit as tp
@@ -268,19 +278,38 @@ class _Declaring:
             shape, name, std * (1 / spread) if spread else std, mean, laws[0].quantiles
         )
 
-    def _scale(self, path: str, values: Sequence[float], doubled: Sequence[float]) -> Scale:
-        """``c * n**p`` from its values, with the powers of each of several widths."""
+    def _leading(self, path: str, values: Sequence[float]) -> tuple[float, Fraction]:
+        """``c`` and ``p`` of the leading power ``c n^p`` of a scale."""
         try:
             numbers = [np.asarray(value, np.float32) for value in values]
             fitted: Fitted = fit_constant(numbers, _WIDTHS)
         except Misfit as error:
-            raise WidthError(
-                f"A scale of the leaf {path} of make(n) follows no power of the width: {error}."
-            ) from error
-        c, total = float(fitted.coefficient), fitted.exponents.value
-        if c == 0:
+            # Numbers of inputs and outputs add up, and are an inverse variance: (784 + n) / 2.
+            inverse = np.asarray(values) ** -2.0
+            slope, offset = np.polyfit(_WIDTHS, inverse, 1)
+            off = np.max(np.abs(slope * np.asarray(_WIDTHS) + offset - inverse) / inverse)
+            if not (off < _AFFINE and slope * _WIDTHS[0] > _AFFINE * inverse[0]):
+                raise WidthError(
+                    f"A scale of the leaf {path} of make(n) follows no power of the width: {error}."
+                ) from error
+            return float(np.copysign(slope**-0.5, values[-1])), Fraction(-1, 2)
+        return float(fitted.coefficient), Fraction(fitted.exponents.value)
+
+    def _scale(self, path: str, values: Sequence[float], doubled: Sequence[float]) -> Scale:
+        """``c * n**p`` from its values, with the powers of each of several widths."""
+        if not any(values):
             return Scale(0.0)
-        total = Fraction(total)
+        c, total = self._leading(path, values)
+        lead = c * _WIDTHS[0] ** float(total)
+        if abs(lead - values[0]) > _LEADS * abs(values[0]):
+            warnings.warn(
+                LimitWarning(
+                    f"A scale of the leaf {path} of make(n) is {values[0]:.3g} at n={_WIDTHS[0]}, "
+                    f"and {lead:.3g} by its leading power of n, by which it is declared: networks "
+                    "of finite width differ by as much from those that make returns."
+                ),
+                stacklevel=5,
+            )
         powers = [Fraction(0)] * len(self.widths)
         if doubled:
             found = [np.log2(abs(value / values[0])) for value in doubled]
