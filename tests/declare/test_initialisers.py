@@ -355,6 +355,19 @@ ERRORS = {
     "sums of draws": (lambda n: {"w": jax.random.normal(KEY, (n, 9)).sum(1)}, "reduce_sum"),
     "a number beside a width": (lambda n: {"w": jnp.zeros((n + 3, n))}, r"\['w'\].*lengths"),
     "a table along a width": (lambda n: {"w": jnp.arange(1.0 * n)}, "different numbers"),
+    "rarer and rarer": (
+        lambda n: {"w": 1.0 * jax.random.bernoulli(KEY, 20 / n, (n,))},
+        "changes with the width",
+    ),
+    "a draw among others": (
+        lambda n: (
+            lambda keys: {
+                "all": jnp.stack([jax.random.normal(key, (n,)) for key in keys]),
+                "one": jax.random.normal(keys[2], (n,)),
+            }
+        )(jax.random.split(KEY, 4)),
+        r"\['all'\] and \['one'\] .* one random key",
+    ),
     "a law that changes": (
         lambda n: {"w": (jax.random.normal if n < 4000 else jax.random.uniform)(KEY, (n,))},
         "changes with the width",
@@ -368,6 +381,16 @@ def test_error_names_the_leaf(name):
     make, text = ERRORS[name]
     with pytest.raises(tp.LimitError, match=text):
         tp.declare(make)
+
+
+def test_an_axis_of_two_widths():
+    with pytest.raises(tp.WidthError, match="no multiple of one width"):
+        tp.declare(lambda n, m: jnp.zeros(n + m), tp.Width("n"), tp.Width("m", ratio=2))
+    with pytest.warns(tp.LimitWarning, match="leading power"):
+        tp.declare(
+            lambda n, m: initializers.glorot_normal()(KEY, (n, m)),
+            tp.Width("n"), tp.Width("m", ratio=2),
+        )  # fmt: skip
 
 
 def test_make_that_fails():

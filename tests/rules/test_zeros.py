@@ -108,6 +108,9 @@ AWAY = {
     "rational": lambda t: t["v"] / (1 + t["w"] ** 2),
     "inverse": lambda t: t["v"] * (1 + jnp.abs(t["w"])) ** -1,
     "swish": lambda t: jax.nn.silu(t["v"]),
+    "square": lambda t: t["v"] / (1 + jax.lax.square(t["w"])),
+    "three": lambda t: t["v"] / (0.5 + 0.1 * t["w"] ** 2 + jax.nn.relu(t["u"])),
+    "larger": lambda t: t["v"] / jnp.maximum(t["w"], 0.1),
     "root": lambda t: t["v"] / jnp.sqrt(0.1 + t["w"] ** 2 + t["u"] ** 2),
 }
 NEAR = {
@@ -115,6 +118,11 @@ NEAR = {
     "less a number": lambda t: t["v"] / (t["w"] ** 2 - 1),
     "of a difference": lambda t: t["v"] / (jnp.exp(t["w"]) - 1),
     "power": lambda t: jnp.abs(t["w"]) ** -0.5,
+    "poles": lambda t: jnp.tan(t["w"]),
+    "of no sign": lambda t: t["v"] / (1 + t["u"] ** 2 / t["w"]),
+    "less than a number": lambda t: t["v"] / (1 + jnp.minimum(t["w"] ** 2, -3.0)),
+    "chosen below 0": lambda t: t["v"] / (1 + jnp.where(t["u"] > 0, t["w"] ** 2, -3.0)),
+    "a negative quotient": lambda t: t["v"] / (1 + t["w"] ** 2 / -2.0),
     "double exponential": lambda t: jnp.exp(t["w"] ** 2),
 }
 

@@ -354,7 +354,8 @@ def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity)
 def unknown_where(value: Tensor, chosen: Any) -> Patch:
     """What is unknown of a vector, of which only some entries are chosen."""
     others = tuple(i for i in range(len(value.shape)) if i != value.axis)
-    mask = jnp.any(jnp.broadcast_to(chosen, value.shape), others)
+    shape = np.broadcast_shapes(np.shape(chosen), value.shape)
+    mask = jnp.any(jnp.broadcast_to(chosen, shape), others)
     return Patch(Fraction(0), value.remainder.max(), mask)
 
 
@@ -362,7 +363,7 @@ def _without(piece: Tensor, chosen: Any) -> Any:
     """Exact zeros of a vector of which only some coordinates are chosen."""
     if piece.axis is None:
         return None
-    left = jnp.broadcast_to(~chosen, piece.shape)
+    left = jnp.broadcast_to(~chosen, np.broadcast_shapes(np.shape(chosen), piece.shape))
     return left if piece.zeros is None else left | piece.zeros
 
 
@@ -421,26 +422,26 @@ def _between(ctx: Context, a: Tensor, b: Tensor, side: int) -> Tensor | None:
         return None
     for vector, bound in (known.candidates, known.candidates[::-1]):
         size = max(patches.bound_of(bound), patches.bound_of(b))
-        dead = vector.finite or vector.zeros is not None
-        if dead or min(vector.exponents.levels()) <= size:
+        atoms = vector.zeros is not None or vector.parity.marginal.atoms
+        if vector.finite or atoms or min(vector.exponents.levels()) <= size:
             continue
+        knowledge.sign_known(ctx, replace(leading_term(vector), remainder=b.exponents), "A bound")
         signs, flips, parity = sign_of(ctx, minus(ctx, vector, b))
         first = mask_of(signs * side < 0, flips, parity, vector)
         cases = (add(ctx, b, zero(vector)), add(ctx, extremum(ctx, bound, b, side), zero(vector)))
         out = where(ctx, jnp.asarray(first.coefficient), cases, parity)
         out = patches.inheriting(out, *cases)
-        unsure = [p for p in patches.hiding(vector, vector.exponents) if p.mask is not None]
-        found = [Patch(p.share, size, p.mask) for p in (*first.patches, *unsure)]
-        return patches.with_patches(out, *found)
+        unsure = (*first.patches, *patches.hiding(vector, vector.exponents))
+        return patches.with_patches(out, *(Patch(p.share, size, p.mask) for p in unsure))
     return None
 
 
 def above_all(number: Tensor, other: Tensor) -> int:
     """The sign of a constant beside which a vector vanishes, or grows less; else 0."""
     constant = number.constant
-    if constant is None or constant.dtype.kind != "f" or not number.exact or other.finite:
+    if constant is None or constant.dtype.kind != "f" or other.finite:
         return 0
-    if not number.exponents.uniform:
+    if not (number.exact and number.exponents.uniform and np.all(np.isfinite(constant))):
         return 0
     grows_less = patches.bound_of(other) < number.exponents.max()
     signs = np.unique(np.sign(constant))

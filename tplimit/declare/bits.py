@@ -21,6 +21,9 @@ _QUANTILES = 2**12
 #: tails single nodes are seen.
 _SYMMETRIC = 5e-3
 
+#: A mean of a symmetric law that is smaller, in standard deviations, is 0.
+_CENTRED = 1e-4
+
 #: So many equal values are no accident of round-off.
 _ATOM = 64
 
@@ -81,10 +84,8 @@ class Operation:
 
     @classmethod
     def of(cls, equation: Any, operands: Sequence[Any]) -> "Operation":
-        params = {k: v for k, v in equation.params.items() if k != "sharding"}
         bind = functools.partial(equation.primitive.bind, **equation.params)
-        shown = repr(sorted(params.items(), key=lambda item: item[0]))
-        return cls(bind, equation.primitive.name, shown, tuple(operands))
+        return cls(bind, equation.primitive.name, shown(equation), tuple(operands))
 
     @functools.cached_property
     def sources(self) -> frozenset[Source]:
@@ -98,6 +99,11 @@ class Operation:
 
 
 Chain = Number | Source | Operation
+
+
+def shown(equation: Any) -> str:
+    """The parameters of an equation, by which it is told from others of its primitive."""
+    return repr(sorted((k, v) for k, v in equation.params.items() if k != "sharding"))
 
 
 class Law(NamedTuple):
@@ -122,10 +128,7 @@ def law_of(chain: Chain) -> Law:
     if not core.sources:
         return Law(factor * float(np.asarray(_evaluated(core, {}))) + offset, 0.0, "full")
     law = _law_of_core(_Core(core))
-    mean = factor * law.mean + offset
-    std = abs(factor) * law.std
-    if abs(mean) < 1e-6 * std:
-        mean = 0.0
+    mean, std = factor * law.mean + offset, abs(factor) * law.std
     quantiles = law.quantiles if factor > 0 or law.quantiles is None else law.quantiles.mirrored
     return law._replace(mean=mean, std=std, quantiles=quantiles)
 
@@ -200,7 +203,9 @@ def _law_of_core(core: _Core) -> Law:
     values, counts = np.unique(standard, return_counts=True)
     if len(values) == 2 and abs(counts[0] - counts[1]) <= 1e-3 * len(standard):
         return Law(float(x[0] + x[-1]) / 2, float(x[-1] - x[0]) / 2, "rademacher")
-    return Law(mean, std, "other", _quantiles(standard, smooth=bool(counts.max() <= _ATOM)))
+    quantiles = _quantiles(standard, smooth=bool(counts.max() <= _ATOM))
+    centred = quantiles.symmetric and abs(mean) < _CENTRED * std
+    return Law(0.0 if centred else mean, std, "other", quantiles)
 
 
 def _quantiles(standard: np.ndarray, smooth: bool) -> Quantiles:

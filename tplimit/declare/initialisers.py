@@ -8,7 +8,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import FunctionType, MethodType
 from typing import Any
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import _jax
-from tplimit.declare.bits import Number, Source, law_of
-from tplimit.declare.entries import LAWS
-from tplimit.declare.parameters import Parameter
-from tplimit.declare.walk import PARTS, Entries, Opaque, run
+from tplimit.declare.bits import law_of
+from tplimit.declare.entries import LAWS, alike
+from tplimit.declare.parameters import Parameter, is_parameter
+from tplimit.declare.walk import PARTS, Entries, Opaque, Run, run
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
@@ -57,7 +57,7 @@ def declare(make: Callable[..., Any], *widths: Width) -> Any:
 
     Raises:
         UnsupportedOperationError: a leaf is not made of independent entries of one law with finite
-            moments, as an orthogonal matrix is not; or two leaves are made of one draw.
+            moments, as an orthogonal matrix is not; or two leaves are drawn with one key.
         WidthError: a shape or scale follows no power of the width, or ``make`` fails at one.
 
     Warns:
@@ -92,18 +92,18 @@ def declare(make: Callable[..., Any], *widths: Width) -> Any:
         run(make, [size * (2 if i == j else 1) for j, size in enumerate(base)])
         for i in range(len(widths) if len(widths) > 1 else 0)
     ]
-    first = common[0]
-    if any(run.tree != first.tree and run.paths != first.paths for run in (*common, *doubled)):
+    first, everyone = common[0], (*common, *doubled)
+    if any(one.paths != first.paths for one in everyone):
         raise WidthError("make returns other trees at other widths.")
-    of = _Declaring(widths, _Draws())
-    leaves = []
-    for place, path in enumerate(first.paths):
-        values = [run.values[place] for run in common]
-        leaves.append(of.leaf(path, values, [run.values[place] for run in doubled]))
-    leaves = of.draws.tied(leaves)
+    leaf = _Leaf(widths)
+    leaves = [
+        leaf.declared(path, [one.values[i] for one in common], [one.values[i] for one in doubled])
+        for i, path in enumerate(first.paths)
+    ]
+    leaves = _tied(first, leaves)
     everything = list(first.others)
-    for place, leaf in zip(first.places, leaves, strict=True):
-        everything[place] = leaf
+    for place, declared in zip(first.places, leaves, strict=True):
+        everything[place] = declared
     return jax.tree.unflatten(first.tree, everything)
 
 
@@ -113,68 +113,57 @@ def declarations(theta: Any) -> Any:
     return declare(theta) if makes else theta
 
 
-class _Draws:
-    """Which leaves are made of which draws."""
+# --- draws
 
-    def __init__(self) -> None:
-        self.leaves: list[tuple[str, Entries] | None] = []
 
-    def tied(self, leaves: Sequence[Any]) -> list[Any]:
-        """Declarations of which those of the same draw are tied."""
-        users: dict[Source, list[int]] = {}
-        for i, leaf in enumerate(self.leaves):
-            for source in () if leaf is None else leaf[1].chain.sources:
-                users.setdefault(source, []).append(i)
-        by_key: dict[str, int] = {}
-        for source, places in users.items():
-            other = by_key.setdefault(source.key, places[0])
-            if other != places[0]:
-                raise self._one_key(other, places[0])
-        out = list(leaves)
-        for places in users.values():
-            if len(places) > 1 and not self._parts(places):
-                self._same(places)
-                if all(out[i].tied is None for i in places):
-                    number = next(_TIES)
-                    for i in places:
-                        out[i] = Parameter(**{**vars(out[i]), "tied": number})
-        return out
+def _tied(made: Run, leaves: Sequence[Any]) -> list[Any]:
+    """Declarations of which those of the same draw are tied.
 
-    def _entries(self, place: int) -> tuple[str, Entries]:
-        leaf = self.leaves[place]
-        assert leaf is not None
-        return leaf
+    Raises:
+        UnsupportedOperationError: two leaves are made of one draw, or of draws with one key, and
+            are neither the same array nor parts without an entry in common.
+    """
+    users: dict[str, list[int]] = {}
+    for i, (leaf, value) in enumerate(zip(leaves, made.values, strict=True)):
+        for key in {source.key for source in value.sources} if is_parameter(leaf) else ():
+            users.setdefault(key, []).append(i)
+    out = list(leaves)
+    for places in users.values():
+        entries = [made.values[i] for i in places]
+        if _parts(entries):
+            continue
+        for place, one in zip(places, entries, strict=True):
+            if (one.chain, one.place) != (entries[0].chain, entries[0].place):
+                raise UnsupportedOperationError(
+                    f"The leaves {made.paths[places[0]]} and {made.paths[place]} of make(n) are "
+                    "drawn with one random key, and are not the same array.",
+                    advice="Split the key, so that each parameter has its own: "
+                    "jax.random.split(key).",
+                )
+        number = next(_TIES)
+        for place in places:
+            out[place] = replace(out[place], tied=number)
+    return out
 
-    def _parts(self, places: Sequence[int]) -> bool:
-        """Whether leaves are parts of one draw that have no entry in common."""
-        cuts = [_cut(self._entries(i)[1].place) for i in places]
-        return all(
-            a is not None and b is not None and a[0] == b[0] and _disjoint(a[1], b[1])
-            for a, b in itertools.combinations(cuts, 2)
-        )
 
-    def _same(self, places: Sequence[int]) -> None:
-        one = self._entries(places[0])[1]
-        for place in places[1:]:
-            entries = self._entries(place)[1]
-            if (entries.chain, entries.place) != (one.chain, one.place):
-                raise self._one_key(places[0], place)
-
-    def _one_key(self, first: int, second: int) -> UnsupportedOperationError:
-        paths = self._entries(first)[0], self._entries(second)[0]
-        return UnsupportedOperationError(
-            f"The leaves {paths[0]} and {paths[1]} of make(n) are drawn with one random key, and "
-            "are not the same array.",
-            advice="Split the key, so that each parameter has its own: jax.random.split(key).",
-        )
+def _parts(entries: Sequence[Entries]) -> bool:
+    """Whether arrays are parts of the same draw that have no entry in common."""
+    cuts = [(one.chain, _cut(one.place)) for one in entries]
+    return all(
+        a is not None
+        and b is not None
+        and a[0] == b[0]
+        and _disjoint(a[1], b[1])
+        and first.sources == second.sources
+        for (first, a), (second, b) in itertools.combinations(cuts, 2)
+    )
 
 
 def _cut(place: Any) -> tuple[Any, Any] | None:
     """What was done to a draw before a part of it was taken, and the part; None of all of it."""
-    steps = place if place and isinstance(place[0], tuple) else ()
-    for number, step in enumerate(steps):
+    for number, step in enumerate(place):
         if step[0] in PARTS:
-            return steps[:number], step[1]
+            return place[:number], step[1]
     return None
 
 
@@ -185,14 +174,16 @@ def _disjoint(one: Any, other: Any) -> bool:
 _TIES = itertools.count()
 
 
+# --- leaves
+
+
 @dataclass
-class _Declaring:
-    """Leaves from their values at several widths."""
+class _Leaf:
+    """Declarations from values at several widths."""
 
     widths: Sequence[Width]
-    draws: _Draws
 
-    def leaf(self, path: str, values: Sequence[Any], doubled: Sequence[Any]) -> Any:
+    def declared(self, path: str, values: Sequence[Any], doubled: Sequence[Any]) -> Any:
         """A declaration, or the array itself where it has neither widths nor random numbers."""
         opaque = next((value for value in values if isinstance(value, Opaque)), None)
         if opaque is not None:
@@ -202,56 +193,49 @@ class _Declaring:
                 advice="Declare it by hand, with tp.normal(shape, std) for instance, in the place "
                 "of what tp.declare cannot read.",
             )
-        shapes = [value.shape for value in values]
         if not all(isinstance(value, Entries) for value in values):
-            self.draws.leaves.append(None)
-            return self._same(path, values)
+            return self._array(path, values)
+        lengths = zip(*(value.shape for value in values), strict=True)
         try:
-            dims = tuple(fit_dim(lengths, _WIDTHS) for lengths in zip(*shapes, strict=True))
+            dims = tuple(fit_dim(along, _WIDTHS) for along in lengths)
         except (Misfit, ValueError) as error:
             raise WidthError(f"The shape of the leaf {path} of make(n): {error}.") from error
         one = values[0]
-        if not jnp.issubdtype(one.dtype, jnp.floating) or not (one.random or _grows(dims)):
-            self.draws.leaves.append(None)
-            constant = one.chain
-            if not isinstance(constant, Number) or _grows(dims):
-                raise UnsupportedOperationError(
-                    f"The leaf {path} of make(n) is an array of {one.dtype} that is random or has "
-                    "a width."
-                )
-            return self._same(path, [np.full(v.shape, v.chain.value, v.dtype) for v in values])
-        self.draws.leaves.append((path, one))
-        shape = tuple(
-            self._dim(path, dim, [value.shape[i] for value in (one, *doubled)])
-            for i, dim in enumerate(dims)
-        )
-        return self._parameter(path, shape, values, doubled)
+        if jnp.issubdtype(one.dtype, jnp.floating) and (one.random or _grows(dims)):
+            shapes = [value.shape for value in (one, *doubled)]
+            shape = [self._dim(path, *along) for along in zip(dims, *shapes, strict=True)]
+            return self._parameter(path, tuple(shape), values, doubled)
+        if one.random or _grows(dims):
+            raise UnsupportedOperationError(
+                f"The leaf {path} of make(n) is an array of {one.dtype} that is random or has a "
+                "width."
+            )
+        return self._array(path, [np.full(v.shape, v.chain.value, v.dtype) for v in values])
 
-    def _same(self, path: str, values: Sequence[Any]) -> Any:
+    def _array(self, path: str, values: Sequence[Any]) -> Any:
+        """An array that is the same at all widths."""
         first = values[0]
-        for other in values[1:]:
-            same = first.shape == other.shape
-            if same and not _jax.is_key(first):
-                same = np.array_equal(np.asarray(first), np.asarray(other), equal_nan=True)
-            if not same:
-                raise UnsupportedOperationError(
-                    f"The leaf {path} of make(n) is an array of different numbers that depends on "
-                    "the width.",
-                    advice="Make it inside of the program, or declare it by hand.",
-                )
+        if not all(_same(first, other) for other in values):
+            raise UnsupportedOperationError(
+                f"The leaf {path} of make(n) is an array of different numbers that depends on the "
+                "width.",
+                advice="Make it inside of the program, or declare it by hand.",
+            )
         return first if isinstance(first, jax.Array) else jnp.asarray(first)
 
-    def _dim(self, path: str, dim: Any, lengths: Sequence[int]) -> Any:
-        """An axis: an integer, a width or a multiple of one."""
+    def _dim(self, path: str, dim: Any, *lengths: int) -> Any:
+        """An axis: an integer, a width or a multiple of one. Lengths: as it is, and with each of
+        several widths doubled."""
         if not isinstance(dim, Size):
             return dim
-        if dim.power != 1:
+        moved = [i for i, length in enumerate(lengths[1:]) if length != lengths[0]] or [0]
+        if dim.power != 1 or len(moved) > 1:
             raise WidthError(
-                f"An axis of the leaf {path} of make(n) has length {dim}, which is not a width.",
+                f"An axis of the leaf {path} of make(n) has length {lengths[0]} at "
+                f"n={_WIDTHS[0]}, which is no multiple of one width.",
                 advice="Axes are integers or multiples of a width.",
             )
-        moved = [i for i, length in enumerate(lengths[1:]) if length == 2 * lengths[0]]
-        width = self.widths[moved[0] if moved else 0]
+        width = self.widths[moved[0]]
         multiple = dim.ratio / width.ratio
         return width if multiple == 1 else float(multiple) * width
 
@@ -259,24 +243,23 @@ class _Declaring:
         self, path: str, shape: tuple[Any, ...], values: Sequence[Any], doubled: Sequence[Any]
     ) -> Parameter:
         laws = [law_of(value.chain) for value in values]
-        name = laws[0].name
-        if any(law.name != name for law in laws):
+        name, quantiles = laws[0].name, laws[0].quantiles
+        trouble = next((law.trouble for law in laws if law.trouble), "")
+        if trouble:
             raise UnsupportedOperationError(
-                f"The law of the leaf {path} of make(n) changes with the width."
-            )
-        if laws[0].trouble:
-            raise UnsupportedOperationError(
-                f"The entries of the leaf {path} of make(n) {laws[0].trouble}.",
+                f"The entries of the leaf {path} of make(n) {trouble}.",
                 advice="Tensor programs are about entries with enough moments; declare another "
                 "law by hand.",
+            )
+        if any(law.name != name or not alike(law.quantiles, quantiles) for law in laws):
+            raise UnsupportedOperationError(
+                f"The law of the leaf {path} of make(n) changes with the width."
             )
         others = [law_of(value.chain) for value in doubled]
         mean = self._scale(path, [x.mean for x in laws], [x.mean for x in others])
         std = self._scale(path, [x.std for x in laws], [x.std for x in others])
         spread = LAWS[name].std if name in LAWS else 1.0
-        return Parameter(
-            shape, name, std * (1 / spread) if spread else std, mean, laws[0].quantiles
-        )
+        return Parameter(shape, name, std * (1 / spread) if spread else std, mean, quantiles)
 
     def _leading(self, path: str, values: Sequence[float]) -> tuple[float, Fraction]:
         """``c`` and ``p`` of the leading power ``c n^p`` of a scale."""
@@ -300,8 +283,20 @@ class _Declaring:
         if not any(values):
             return Scale(0.0)
         c, total = self._leading(path, values)
-        lead = c * _WIDTHS[0] ** float(total)
-        if abs(lead - values[0]) > _LEADS * abs(values[0]):
+        powers = [rational(round(24 * np.log2(abs(x / values[0]))) / 24) for x in doubled]
+        if not powers or sum(powers) != total:
+            powers = [total] + [Fraction(0)] * (len(self.widths) - 1)
+        scale = Scale(1.0)
+        for width, power in zip(self.widths, powers, strict=True):
+            scale = scale * width**power
+            c /= float(width.ratio) ** float(power)
+        scale = scale * _neat(c)
+        sizes = {width.name: int(width.ratio * _WIDTHS[0]) for width in self.widths}
+        lead = scale.at(sizes)
+        off = [abs(lead / values[0] - 1)]
+        for width, value in zip(self.widths if doubled else (), doubled, strict=True):
+            off.append(abs(scale.at(sizes | {width.name: 2 * sizes[width.name]}) / value - 1))
+        if max(off) > _LEADS:
             warnings.warn(
                 LimitWarning(
                     f"A scale of the leaf {path} of make(n) is {values[0]:.3g} at n={_WIDTHS[0]}, "
@@ -310,17 +305,15 @@ class _Declaring:
                 ),
                 stacklevel=5,
             )
-        powers = [Fraction(0)] * len(self.widths)
-        if doubled:
-            found = [np.log2(abs(value / values[0])) for value in doubled]
-            powers = [rational(round(power * 24) / 24) for power in found]
-        if sum(powers) != total:
-            powers = [total, *([Fraction(0)] * (len(self.widths) - 1))]
-        scale = Scale(1.0)
-        for width, power in zip(self.widths, powers, strict=True):
-            scale = scale * width**power
-            c /= float(width.ratio) ** float(power)
-        return scale * _neat(c)
+        return scale
+
+
+def _same(first: Any, other: Any) -> bool:
+    if isinstance(first, Entries) or isinstance(other, Entries) or first.shape != other.shape:
+        return False
+    if _jax.is_key(first):
+        first, other = jax.random.key_data(first), jax.random.key_data(other)
+    return np.array_equal(np.asarray(first), np.asarray(other), equal_nan=True)
 
 
 def _neat(c: float) -> float:

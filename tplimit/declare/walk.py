@@ -9,7 +9,7 @@ beside is of no concern).
 
 import hashlib
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import _jax
-from tplimit.declare.bits import Chain, Number, Operation, Source
+from tplimit.declare.bits import Chain, Number, Operation, Source, shown
 from tplimit.errors import LimitError, WidthError
+from tplimit.program.numerics import turn_by_turn
 
 #: Arrays up to this size are computed, larger ones are known by one entry or not at all.
 _SMALL = 2**16
@@ -37,6 +38,7 @@ _ENTRYWISE = frozenset(
 )
 #: Operations that arrange entries, each of which is there once afterwards.
 _ARRANGING = frozenset(["broadcast_in_dim", "reshape", "rev", "squeeze", "transpose"])
+_JOINED = "joined"
 PARTS = frozenset(["dynamic_slice", "slice", "split"])
 
 
@@ -52,11 +54,17 @@ class Entries(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     chain: Chain
-    place: Hashable = ()
+    place: tuple[tuple[Any, ...], ...] = ()
 
     @property
     def random(self) -> bool:
         return bool(self.chain.sources)
+
+    @property
+    def sources(self) -> frozenset[Source]:
+        """All the bits that entries are made of, those of other blocks too."""
+        blocks = [block for step in self.place if step[0] == _JOINED for block in step[1]]
+        return self.chain.sources.union(*(block.sources for block in blocks))
 
 
 class Opaque(NamedTuple):
@@ -193,15 +201,15 @@ def _by_entries(equation: Any, avals: Sequence[Any], values: list[Entries]) -> l
         if any(value.shape != aval.shape for value in random):
             raise _Unknown("random entries that are repeated along an axis")
         if len({value.place for value in random}) > 1:
-            raise _Unknown("entries of one draw in two orders")
+            raise _Unknown("random entries in two arrangements")
         chain = Operation.of(equation, [value.chain for value in values])
         return [Entries(aval.shape, aval.dtype, chain, random[0].place if random else ())]
     if name in _ARRANGING and len(values) == 1:
         (value,) = values
         if value.random and np.prod(value.shape) != np.prod(aval.shape):
             raise _Unknown("random entries that are repeated along an axis")
-        place = (*value.place, (name, aval.shape, _shown(equation.params)))  # type: ignore[misc]
-        return [Entries(aval.shape, aval.dtype, value.chain, place if value.random else ())]
+        place = _at(value, (name, aval.shape, shown(equation)))
+        return [Entries(aval.shape, aval.dtype, value.chain, place)]
     if name in PARTS:
         value, boxes = values[0], _boxes(equation, values)
         return [
@@ -238,40 +246,25 @@ def _boxes(equation: Any, values: Sequence[Entries]) -> list[tuple[tuple[int, in
     ]
 
 
-def _shown(params: dict[str, Any]) -> str:
-    return repr(sorted(params.items(), key=lambda item: item[0]))
-
-
-def _at(value: Entries, where: Hashable) -> Hashable:
-    return (*value.place, where) if value.random else ()  # type: ignore[misc]
+def _at(value: Entries, step: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    return (*value.place, step) if value.random else ()
 
 
 def _joined(values: Sequence[Entries], shape: tuple[int, ...], dtype: Any) -> Entries:
     """Blocks of one law side by side."""
     if len({value.chain.law for value in values}) > 1:
         raise _Unknown("blocks of different laws side by side")
-    blocks = tuple((value.chain, value.place) for value in values)
-    if values[0].random and len(set(blocks)) < len(blocks):
+    if values[0].random and len({(value.chain, value.place) for value in values}) < len(values):
         raise _Unknown("one draw beside itself")
-    place = ("joined", blocks) if values[0].random else ()
+    place = ((_JOINED, tuple(values)),) if values[0].random else ()
     return Entries(tuple(shape), dtype, values[0].chain, place)
 
 
 def _scanned(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
     """A loop over layers, turn by turn."""
-    length = params["length"]
-    if length > _LONGEST:
-        raise _Unknown(f"a loop of {length} turns")
-    count, carried = _jax.scan_layout(params)
-    consts, carry, xs = inputs[:count], inputs[count : count + carried], inputs[count + carried :]
-    body = _jax.open_jaxpr(params["jaxpr"])
-    order = range(length)
-    rows: dict[int, list[Any]] = {}
-    for i in reversed(order) if params["reverse"] else order:
-        out = _walk(*body, [*consts, *carry, *(_turn(x, i) for x in xs)])
-        carry, rows[i] = out[:carried], out[carried:]
-    columns = zip(*(rows[i] for i in order), strict=True)
-    return [*carry, *(_stacked(list(column)) for column in columns)]
+    if params["length"] > _LONGEST:
+        raise _Unknown(f"a loop of {params['length']} turns")
+    return turn_by_turn(params, inputs, _walk, _turn, _stacked)
 
 
 def _turn(value: Any, i: int) -> Any:
@@ -280,7 +273,7 @@ def _turn(value: Any, i: int) -> Any:
     return value._replace(shape=value.shape[1:]) if isinstance(value, Opaque) else value[i]
 
 
-def _stacked(column: list[Any]) -> Any:
+def _stacked(column: Sequence[Any]) -> Any:
     shape, dtype = (len(column), *column[0].shape), column[0].dtype
     if not any(isinstance(value, (Entries, Opaque)) for value in column):
         return jnp.stack(column)

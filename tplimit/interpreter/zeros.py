@@ -60,6 +60,9 @@ _SUMS = (
 #: Products of entries along finite axes.
 _PRODUCTS = (p.reduce_prod_p, p.cumprod_p)
 
+#: Functions that are infinite somewhere.
+_POLES = (p.tan_p, p.digamma_p)
+
 #: Whether a function rises or falls everywhere is looked at in this range.
 _RANGE = np.linspace(-8, 8, 129)
 
@@ -73,26 +76,14 @@ def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
     moving = [one for one in every if one.order or one.atoms]
     smooth = [one.order for one in moving if not one.atoms]
     order = min(smooth) if smooth else max((one.order for one in moving), default=0)
-    positive = all(one.positive for one in every)
-    return Marginal(
-        order,
-        atoms=bool(moving) and not smooth,
-        heavy=any(one.heavy for one in every),
-        positive=positive,
-        away=positive and any(one.away for one in every),
-    )
+    return Marginal(order, bool(moving) and not smooth, any(one.heavy for one in every))
 
 
 def marginal_of_product(marginals: Iterable[Marginal]) -> Marginal:
     """The law of a product of independent factors, or of any others at most."""
     every = list(marginals)
-    return Marginal(
-        min(sum(one.order for one in every), UNKNOWN_ORDER),
-        atoms=any(one.atoms for one in every),
-        heavy=any(one.heavy for one in every),
-        positive=all(one.positive for one in every),
-        away=all(one.away for one in every),
-    )
+    order = min(sum(one.order for one in every), UNKNOWN_ORDER)
+    return Marginal(order, any(one.atoms for one in every), any(one.heavy for one in every))
 
 
 def marginal_of_pairs(row: Marginal, column: Marginal, rank: int) -> Marginal:
@@ -127,7 +118,10 @@ def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out:
         return out  # images of matrices know their own
     operands = [value for value in values if isinstance(value, Tensor)]
     heavy = _heavy(equation, kind, operands)
-    terms = tuple(_with(t, _marginal(equation, kind, operands, t), heavy) for t in out.terms)
+    positive, away = _sides(equation, kind, operands, out.terms[0])
+    first, *others = (_marginal(equation, kind, operands, term) for term in out.terms)
+    laws = [first._replace(positive=positive, away=away), *others]
+    terms = tuple(_with(t, law, heavy) for t, law in zip(out.terms, laws, strict=True))
     return knowing(replace(out, terms=terms), **out.facts._asdict())
 
 
@@ -141,7 +135,7 @@ def _vectors(values: Iterable[Value]) -> list[Tensor]:
 
 
 def _marginal(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term) -> Marginal:
-    """The law of a term of the result, but for its tails."""
+    """The law of a term of the result near 0."""
     vectors = _vectors(operands)
     if equation.primitive in _STEPS or (not vectors and any(not v.finite for v in operands)):
         return Marginal(order=0, atoms=True)  # of a mask, too
@@ -149,65 +143,65 @@ def _marginal(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: T
         pairs = itertools.product(*(operand.terms for operand in operands))
         found = [marginal_of_product(_marginals(pair)) for pair in pairs if _meet(out, pair)]
         least = min((one.order for one in found), default=UNKNOWN_ORDER)
-        together = marginal_of_sum(found)
-        square = len(operands) == 2 and operands[0] is operands[1]
-        return together._replace(
-            order=least,
-            atoms=any(one.atoms for one in found),
-            positive=square or (bool(found) and together.positive),
-        )
+        return Marginal(least, any(one.atoms for one in found))
     if isinstance(kind, Quotient) and not operands[0].finite:
-        operands = operands[:1]
-    terms = [term for vector in _vectors(operands) for term in vector.terms]
+        vectors = vectors[:1]
+    terms = [term for vector in vectors for term in vector.terms]
     if isinstance(kind, Linear) and not kind.moves:
         known = [term for term in terms if _meet(out, [term])]
-        numbers = [v for v in operands if v.finite and any(_meet(out, [t]) for t in v.terms)]
-        total = marginal_of_sum(_marginals(known if known or numbers else terms))
-        if equation.primitive not in _SUMS:
-            return total._replace(positive=False, away=False)
-        return _with_numbers(total, numbers, known)
+        numbers = any(v.finite and _meet(out, [term]) for v in operands for term in v.terms)
+        return marginal_of_sum(_marginals(known if known or numbers else terms))
     marginals = _marginals(terms)
     atoms = any(one.atoms for one in marginals) or _makes_atoms(equation, kind, operands, out)
     most = max((one.order for one in marginals), default=0)
-    positive, away = _sides(equation, kind, operands, marginals)
-    order = _order(equation, kind, operands, most)
-    return Marginal(order, atoms, positive=positive, away=away)
-
-
-def _with_numbers(total: Marginal, numbers: Sequence[Tensor], known: Sequence[Term]) -> Marginal:
-    """The law of a sum with numbers beside: ``1 + v^2`` is away from 0."""
-    if not numbers:
-        return total
-    plain = all(
-        v.constant is not None and v.constant.dtype.kind == "f" and np.all(v.constant > 0)
-        for v in numbers
-    )
-    above = plain and (total.positive or not known)
-    return total._replace(positive=above, away=above)
+    return Marginal(_order(equation, kind, operands, most), atoms)
 
 
 def _sides(
-    equation: Equation, kind: Kind, operands: Sequence[Tensor], marginals: Sequence[Marginal]
+    equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Term
 ) -> tuple[bool, bool]:
-    """Whether a function of vectors is never negative, and away from 0."""
-    positive = bool(marginals) and all(one.positive for one in marginals)
-    away = bool(marginals) and all(one.away for one in marginals)
+    """Whether the leading term of a result is never negative, and away from 0."""
+    floats = [operand for operand in operands if operand.dtype.kind == "f"]
+    every = [_side(operand) for operand in floats]
+    positive = bool(every) and all(one for one, _ in every)
+    away = bool(every) and all(other for _, other in every)
     if equation.primitive is p.abs_p:
         return True, away
+    if equation.primitive is p.max_p:
+        return any(one for one, _ in every), any(one and other for one, other in every)
     if isinstance(kind, Power):
-        power = _power(equation, kind, operands)
-        even = isinstance(power, int) and power % 2 == 0
-        return even or positive, away and power is not None and power > 0
+        power = Fraction(_power(equation, kind, operands))
+        even = power.denominator == 1 and power.numerator % 2 == 0
+        return even or positive, away and power > 0
     if isinstance(kind, Smooth):
         grows = any(operand.exponents.max() > 0 for operand in operands)
-        heavy = any(one.heavy for one in marginals)
-        return kind.positive, kind.positive and not grows and not heavy
-    if equation.primitive is p.max_p:
-        bounds = [v.constant for v in operands if v.finite]
-        return positive or any(c is not None and np.all(c >= 0) for c in bounds), False
-    if type(kind) is Kind or (isinstance(kind, Linear) and kind.moves):
-        return positive, away
-    return positive and isinstance(kind, Quotient), False
+        return kind.positive, kind.positive and not grows
+    if isinstance(kind, Product):
+        square = len(operands) == 2 and operands[0] is operands[1]
+        return square or positive, away
+    if equation.primitive in _SUMS:
+        leading = [side for side, v in zip(every, floats, strict=True) if _meet(out, v.terms[:1])]
+        return positive, positive and any(other for _, other in leading)
+    if isinstance(kind, Quotient):
+        return positive, False
+    return (positive, away) if _chooses(equation, kind) else (False, False)
+
+
+def _side(value: Tensor) -> tuple[bool, bool]:
+    """Whether the leading term of a value is never negative, and away from 0."""
+    if not value.finite:
+        marginal = value.terms[0].parity.marginal
+        return marginal.positive, marginal.away
+    constant = value.constant
+    if constant is None:
+        return False, False
+    return bool(np.all(constant >= 0)), bool(np.all(constant > 0))
+
+
+def _chooses(equation: Equation, kind: Kind) -> bool:
+    """Whether entries of a result are entries of the operands."""
+    moves = isinstance(kind, Linear) and kind.moves
+    return moves or equation.primitive in (*_CHOICES, p.reduce_max_p, p.reduce_min_p)
 
 
 def _order(equation: Equation, kind: Kind, operands: Sequence[Tensor], most: int) -> int:
@@ -231,14 +225,13 @@ def _makes_atoms(equation: Equation, kind: Kind, operands: Sequence[Tensor], out
     """Whether a share of the coordinates of a result may become one number."""
     if isinstance(kind, Smooth):
         return any(operand.exponents.max() > 0 for operand in operands)
-    if equation.primitive in (p.reduce_max_p, p.reduce_min_p):
-        return len(operands[0].exponents.levels()) > 1
-    if equation.primitive not in _CHOICES:
+    if not _chooses(equation, kind):
         return False
     # Where a number, or what is of another order, is chosen.
     floats = [operand for operand in operands if operand.dtype.kind == "f"]
     meeting = [v for v in _vectors(operands) if any(_meet(out, [term]) for term in v.terms)]
-    return len(meeting) < len(floats)
+    along = len(operands) == 1 and equation.primitive in (p.reduce_max_p, p.reduce_min_p)
+    return len(meeting) < len(floats) or (along and len(operands[0].exponents.levels()) > 1)
 
 
 def _power(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> Any:
@@ -261,6 +254,8 @@ def _heavy(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
         power = _power(equation, kind, operands)
         away = all(vector.parity.marginal.away for vector in vectors)
         return bool(vectors) and (power is None or (power < 0 and not away))
+    if equation.primitive in _POLES:
+        return True
     if isinstance(kind, Smooth) and not _polynomial(kind):
         return not all(vector.parity.fresh for vector in vectors)
     return False

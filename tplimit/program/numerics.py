@@ -109,17 +109,38 @@ def _unknown(equation: Any) -> list[Any]:
 
 
 def _scan(params: dict[str, Any], arrays: list[Any]) -> list[Any]:
+    body, _ = _jax.open_jaxpr(params["jaxpr"])
+    if not params["length"]:
+        count, carried = _jax.scan_layout(params)
+        empty = [np.zeros((0, *v.aval.shape), v.aval.dtype) for v in body.outvars[carried:]]
+        return [*arrays[count : count + carried], *empty]
+    return turn_by_turn(params, arrays, _run, lambda array, i: array[i], np.stack)
+
+
+def turn_by_turn(
+    params: dict[str, Any],
+    inputs: Sequence[Any],
+    run: Callable[..., list[Any]],
+    part: Callable[[Any, int], Any],
+    stacked: Callable[[Sequence[Any]], Any],
+) -> list[Any]:
+    """Outputs of a scan on values of whatever kind.
+
+    Args:
+        run: the outputs of a jaxpr, from it, its constants and inputs.
+        part: what a value along the loop is in a turn.
+        stacked: the value along the loop, from those of the turns in order.
+    """
     count, carried = _jax.scan_layout(params)
-    consts, carry, xs = arrays[:count], arrays[count : count + carried], arrays[count + carried :]
-    body, inside = _jax.open_jaxpr(params["jaxpr"])
+    consts, carry, xs = inputs[:count], inputs[count : count + carried], inputs[count + carried :]
+    body = _jax.open_jaxpr(params["jaxpr"])
     order = range(params["length"])
     rows: dict[int, list[Any]] = {}
     for i in reversed(order) if params["reverse"] else order:
-        out = _run(body, inside, [*consts, *carry, *(x[i] for x in xs)])
+        out = run(*body, [*consts, *carry, *(part(x, i) for x in xs)])
         carry, rows[i] = out[:carried], out[carried:]
-    stacks = [np.stack(column) for column in zip(*(rows[i] for i in order), strict=True)]
-    empty = [np.zeros((0, *v.aval.shape), v.aval.dtype) for v in body.outvars[carried:]]
-    return [*carry, *(stacks if len(order) else empty)]
+    columns = zip(*(rows[i] for i in order), strict=True)
+    return [*carry, *(stacked(column) for column in columns)]
 
 
 def _while(params: dict[str, Any], arrays: list[Any]) -> list[Any] | None:
