@@ -290,6 +290,25 @@ def test_particles_have_the_law(name):
     assert tp.limit(lambda v: jnp.mean(v**4))(theta) == pytest.approx(fourth, rel=0.03)
 
 
+def test_single_values_are_exact():
+    """Rounded entries are equal to numbers with a probability, in the limit as in networks."""
+
+    def make(n):
+        first, second = jax.random.split(KEY)
+        rounded = jnp.round(2 * jax.random.normal(first, (n,))) / 2
+        dropped = jax.random.bernoulli(second, 0.8, (n,)) / 0.8
+        return {"rounded": rounded, "dropped": dropped}
+
+    def shares(t):
+        return jnp.stack([jnp.mean(t["rounded"] == 0.5), jnp.mean(t["dropped"] == 0)])
+
+    exact = [stats.norm.cdf(0.75) - stats.norm.cdf(0.25), 0.2]
+    limit = tp.limit(shares)(tp.sample(make, KEY, width=tp.inf, samples=2**12))
+    np.testing.assert_allclose(limit, exact, atol=2e-3)
+    networks = [shares(tp.sample(make, jax.random.key(k), width=2**12)) for k in range(16)]
+    np.testing.assert_allclose(np.mean(networks, 0), exact, atol=1e-2)
+
+
 def test_odd_averages_vanish_for_symmetric_laws_only():
     for name, symmetric in {
         "laplace": True,

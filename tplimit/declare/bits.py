@@ -21,9 +21,6 @@ _QUANTILES = 2**12
 #: tails single nodes are seen.
 _SYMMETRIC = 5e-3
 
-#: A mean of a symmetric law that is smaller, in standard deviations, is 0.
-_CENTRED = 1e-4
-
 #: So many equal values are no accident of round-off.
 _ATOM = 64
 
@@ -111,7 +108,7 @@ class Law(NamedTuple):
 
     Attributes:
         name: of the law, ``"other"`` where it has none.
-        quantiles: standardised, where it has no name.
+        quantiles: of the core, where it has no name: an entry is ``scale * core + shift``.
         trouble: why it has no use, or nothing.
     """
 
@@ -119,18 +116,22 @@ class Law(NamedTuple):
     std: float
     name: str
     quantiles: Quantiles | None = None
+    scale: float = 1.0
+    shift: float = 0.0
     trouble: str = ""
 
 
 def law_of(chain: Chain) -> Law:
-    """The law of an entry: exactly that of its standardised core, scaled and moved."""
+    """The law of an entry: exactly that of its core, scaled and moved."""
     factor, offset, core = _affine(chain)
     if not core.sources:
         return Law(factor * float(np.asarray(_evaluated(core, {}))) + offset, 0.0, "full")
     law = _law_of_core(_Core(core))
-    mean, std = factor * law.mean + offset, abs(factor) * law.std
     quantiles = law.quantiles if factor > 0 or law.quantiles is None else law.quantiles.mirrored
-    return law._replace(mean=mean, std=std, quantiles=quantiles)
+    return law._replace(
+        mean=factor * law.mean + offset, std=abs(factor) * law.std, quantiles=quantiles,
+        scale=abs(factor), shift=offset,
+    )  # fmt: skip
 
 
 def _affine(chain: Chain) -> tuple[float, float, Chain]:
@@ -194,29 +195,30 @@ def _law_of_core(core: _Core) -> Law:
     named = _named(x) if len(sources) == 1 else None
     if named is not None:
         return named
-    mean, std = float(np.mean(x)), float(np.std(x))
-    standard = (x - mean) / std
     coarse = _sorted(core.chain, sources, 4)
     moments = [np.mean(((y - np.mean(y)) / np.std(y)) ** 4) for y in (x, coarse)]
     if moments[0] > _GROWTH * moments[1]:
-        return Law(mean, std, "other", trouble="have heavy tails: no fourth moment")
-    values, counts = np.unique(standard, return_counts=True)
-    if len(values) == 2 and abs(counts[0] - counts[1]) <= 1e-3 * len(standard):
+        return Law(0.0, 0.0, "other", trouble="have heavy tails: no fourth moment")
+    values, counts = np.unique(x, return_counts=True)
+    if len(values) == 2 and abs(counts[0] - counts[1]) <= 1e-3 * len(x):
         return Law(float(x[0] + x[-1]) / 2, float(x[-1] - x[0]) / 2, "rademacher")
-    quantiles = _quantiles(standard, smooth=bool(counts.max() <= _ATOM))
-    centred = quantiles.symmetric and abs(mean) < _CENTRED * std
-    return Law(0.0 if centred else mean, std, "other", quantiles)
+    quantiles = _quantiles(x, smooth=bool(counts.max() <= _ATOM))
+    mean = 0.0 if quantiles.symmetric else float(np.mean(x))
+    return Law(mean, quantiles.std, "other", quantiles)
 
 
-def _quantiles(standard: np.ndarray, smooth: bool) -> Quantiles:
-    places = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(standard)
-    table = standard[places.astype(int)]
-    table = (table - np.mean(table)) / np.std(table)
-    uneven = np.abs(standard + standard[::-1]) / (1 + np.abs(standard))
+def _quantiles(x: np.ndarray, smooth: bool) -> Quantiles:
+    std = float(np.std(x))
+    table = x[((np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(x)).astype(int)]
+    uneven = np.abs(x + x[::-1]) / (std + np.abs(x))
     symmetric = bool(np.max(uneven) < _SYMMETRIC)
     if symmetric:
         table = (table - table[::-1]) / 2
-    return Quantiles(tuple(map(float, table)), symmetric, smooth)
+    # The moments of the table are those of the law, but for single values: these are exact.
+    if smooth:
+        middle = 0.0 if symmetric else np.mean(x)
+        table = middle + (table - np.mean(table)) * (std / np.std(table))
+    return Quantiles(tuple(map(float, table)), std, symmetric, smooth)
 
 
 def _named(x: np.ndarray) -> Law | None:

@@ -1,4 +1,4 @@
-"""Laws of the entries of random parameters, standardised: mean 0 and variance 1."""
+"""Laws of the entries of random parameters."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,18 +15,25 @@ BOUND = 2.0
 TRUNCATED_STD = 0.87962566103423978
 
 
+#: How far quantiles of one law may be off, in standard deviations or of their size.
+_ALIKE = 1e-3
+
+
 class Quantiles(NamedTuple):
     """A law by its quantiles.
 
     Attributes:
-        table: quantiles of the standardised law at probabilities ``(i + 1/2) / K``, from the
-            smallest to the largest.
-        symmetric: whether the law is symmetric.
+        table: quantiles at probabilities ``(i + 1/2) / K``, from the smallest to the largest. They
+            are neither centred nor of variance 1: where single values have a probability they are
+            these values exactly.
+        std: standard deviation.
+        symmetric: whether the law is symmetric about 0.
         smooth: whether no value has a probability of its own; then the quantile function is
             interpolated.
     """
 
     table: tuple[float, ...]
+    std: float
     symmetric: bool
     smooth: bool
 
@@ -47,8 +54,8 @@ def alike(one: Quantiles | None, other: Quantiles | None) -> bool:
     """Whether two laws have the same quantiles, but for round-off."""
     if one is None or other is None:
         return one is other
-    gap = np.abs(np.subtract(one.table, other.table)) / (1 + np.abs(one.table))
-    return one[1:] == other[1:] and bool(np.max(gap) < 1e-3)
+    gap = np.abs(np.subtract(one.table, other.table)) / (one.std + np.abs(one.table))
+    return one[2:] == other[2:] and bool(np.max(gap) < _ALIKE)
 
 
 def truncated(z: Array) -> Array:
@@ -62,9 +69,9 @@ class EntryLaw(NamedTuple):
 
     Attributes:
         std: standard deviation of entries of scale 1.
-        draw: standardised entries, from a key, a shape and a dtype.
-        of_normal: standardised entries from standard normal ones, as which particles are drawn;
-            None where there is nothing to draw.
+        draw: entries from a key, a shape and a dtype; standardised, where the law has a name.
+        of_normal: the same from standard normal ones, as which particles are drawn; None where
+            there is nothing to draw.
         symmetric: whether the law is symmetric.
         smooth: whether no value has a probability of its own.
     """
@@ -93,9 +100,10 @@ def _constant(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 
 def by_quantiles(quantiles: Quantiles) -> EntryLaw:
-    """The law with these quantiles; its scale is its standard deviation."""
+    """The law with these quantiles."""
     function = quantiles.of_normal
-    return EntryLaw(1.0, _from_normal(function), function, quantiles.symmetric, quantiles.smooth)
+    draw, smooth = _from_normal(function), quantiles.smooth
+    return EntryLaw(quantiles.std, draw, function, quantiles.symmetric, smooth)
 
 
 #: By the names that declarations have.

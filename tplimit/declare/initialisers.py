@@ -258,8 +258,12 @@ class _Leaf:
         others = [law_of(value.chain) for value in doubled]
         mean = self._scale(path, [x.mean for x in laws], [x.mean for x in others])
         std = self._scale(path, [x.std for x in laws], [x.std for x in others])
-        spread = LAWS[name].std if name in LAWS else 1.0
-        return Parameter(shape, name, std * (1 / spread) if spread else std, mean, quantiles)
+        if quantiles is not None:
+            scale = self._scale(path, [x.scale for x in laws], [x.scale for x in others])
+            shift = self._scale(path, [x.shift for x in laws], [x.shift for x in others])
+            return Parameter(shape, name, scale, mean, quantiles, shift)
+        spread = LAWS[name].std
+        return Parameter(shape, name, std * (1 / spread) if spread else std, mean)
 
     def _leading(self, path: str, values: Sequence[float]) -> tuple[float, Fraction]:
         """``c`` and ``p`` of the leading power ``c n^p`` of a scale."""

@@ -20,9 +20,11 @@ class Parameter:
     Attributes:
         shape: integers and widths (or multiples of a width).
         law: name of the law of the entries.
-        scale: standard deviation (normal), half-width (uniform), size (rademacher).
+        scale: standard deviation (normal), half-width (uniform), size (rademacher); what quantiles
+            are multiplied by.
         mean: mean, or the value itself.
-        quantiles: of the standardised law, where it has no name of its own.
+        quantiles: of a law that has no name of its own.
+        shift: what is added to scaled quantiles.
         tied: declarations with the same number, in one tree, are one array.
     """
 
@@ -32,6 +34,7 @@ class Parameter:
     scale: Scale
     mean: Scale
     quantiles: Quantiles | None = None
+    shift: Scale | None = None
     tied: int | None = None
 
     @property
@@ -51,8 +54,18 @@ class Parameter:
         """The law of the standardised entries."""
         return LAWS[self.law] if self.quantiles is None else by_quantiles(self.quantiles)
 
+    @property
+    def spread(self) -> Scale:
+        """What is drawn is multiplied by it."""
+        return self.std if self.quantiles is None else self.scale
+
+    @property
+    def location(self) -> Scale:
+        """What is added then."""
+        return self.mean if self.shift is None else self.shift
+
     def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Standardised entries: mean 0, variance 1 (0 for a constant)."""
+        """Entries of spread 1 at location 0."""
         return self.entries.draw(key, shape, dtype)
 
 

@@ -228,8 +228,10 @@ def _shape(parameter: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def _dense(parameter: Parameter, key: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
     dtype, shape = jnp.result_type(float), _shape(parameter, sizes)
-    std, mean = parameter.std.at(sizes), parameter.mean.at(sizes)
-    return jnp.asarray(mean, dtype) + jnp.asarray(std, dtype) * parameter.draw(key, shape, dtype)
+    spread, location = (
+        jnp.asarray(scale.at(sizes), dtype) for scale in (parameter.spread, parameter.location)
+    )
+    return location + spread * parameter.draw(key, shape, dtype)
 
 
 def _dims(parameter: Parameter) -> tuple[Dim, ...]:
@@ -415,21 +417,21 @@ class _Sampler:
         if len(axes) == 2:
             return self._matrices(leaf, aval, key)
         shape = self.ctx.shape(aval.shape)
-        std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
+        spread, location = self._scaled(leaf.spread), self._scaled(leaf.location)
         axis = axes[0] if axes else None
         space = None if axis is None else self._space()
         if rows is not None and axis is not None:
             finite = [d for i, d in enumerate(shape) if i != axis]
             assert leaf.entries.of_normal is not None
             rows = leaf.entries.of_normal(rows)
-            standard = jnp.moveaxis(rows.reshape(*finite, shape[axis]), -1, axis)
+            drawn = jnp.moveaxis(rows.reshape(*finite, shape[axis]), -1, axis)
         else:
-            standard = leaf.draw(key, shape, self.dtype)
+            drawn = leaf.draw(key, shape, self.dtype)
             if axis is not None and leaf.law != "full":
-                rows = jnp.moveaxis(standard, axis, -1).reshape(-1, shape[axis])
+                rows = jnp.moveaxis(drawn, axis, -1).reshape(-1, shape[axis])
         if rows is not None and not self.exact and space is not None:
             self._anchor(rows, space)
-        return self._affine(leaf, standard, std, mean, axis, space)
+        return self._affine(leaf, drawn, spread, location, axis, space)
 
     def _anchor(self, rows: jax.Array, space: int) -> None:
         """Remember an orthonormal basis of initial vectors, for matching new noise to it."""
@@ -442,24 +444,24 @@ class _Sampler:
     def _affine(
         self,
         leaf: Parameter,
-        standard: jax.Array,
-        std: Tensor,
-        mean: Tensor,
+        drawn: jax.Array,
+        spread: Tensor,
+        location: Tensor,
         axis: int | None,
         space: int | None,
     ) -> Tensor:
-        """``mean + std * standard`` with exponents; what is no kept term becomes remainder."""
+        """``location + spread * drawn`` with exponents; what is no kept term becomes remainder."""
         parts = []
-        if not std.vanishes:
-            drawn = tensor(std.coefficient * standard, std.exponents, EXACT_ZERO, axis, space)
+        if not spread.vanishes:
             law = leaf.entries
+            random = tensor(spread.coefficient * drawn, spread.exponents, EXACT_ZERO, axis, space)
             sources = frozenset(() if space is None else (space,))
             odd, unknown = (sources, frozenset()) if law.symmetric else (frozenset(), sources)
             atoms = Marginal(atoms=not law.smooth)
-            parts.append(with_parity(drawn, Parity(odd, unknown, law.smooth, atoms)))
-        if not mean.vanishes or not parts:
-            constant = jnp.broadcast_to(mean.coefficient, standard.shape)
-            same = tensor(constant, mean.exponents, EXACT_ZERO, axis, space)
+            parts.append(with_parity(random, Parity(odd, unknown, law.smooth, atoms)))
+        if not location.vanishes or not parts:
+            constant = jnp.broadcast_to(location.coefficient, drawn.shape)
+            same = tensor(constant, location.exponents, EXACT_ZERO, axis, space)
             parts.append(with_parity(same, EVEN))
         return expansion.total(self.ctx, parts)
 
