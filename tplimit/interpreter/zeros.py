@@ -40,7 +40,7 @@ from tplimit.program.traits import (
     Quotient,
     Smooth,
 )
-from tplimit.values.exponents import NEGLIGIBLE, SLOWLY, Exponent
+from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, SLOWLY, Exponent
 from tplimit.values.parity import Marginal
 from tplimit.values.tensors import Tensor, Term, Value, knowing
 
@@ -227,8 +227,10 @@ def _makes_atoms(equation: Equation, kind: Kind, operands: Sequence[Tensor], out
         return any(operand.exponents.max() > 0 for operand in operands)
     if not _chooses(equation, kind):
         return False
-    # Where a number, or what is of another order, is chosen.
+    # Where a number, or what is of another order, is chosen. Rows that are zero are known as such.
     floats = [operand for operand in operands if operand.dtype.kind == "f"]
+    if isinstance(kind, Linear):
+        floats = [operand for operand in floats if operand.exponents != EXACT_ZERO]
     meeting = [v for v in _vectors(operands) if any(_meet(out, [term]) for term in v.terms)]
     along = len(operands) == 1 and equation.primitive in (p.reduce_max_p, p.reduce_min_p)
     return len(meeting) < len(floats) or (along and len(operands[0].exponents.levels()) > 1)
