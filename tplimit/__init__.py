@@ -4,7 +4,14 @@ from tplimit import kernels, parameterizations, rules  # noqa: F401  (rules ente
 from tplimit.arguments import Deferred, inf
 from tplimit.caching.disk import cache
 from tplimit.declare.initialisers import declare
-from tplimit.declare.parameters import full, normal, rademacher, truncated_normal, uniform
+from tplimit.declare.parameters import (
+    full,
+    normal,
+    orthogonal,
+    rademacher,
+    truncated_normal,
+    uniform,
+)
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import (
     ActivationError,
@@ -67,6 +74,7 @@ __all__ = [
     "nngp",
     "normal",
     "ntk",
+    "orthogonal",
     "parameterizations",
     "rademacher",
     "rule",

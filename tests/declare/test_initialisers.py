@@ -67,6 +67,7 @@ INITIALISERS = {
     "glorot normal": (initializers.glorot_normal(), "truncated normal", (1, -1 / 2)),
     "glorot uniform": (initializers.glorot_uniform(), "uniform", (1, -1 / 2)),
     "normal": (initializers.normal(0.02), "normal", (0.02, 0)),
+    "orthogonal": (initializers.orthogonal(2.0), "orthogonal", (2, -1 / 2)),
     "uniform": (initializers.uniform(0.3), "uniform", (0.3 / 12**0.5, 0)),
     "truncated normal": (
         initializers.truncated_normal(0.5), "truncated normal", (0.5 * 0.8796256610342398, 0),
@@ -361,7 +362,22 @@ def heavy(n):
 
 
 ERRORS = {
-    "orthogonal": (lambda n: {"w": initializers.orthogonal()(KEY, (n, n))}, "operation qr"),
+    "a factor without its signs": (
+        lambda n: {"w": jnp.linalg.qr(jax.random.normal(KEY, (n, n)))[1]},
+        "triangular factor",
+    ),
+    "a part of an orthogonal matrix": (
+        lambda n: {"w": initializers.orthogonal()(KEY, (n, n))[:, : n // 2]},
+        "a part of it",
+    ),
+    "a function of an orthogonal matrix": (
+        lambda n: {"w": jnp.abs(initializers.orthogonal()(KEY, (n, n)))},
+        "functions of those",
+    ),
+    "more rows than columns": (
+        lambda n: {"w": initializers.orthogonal()(KEY, (n, 2 * n))},
+        "orthogonal matrix of shape",
+    ),
     "heavy tails": (heavy, "heavy tails"),
     "one key twice": (
         lambda n: {"a": jax.random.normal(KEY, (n, 3)), "b": jax.random.normal(KEY, (n,))},

@@ -96,7 +96,34 @@ class Operation:
         return _without_names(self, order)
 
 
-Chain = Number | Source | Operation
+@dataclass(frozen=True)
+class Frame:
+    """An orthogonal matrix, or orthonormal rows or columns: the factor ``Q`` of Gaussian entries,
+    with the signs that make it uniformly distributed.
+
+    Attributes:
+        of: the entries.
+        shape: of the matrix.
+    """
+
+    of: Any
+    shape: tuple[int, int]
+
+    @property
+    def sources(self) -> frozenset[Source]:
+        return frozenset(self.of.sources)
+
+    @property
+    def law(self) -> Any:
+        return ("orthogonal", self.shape)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of an entry."""
+        return float(max(self.shape)) ** -0.5
+
+
+Chain = Number | Source | Operation | Frame
 
 
 def shown(equation: Any) -> str:
@@ -127,6 +154,10 @@ def law_of(chain: Chain) -> Law:
     factor, offset, core = _affine(chain)
     if not core.sources:
         return Law(factor * float(np.asarray(_evaluated(core, {}))) + offset, 0.0, "full")
+    if isinstance(core, Frame) and offset == 0:
+        return Law(0.0, abs(factor) * core.std, "orthogonal")
+    if frames_of(core):
+        return Law(0.0, 0.0, "other", trouble="are functions of those of an orthogonal matrix")
     law = _law_of_core(_Core(core))
     quantiles = law.quantiles if factor > 0 or law.quantiles is None else law.quantiles.mirrored
     return law._replace(
@@ -162,6 +193,13 @@ def _affine(chain: Chain) -> tuple[float, float, Chain]:
             factor = -factor if name == "sub" and fixed[0] == 0 else factor
         chain = chain.operands[1 - fixed[0]]
     return factor, offset, chain
+
+
+def frames_of(chain: Chain) -> frozenset[Frame]:
+    """The orthogonal matrices that an entry hangs on."""
+    if isinstance(chain, Operation):
+        return frozenset().union(*map(frames_of, chain.operands))
+    return frozenset((chain,)) if isinstance(chain, Frame) else frozenset()
 
 
 def _floats(chain: Chain) -> bool:
@@ -327,6 +365,8 @@ def evaluated(chain: Chain, nodes: Mapping[Source, Any]) -> Any:
             return jnp.asarray(one.value)
         if isinstance(one, Source):
             return jnp.asarray(nodes[one])
+        if isinstance(one, Frame):  # of the type of
+            return of(one.of)
         if id(one) not in done:
             operands = [of(operand) for operand in one.operands]
             shape = np.broadcast_shapes(*(operand.shape for operand in operands))
@@ -349,7 +389,8 @@ def sources_of(chain: Chain) -> list[Source]:
     def look(one: Chain) -> None:
         if isinstance(one, Source):
             found.setdefault(one)
-        for operand in one.operands if isinstance(one, Operation) else ():
+        inside = one.operands if isinstance(one, Operation) else ()
+        for operand in (one.of,) if isinstance(one, Frame) else inside:
             look(operand)
 
     look(chain)
@@ -361,4 +402,6 @@ def _without_names(chain: Chain, order: dict[Source, int]) -> Any:
         return ("bits", order[chain], chain.bits)
     if isinstance(chain, Number):
         return chain
+    if isinstance(chain, Frame):
+        return chain.law
     return chain.name, chain.params, tuple(_without_names(one, order) for one in chain.operands)

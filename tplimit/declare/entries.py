@@ -95,6 +95,15 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
 
 
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Orthonormal rows or columns, whichever are fewer, uniformly distributed; of unit entries."""
+    *stack, rows, columns = shape
+    tall = (*stack, max(rows, columns), min(rows, columns))
+    q, r = jnp.linalg.qr(jax.random.normal(key, tall, dtype))
+    q = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :] * max(rows, columns) ** 0.5
+    return q if rows >= columns else jnp.swapaxes(q, -1, -2)
+
+
 def _constant(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     return jnp.zeros(shape, dtype)
 
@@ -112,5 +121,7 @@ LAWS = {
     "truncated normal": EntryLaw(1.0, _from_normal(truncated), truncated),
     "uniform": EntryLaw(3**-0.5, _uniform, _from_uniform),
     "rademacher": EntryLaw(1.0, jax.random.rademacher, jnp.sign, smooth=False),
+    # A few rows of a wide one are independent in the limit, but for being orthonormal.
+    "orthogonal": EntryLaw(1.0, _orthogonal, lambda z: z),
     "full": EntryLaw(0.0, _constant, smooth=False),
 }

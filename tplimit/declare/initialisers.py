@@ -20,7 +20,7 @@ import numpy as np
 from tplimit import _jax
 from tplimit.declare.bits import law_of
 from tplimit.declare.entries import LAWS, alike
-from tplimit.declare.parameters import Parameter, is_parameter
+from tplimit.declare.parameters import Parameter, is_parameter, long_side, orthogonal
 from tplimit.declare.walk import PARTS, Entries, Opaque, Run, run
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError
@@ -57,7 +57,7 @@ def declare(make: Callable[..., Any], *widths: Width) -> Any:
 
     Raises:
         UnsupportedOperationError: a leaf is not made of independent entries of one law with finite
-            moments, as an orthogonal matrix is not; or two leaves are drawn with one key.
+            moments, nor an orthogonal matrix; or two leaves are drawn with one key.
         WidthError: a shape or scale follows no power of the width, or ``make`` fails at one.
 
     Warns:
@@ -262,6 +262,8 @@ class _Leaf:
             scale = self._scale(path, [x.scale for x in laws], [x.scale for x in others])
             shift = self._scale(path, [x.shift for x in laws], [x.shift for x in others])
             return Parameter(shape, name, scale, mean, quantiles, shift)
+        if name == "orthogonal":
+            return orthogonal(shape, std * long_side(shape) ** 0.5)
         spread = LAWS[name].std
         return Parameter(shape, name, std * (1 / spread) if spread else std, mean)
 

@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit import _jax
-from tplimit.declare.bits import Chain, Number, Operation, Source, shown
+from tplimit.declare.bits import (
+    Chain,
+    Frame,
+    Number,
+    Operation,
+    Source,
+    frames_of,
+    law_of,
+    shown,
+)
 from tplimit.errors import LimitError, WidthError
 from tplimit.program.numerics import turn_by_turn
 
@@ -68,11 +77,20 @@ class Entries(NamedTuple):
 
 
 class Opaque(NamedTuple):
-    """An array of which only the shape is known, and why."""
+    """An array of which only the shape is known, and why.
+
+    Attributes:
+        shape, dtype: of the array.
+        why: nothing more is known.
+        beside: the orthogonal matrix that it came with, of which it is independent.
+        signs: whether it consists of signs.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
     why: str
+    beside: Frame | None = None
+    signs: bool = False
 
 
 class _Unknown(Exception):
@@ -164,11 +182,52 @@ def _applied(equation: Any, inputs: list[Any]) -> list[Any]:
             return [_bits(equation, avals[0], inputs[0])]
         if known and all(np.prod(aval.shape) <= _SMALL for aval in avals):
             return _computed(equation, inputs)
+        if equation.primitive.name == "qr":
+            return _frame(equation, avals, _entries(inputs[0]))
+        if equation.primitive.name == "mul" and _signed(inputs):
+            return [value for value in inputs if isinstance(value, Entries)]
         if equation.primitive.name == "scan":
             return _scanned(equation.params, inputs)
         return _by_entries(equation, avals, [_entries(value) for value in inputs])
     except _Unknown as reason:
-        return [Opaque(aval.shape, aval.dtype, str(reason)) for aval in avals]
+        beside, signs = _beside(equation.primitive.name, inputs)
+        return [Opaque(aval.shape, aval.dtype, str(reason), beside, signs) for aval in avals]
+
+
+def _frame(equation: Any, avals: Sequence[Any], value: Entries) -> list[Any]:
+    """The factors of Gaussian entries (``jax.nn.initializers.orthogonal``)."""
+    law, params = law_of(value.chain), equation.params
+    square = value.shape[-1] == value.shape[-2]
+    if law.name != "normal" or law.mean or law.trouble or frames_of(value.chain):
+        raise _Unknown("the QR decomposition of entries that are not Gaussian")
+    if params["pivoting"] or (params["full_matrices"] and not square):
+        raise _Unknown("a QR decomposition with pivots or of full size")
+    frame = Frame(value.chain, (value.shape[-2], value.shape[-1]))
+    first, second = avals
+    return [
+        Entries(first.shape, first.dtype, frame, _at(value, ("qr", first.shape))),
+        Opaque(second.shape, second.dtype, "the triangular factor of a matrix", frame),
+    ]
+
+
+def _signed(inputs: Sequence[Any]) -> bool:
+    """Whether an orthogonal matrix is multiplied with signs of its triangular factor: then it is
+    the unique one whose factor has a positive diagonal, or as good as that, and distributed
+    uniformly."""
+    matrices = [value for value in inputs if isinstance(value, Entries)]
+    signs = [value for value in inputs if isinstance(value, Opaque) and value.signs]
+    return len(matrices) == len(signs) == 1 and matrices[0].chain == signs[0].beside
+
+
+def _beside(name: str, inputs: Sequence[Any]) -> tuple[Frame | None, bool]:
+    """The orthogonal matrix that a result is independent of, and whether it consists of signs."""
+    opaque = [value for value in inputs if isinstance(value, Opaque)]
+    found = {value.beside for value in opaque if value.beside is not None}
+    used = [value for value in inputs if isinstance(value, Entries) and frames_of(value.chain)]
+    if len(found) != 1 or used:
+        return None, False
+    arranged = name in _ARRANGING and all(value.signs for value in opaque)
+    return found.pop(), name == "sign" or arranged
 
 
 def _bits(equation: Any, aval: Any, key: Any) -> Entries:
@@ -205,6 +264,9 @@ def _by_entries(equation: Any, avals: Sequence[Any], values: list[Entries]) -> l
             raise _Unknown("random entries in two arrangements")
         chain = Operation.of(equation, [value.chain for value in values])
         return [Entries(aval.shape, aval.dtype, chain, random[0].place if random else ())]
+    frames = [value for value in values if frames_of(value.chain)]
+    if not all(_whole(equation, value, aval) for value in frames):
+        raise _Unknown("an orthogonal matrix in another shape, or a part of it")
     if name in _ARRANGING and len(values) == 1:
         (value,) = values
         if value.random and np.prod(value.shape) != np.prod(aval.shape):
@@ -222,6 +284,18 @@ def _by_entries(equation: Any, avals: Sequence[Any], values: list[Entries]) -> l
     if name == "iota":
         raise _Unknown("numbers along an axis")
     raise _Unknown(f"the operation {name}")
+
+
+def _whole(equation: Any, value: Entries, aval: Any) -> bool:
+    """Whether orthogonal matrices stay what they are, but for unit axes and transposition."""
+    if equation.primitive.name == "transpose":
+        last = len(value.shape) - 2
+        return all(axis >= last for axis in equation.params["permutation"][last:])
+    if equation.primitive.name in ("concatenate", "stack"):
+        axis = equation.params.get("dimension", equation.params.get("axis"))
+        return int(axis) < len(aval.shape) - 2
+    lengths = [[n for n in shape if n != 1] for shape in (value.shape, aval.shape)]
+    return equation.primitive.name in (_ARRANGING | ENTRYWISE) and lengths[0] == lengths[1]
 
 
 def _boxes(equation: Any, values: Sequence[Entries]) -> list[tuple[tuple[int, int], ...]]:

@@ -22,6 +22,12 @@ it is its infinite-width limit.
 
 The list has a fixed capacity ``C``; rows beyond the count are zero and of neither kind.
 
+An *orthogonal* matrix, uniformly distributed (Haar), is deferred alike, ``G / sqrt(n)`` being that
+matrix: inner products are kept, so that pairs are orthonormal on both axes, and each is known in
+both directions, ``X_i <-> Y_i``. Then ``b`` is nothing, ``c = <X, x>`` runs over all pairs, and
+fresh rows are orthogonal to all of ``Y``: what is left of a Haar matrix of which some pairs are
+known is one between their complements.
+
 Of a network of width ``n`` the particles are the limit. Averages over its ``n`` coordinates differ
 from those over the particles by ``n^(-1/2) G[a, b]``, ``G[a, b] = M^(-1/2) sum(multiplier a b)``
 (the same multipliers for all averages over an axis). So its directions and fresh rows differ too:
@@ -32,6 +38,8 @@ by ``n^(-1/2) Y^T e``, with ``a = c + b`` the coefficients on all pairs::
     e = <multiplier X, x> sqrt(M) + a gamma
     gamma = -G[X, X]    of forward pairs with later ones, by half among the pairs of one query
     gamma = -G[Y, Y]    of later pairs with transposed ones
+
+and of orthogonal matrices both for all pairs, by half among the pairs of one query.
 
 Source: the conditioning argument of Yang, *Tensor Programs III* (arXiv 2009.10685), appendix on
 the Master Theorem, used constructively.
@@ -51,7 +59,7 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.basis import directions
 from tplimit.gaussian.kinds import Stream
 from tplimit.gaussian.noise import NoiseRows
-from tplimit.values.fields import ALONG, FINITE
+from tplimit.values.fields import ALONG, FINITE, STATIC
 
 #: Alternating projections: enough because only variance, never the law, depends on convergence.
 _SWEEPS = 8
@@ -60,7 +68,7 @@ _SWEEPS = 8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Store:
-    """What has been revealed of one Gaussian matrix (see the module's text).
+    """What has been revealed of one matrix (see the module's text).
 
     Attributes:
         X, Y: the pairs of rows.
@@ -70,6 +78,7 @@ class Store:
         count: pairs in use.
         key_X, key_Y: name the noise drawn on each axis.
         gamma: change of the image at finite width (see the module's text), or None.
+        orthogonal: whether the matrix is orthogonal, not Gaussian.
     """
 
     X: Float[Array, "c n_in"] = field(metadata=ALONG)
@@ -81,6 +90,7 @@ class Store:
     key_X: Key[Array, ""] = field(metadata=FINITE)
     key_Y: Key[Array, ""] = field(metadata=FINITE)
     gamma: Float[Array, "c c"] | None = field(default=None, metadata=FINITE)
+    orthogonal: bool = field(default=False, metadata=STATIC)
 
     @property
     def T(self) -> "Store":
@@ -106,9 +116,14 @@ class Store:
         return int(self.X.shape[-2])
 
     @property
+    def directions(self) -> Bool[Array, " c"]:
+        """The pairs whose ``X_i`` are orthonormal directions, of which the image is ``Y_i``."""
+        return self.forward | self.transposed if self.orthogonal else self.forward
+
+    @property
     def rank(self) -> Int[Array, ""]:
         """Number of input directions that have been revealed."""
-        return jnp.sum(self.forward, dtype=self.count.dtype)
+        return jnp.sum(self.directions, dtype=self.count.dtype)
 
     @property
     def noise(self) -> NoiseRows:
@@ -165,8 +180,9 @@ def empty_store(
     capacity: int,
     dtype: jnp.dtype,
     fluctuating: bool = False,
+    orthogonal: bool = False,
 ) -> Store:
-    """A Gaussian matrix of which nothing has been revealed yet."""
+    """A matrix of which nothing has been revealed yet."""
     key_Y, key_X = jax.random.split(key)
     none = jnp.zeros((capacity,), bool)
     return Store(
@@ -179,6 +195,7 @@ def empty_store(
         key_X=key_X,
         key_Y=key_Y,
         gamma=jnp.zeros((capacity, capacity), dtype) if fluctuating else None,
+        orthogonal=orthogonal,
     )
 
 
@@ -222,7 +239,8 @@ def query(
         stream: the noise of the output axis; default: pseudo-random, named by the store.
         cores: trained updates of the matrix, applied in the same pass (see ``core_product``).
         multipliers: of the two axes, if the changes at finite width are asked for.
-        unmet: rows that are orthogonal to all of ``H`` by symmetry, whatever the particles say.
+        unmet: rows that are orthogonal to what the transposed matrix has given by symmetry,
+            whatever the particles say.
 
     The caller guarantees ``count + B <= C``. Transposed queries: ``query(store.T, y, ...)``.
 
@@ -263,16 +281,16 @@ def _found(
     store: Store, x: Float[Array, "b n_in"], unmet: Bool[Array, " b"] | None, *, tolerance: float
 ) -> _Found:
     known = noise.inner(x, store.X)
-    c = known * store.forward
-    b = known * store.transposed * jnp.asarray(store.ratio, x.dtype)
     if unmet is not None:
-        b = jnp.where(unmet[:, None], 0, b)
+        known = jnp.where(unmet[:, None] & store.transposed, 0, known)
+    c = known * store.directions
+    b = (known - c) * store.transposed * jnp.asarray(store.ratio, x.dtype)
     residual = x - c @ store.X
     scale = jnp.sqrt(jnp.mean(x * x, axis=1))
     basis, kept = directions(residual, scale, tolerance)
     # Rows made from small residuals are orthogonal to Q only after a second projection.
     met = noise.inner(basis, store.X)
-    q = noise.orthonormalise(basis - (met * store.forward) @ store.X, kept)
+    q = noise.orthonormalise(basis - (met * store.directions) @ store.X, kept)
     return _Found(c, b, q, kept, met * store.transposed, noise.inner(residual, q))
 
 
@@ -302,7 +320,9 @@ def _answered(
         2 + len(cores),
     )
     z = jnp.where(found.kept[:, None], z + fresh, 0)
-    if not exact:
+    if store.orthogonal:
+        z = noise.orthonormalise(z, found.kept)
+    elif not exact:
         z = jnp.where(room, noise.orthonormalise(z, found.kept), z)
     return image + found.R @ z, updates, z
 
@@ -319,7 +339,7 @@ def _changes(
     met = multipliers.inner(multipliers.input, x, after.X)
     weights = jnp.where(after.transposed, jnp.asarray(after.ratio, x.dtype), 1)
     change = met * weights + coefficients @ after.gamma
-    some = [met * after.forward @ core.T for core in cores]
+    some = [met * after.directions @ core.T for core in cores]
     return jnp.split(jnp.concatenate([change, *some]) @ after.Y, 1 + len(cores))
 
 
@@ -332,9 +352,11 @@ def _gamma(
     """``gamma`` with the entries of the new forward pairs ``(q, z)``."""
     assert store.gamma is not None
     place, zero = store.count, jnp.zeros_like(store.count)
-    earlier = -multipliers.inner(multipliers.input, store.X, q) * store.forward[:, None]
-    met = -multipliers.inner(multipliers.output, z, store.Y) * store.transposed
+    earlier = -multipliers.inner(multipliers.input, store.X, q) * store.directions[:, None]
+    met = -multipliers.inner(multipliers.output, z, store.Y) * store.T.directions
     own = -multipliers.inner(multipliers.input, q, q) / 2
+    if store.orthogonal:
+        own = own - multipliers.inner(multipliers.output, z, z) / 2
     gamma = lax.dynamic_update_slice(store.gamma, met, (place, zero))
     # Columns of the pairs before; what is below them has just been written, and is zero there.
     columns = lax.dynamic_update_slice(earlier, own, (place, zero))
@@ -351,6 +373,8 @@ def _components(
     projections on the two are small matrix products. The last one is on ``P``.
     """
     on = noise.inner(z, store.Y)
+    if store.orthogonal:
+        return on
     on_Z = jnp.where(matched, on * store.forward, 0)
     on_P = on * store.transposed
 
@@ -390,5 +414,5 @@ def core_product(
     all other entries are zero. ``coordinates``, where a query of the same rows has them already,
     may include directions newer than those of ``K``.
     """
-    c = noise.inner(x, store.X) * store.forward if coordinates is None else coordinates
+    c = noise.inner(x, store.X) * store.directions if coordinates is None else coordinates
     return (c @ core.T) @ store.Y

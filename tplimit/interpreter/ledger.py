@@ -109,7 +109,7 @@ class Ledger:
         assert self.bank is not None
         view, dtype = self.bank.view(index, transposed), rows.dtype
         between = generic((view.capacity, view.capacity), dtype, index)
-        coordinates = noise.inner(rows, view.X) * view.forward
+        coordinates = noise.inner(rows, view.X) * view.directions
         updates = [(coordinates @ core.T) @ view.Y for core in cores]
         images = [(coordinates @ (between.T if transposed else between)) @ view.Y, *updates]
         if self.bank.terms == 1:
@@ -118,7 +118,7 @@ class Ledger:
         change = generic(shape, dtype, index, 1 + transposed)
         out, into = self.bank.store_spaces[index]
         weights = self.multipliers(out if transposed else into, rows.shape[1])
-        met = noise.inner(rows * weights, view.X) * view.forward * self.bank.n**0.5
+        met = noise.inner(rows * weights, view.X) * view.directions * self.bank.n**0.5
         return images, [rows @ change, *((met @ core.T) @ view.Y for core in cores)], coordinates
 
     def count(self, asked: Asked, times: int = 1) -> None:

@@ -117,13 +117,13 @@ class ProjectedUpdate(Part):
             return image, None
         spaces = ctx.bank.store_spaces[self.store]
         weights = ctx.ledger.multipliers(spaces[0] if self.transposed else spaces[1], rows.shape[1])
-        met = noise.inner(rows * weights, view.X) * view.forward * ctx.root_n
+        met = noise.inner(rows * weights, view.X) * view.directions * ctx.root_n
         return image, core_product(self.kernel, view, rows, met)
 
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         assert ctx.bank is not None
         view = ctx.bank.view(self.store, self.transposed)
-        right = self.kernel @ (view.X[:, columns] * view.forward[:, None])
+        right = self.kernel @ (view.X[:, columns] * view.directions[:, None])
         left = view.Y[:, rows]
         # Of entries that vanish, such as those of units that are never alive at one point, the
         # bases leave round-off, which a quotient or a sign would take for a value.

@@ -371,7 +371,8 @@ class _Sampler:
         """Rows of all Gaussian vectors of one length, matched jointly in the limit."""
         by_length: dict[int, list[tuple[int, int]]] = {}
         for i, leaf in enumerate(leaves):
-            if leaf is not None and leaf.entries.of_normal is not None:
+            exactly = self.exact and leaf is not None and leaf.law == "orthogonal"
+            if leaf is not None and leaf.entries.of_normal is not None and not exactly:
                 dims = _dims(leaf)
                 sizes = [d for d in dims if isinstance(d, Size)]
                 if len(sizes) == 1:
@@ -414,6 +415,11 @@ class _Sampler:
         axes = aval.width_axes
         if len(axes) > 2:
             raise WidthError("A parameter may have at most two width axes.")
+        if leaf.law == "orthogonal" and len(axes) == 1 and self.how.terms > 1:
+            raise LimitError(
+                "Orthonormal rows or columns beside a width have a limit in one term only.",
+                advice="Use terms=1, or independent entries: tp.normal(shape, std=n**-0.5).",
+            )
         if len(axes) == 2:
             return self._matrices(leaf, aval, key)
         shape = self.ctx.shape(aval.shape)
@@ -469,7 +475,7 @@ class _Sampler:
         first, second = aval.width_axes
         rows, columns = aval.shape[first], aval.shape[second]
         assert isinstance(rows, Size) and isinstance(columns, Size)
-        if self.exact and leaf.law not in ("normal", "full"):
+        if self.exact and leaf.law not in ("normal", "orthogonal", "full"):
             raise LimitError(
                 f"A {leaf.law} matrix is not Gaussian, so it cannot be deferred exactly.",
                 advice="Use tp.normal with the same standard deviation, or an integer width.",
@@ -482,7 +488,7 @@ class _Sampler:
             matrix = Matrix(rows, columns, *spaces)
             if not std.vanishes:
                 gaussian = ScaledGaussian(std, len(self.stores))
-                self._store(jax.random.fold_in(key, number), rows, columns, spaces)
+                self._store(jax.random.fold_in(key, number), rows, columns, spaces, leaf.law)
                 matrix = Matrix(rows, columns, *spaces, (gaussian,))
             if not mean.vanishes:
                 offset = matrices.constant(self.ctx, rows, columns, mean)
@@ -490,7 +496,10 @@ class _Sampler:
             items[index] = matrix
         return Matrices(items, (first, second))
 
-    def _store(self, key: jax.Array, rows: Size, columns: Size, spaces: tuple[int, int]) -> None:
+    def _store(
+        self, key: jax.Array, rows: Size, columns: Size, spaces: tuple[int, int], law: str
+    ) -> None:
         sizes = self.ctx.size(rows), self.ctx.size(columns)
-        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype, self.how.terms > 1))
+        several, orthogonal = self.how.terms > 1, law == "orthogonal"
+        self.stores.append(deferred.empty_store(key, *sizes, 0, self.dtype, several, orthogonal))
         self.store_spaces.append(spaces)
