@@ -28,6 +28,7 @@ from tplimit.training.comparison import Comparison, compare
 from tplimit.training.train import train
 from tplimit.training.trajectory import Trajectory
 from tplimit.transforms.limits import Leading, Series, leading, limit, series
+from tplimit.transforms.particles import particles
 from tplimit.transforms.sampling import sample
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "normal",
     "ntk",
     "parameterizations",
+    "particles",
     "rademacher",
     "rule",
     "sample",

@@ -255,13 +255,14 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
 MORE_TERMS, MOST_TERMS = 2, 4
 
 
-def _transformed(
-    function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
+def transformed(
+    function: Callable[..., Any], convert: Callable[[Any], Any], least: int = 1
 ) -> Any:
+    """``function`` evaluated on limit values, and a tree of ``LimitValue`` converted to outputs."""
     evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 
     def evaluated(given: Any) -> Any:
-        return jax.tree.map(convert, evaluator(*given))
+        return convert(evaluator(*given))
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -278,6 +279,11 @@ def _transformed(
         raise failure
 
     return limited
+
+
+def leafwise(convert: Callable[[LimitValue], Any]) -> Callable[[Any], Any]:
+    """The conversion of a tree, from that of its leaves."""
+    return functools.partial(jax.tree.map, convert)
 
 
 def _attempts(given: Any) -> Iterator[Any]:
@@ -323,7 +329,7 @@ def limit(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.limit(lambda v: (v * v).mean())(v).round(3)
         Array(1., dtype=float32)
     """
-    return _transformed(function, to_limit)
+    return transformed(function, leafwise(to_limit))
 
 
 def leading(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -340,7 +346,7 @@ def leading(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.leading(lambda v: (v * v).sum())(v).exponent
         Fraction(1, 1)
     """
-    return _transformed(function, to_leading)
+    return transformed(function, leafwise(to_leading))
 
 
 def series(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -359,7 +365,7 @@ def series(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.series(lambda v: (v * v).mean())(v).remainder
         Fraction(-1, 1)
     """
-    return _transformed(function, to_series, MORE_TERMS)
+    return transformed(function, leafwise(to_series), MORE_TERMS)
 
 
 def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> None:
