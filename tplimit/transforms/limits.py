@@ -255,9 +255,7 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
 MORE_TERMS, MOST_TERMS = 2, 4
 
 
-def transformed(
-    function: Callable[..., Any], convert: Callable[[Any], Any], least: int = 1
-) -> Any:
+def transformed(function: Callable[..., Any], convert: Callable[[Any], Any], least: int = 1) -> Any:
     """``function`` evaluated on limit values, and a tree of ``LimitValue`` converted to outputs."""
     evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 

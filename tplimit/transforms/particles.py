@@ -139,9 +139,7 @@ def _check_bounded(leaf: LimitValue, value: Tensor, term: Term, name: str) -> No
     )
 
 
-def _check_order_one(
-    leaf: LimitValue, value: Tensor, typical: list[Exponent], name: str
-) -> None:
+def _check_order_one(leaf: LimitValue, value: Tensor, typical: list[Exponent], name: str) -> None:
     """Raise if some entry of the finite axes has no part of order one, and is not exactly 0."""
     order = value.remainder.maximum(*(term.exponents for term in value.terms), *typical)
     lower = [e for e in order.levels() if NEGLIGIBLE < e < 0 and e != NEVER]
