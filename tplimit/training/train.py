@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -191,9 +192,13 @@ def train(
 
 
 def _recorded(key: jax.Array, steps: int) -> dict[str, Any]:
-    """The key as numbers, from which `jax.random.wrap_key_data` makes it, and the steps."""
+    """The key as numbers, from which `jax.random.wrap_key_data` makes it; steps; precision."""
     data = np.asarray(jax.random.key_data(key)).tolist()
-    return {"key": {"impl": str(jax.random.key_impl(key)), "data": data}, "steps": steps}
+    return {
+        "key": {"impl": str(jax.random.key_impl(key)), "data": data},
+        "steps": steps,
+        "dtype": jnp.result_type(float).name,
+    }
 
 
 def _check_functions(init: Any, step: Any, observe: Any) -> None:
