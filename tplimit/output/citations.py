@@ -143,9 +143,8 @@ def cite(result: Any = None) -> BibTeX:
         TypeError: something else, which does not say what it used.
 
     >>> import tplimit as tp
-    >>> print(tp.cite()[:46])
-    @software{tplimit,
-      author = {{The tplimit aut
+    >>> print(tp.cite().splitlines()[1])
+      author = {{The tplimit authors}},
     """
     used = () if result is None else getattr(result, "cites", None)
     if used is None or isinstance(result, type):

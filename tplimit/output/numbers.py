@@ -41,8 +41,8 @@ def shorthand(
         raise ValueError(f"a standard error is not negative, got {stderr}")
     if not (math.isfinite(value) and math.isfinite(stderr) and stderr > 0):
         unknown = "" if stderr == 0 else f"({float(stderr)})"
-        text = str(exact(value)) + unknown
-        return _latex(text) if latex else text
+        text = str(exact(value))
+        return f"${_latex(text)}{_latex(unknown)}$" if latex else text + unknown
     number, error = Decimal(float(value)), Decimal(float(stderr))
     place = _place(error, digits)
     error = _rounded(error, place)
@@ -70,7 +70,9 @@ def _rounded(number: Decimal, place: int) -> Decimal:
 
 
 def _latex(text: str) -> str:
+    """What Python prints of a number, as a formula."""
     for plain, formula in {"nan": r"\mathrm{nan}", "inf": r"\infty"}.items():
-        text = text.replace(plain, formula)
+        if plain in text:
+            return text.replace(plain, formula)
     head, _, power = text.partition("e")
-    return f"${head} \\times 10^{{{int(power)}}}$" if power.lstrip("+-").isdigit() else f"${text}$"
+    return f"{head} \\times 10^{{{int(power)}}}" if power else head

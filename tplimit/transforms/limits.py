@@ -255,8 +255,16 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
 MORE_TERMS, MOST_TERMS = 2, 4
 
 
-def transformed(function: Callable[..., Any], convert: Callable[[Any], Any], least: int = 1) -> Any:
-    """``function`` evaluated on limit values, and a tree of ``LimitValue`` converted to outputs."""
+def transformed(
+    function: Callable[..., Any],
+    convert: Callable[[Any], Any],
+    least: int = 1,
+    again: tuple[type[LimitError], ...] = (CancellationError,),
+) -> Any:
+    """``function`` evaluated on limit values, and a tree of ``LimitValue`` converted to outputs.
+
+    With at least so many terms; with more after an error of the kinds ``again``.
+    """
     evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 
     def evaluated(given: Any) -> Any:
@@ -267,11 +275,11 @@ def transformed(function: Callable[..., Any], convert: Callable[[Any], Any], lea
         given = (args, kwargs)
         if least > 1:
             given = with_terms(given, least) or given
-        failure: CancellationError | None = None
+        failure: LimitError | None = None
         for attempt in _attempts(given):
             try:
                 return evaluated(attempt)
-            except CancellationError as error:
+            except again as error:
                 failure = error
         assert failure is not None
         raise failure

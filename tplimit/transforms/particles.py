@@ -24,7 +24,7 @@ from tplimit.values.exponents import NEGLIGIBLE, NEVER, Exponent
 from tplimit.values.tensors import Tensor, Term
 
 _MATRIX_ADVICE = (
-    "It is known by what it does to vectors: return W @ x and x @ W, or numbers such as its norm."
+    "It is known by what it does to vectors: return W @ x or x @ W, or numbers such as its norm."
 )
 
 
@@ -77,7 +77,11 @@ def particles(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     arguments.function("function", function, "(theta, ...) -> outputs")
     at_limit = transformed(
-        function, lambda outputs: jax.tree_util.tree_map_with_path(to_particles, outputs)
+        function,
+        lambda outputs: jax.tree_util.tree_map_with_path(to_particles, outputs),
+        # Vectors have no errors of their coefficients: what seems to grow may be round-off of a
+        # number that vanishes, as more terms tell.
+        again=(CancellationError, DivergenceError),
     )
 
     @functools.wraps(function)
@@ -147,7 +151,7 @@ def _check_order_one(leaf: LimitValue, value: Tensor, typical: list[Exponent], n
         return
     where = "" if order.uniform else " at some indices of its finite axes"
     raise LimitError(
-        f"{name} vanishes like n^{lower[0]}{where}: its particles would all be 0.",
+        f"{name} is of order n^{lower[0]} at most{where}: its particles would all be 0.",
         location=leaf._origin,
         advice=f"For the law of its coefficients return x * {_width_power(value, -lower[0])} "
         "instead of x, of which it is the limit then.",
