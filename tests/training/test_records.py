@@ -36,7 +36,9 @@ def run(width=tp.inf, **options):
 
 def same(one, two):
     for part in ("outputs", "observations"):
-        pairs = zip(*(jax.tree.leaves(getattr(r.replicates, part)) for r in (one, two)), strict=True)
+        pairs = zip(
+            *(jax.tree.leaves(getattr(r.replicates, part)) for r in (one, two)), strict=True
+        )
         for a, b in pairs:
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)

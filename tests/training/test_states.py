@@ -235,7 +235,14 @@ def test_large_states_are_kept_when_asked_for(width, monkeypatch):
 
 
 def test_comparisons_keep_states_when_asked_for():
-    how = {"widths": [4], "seeds": 2, "samples": 64, "replicates": 2, "key": KEY, "observe": predict}
+    how = {
+        "widths": [4],
+        "seeds": 2,
+        "samples": 64,
+        "replicates": 2,
+        "key": KEY,
+        "observe": predict,
+    }
     plain = tp.compare(step, THETA, BATCHES, progress=False, **how)
     assert not plain.limit.snapshots
     asked = tp.compare(step, THETA, BATCHES, progress=False, keep=[-1], **how)
