@@ -83,7 +83,7 @@ def test_what_has_no_error_is_printed_as_its_dtype_does():
 
 @pytest.mark.parametrize("digits", [0, 3, -1, 1.5, None])
 def test_digits_are_one_or_two(digits):
-    with pytest.raises(ValueError, match="digits=.*pass 1 or 2"):
+    with pytest.raises(ValueError, match=r"digits=.*pass 1 or 2"):
         shorthand(1.0, 0.1, digits)
 
 

@@ -79,8 +79,10 @@ def test_states_at_infinite_width_are_those_trained_by_hand(together, monkeypatc
 
 
 @WIDTHS
-def test_evaluation_repeats_the_observations(width):
-    """At every step that was kept, for the replicates together and apart."""
+@pytest.mark.parametrize("together", [1, 2**11], ids=["apart", "together"])
+def test_evaluation_repeats_the_observations(width, together, monkeypatch):
+    """At every step that was kept; steps after it reuse none of its memory."""
+    monkeypatch.setattr(infinite, "_TOGETHER_CPU", together)
     trained = run(width, keep=range(4))
     for t in range(-4, 4):
         found = trained.evaluate(predict, step=t)
@@ -166,6 +168,21 @@ def test_replicates_are_independent_of_each_other():
         both = tp.limit(lambda a, b: (predict(a), predict(b)))(first, second)
         seen = trained.replicates.observations[:2, -1]
         np.testing.assert_allclose(both, seen, rtol=1e-4 if width != tp.inf else 5e-3, atol=1e-5)
+
+
+@WIDTHS
+@pytest.mark.parametrize("keep", [[0, -1], [0]], ids=str)
+def test_the_state_is_the_last_one_of_them(width, keep):
+    trained = run(width, keep=keep)
+    found = tp.limit(predict)(trained.state)
+    seen = trained.replicates.observations[-1]
+    np.testing.assert_allclose(found, seen[-1], rtol=1e-3, atol=1e-5)
+    if -1 in keep:
+        assert jax.tree.leaves(trained.state)[0] is jax.tree.leaves(trained.states[-1])[0]
+        both = tp.limit(lambda a, b: predict(b) - predict(a))(
+            trained.snapshots[0][-1], trained.state
+        )
+        np.testing.assert_allclose(both, seen[-1] - seen[0], rtol=1e-2, atol=2e-4)
 
 
 @WIDTHS

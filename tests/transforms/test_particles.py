@@ -88,14 +88,13 @@ def test_one_index_is_one_unit_at_deferred_width():
 # --- laws, against networks
 
 LEVELS = np.array([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98])
-NET = networks.mup("tanh", hidden=2, eta=1.5)
 STEPS = list(zip(*networks.regression(steps=3), strict=True))
-WIDTH, SEEDS, REPLICATES = 1024, 48, 6
+WIDTH, SEEDS, REPLICATES = 512, 48, 6
 
 
-def preactivations(theta):
+def preactivations(theta, phi):
     h = jnp.asarray(networks.POINTS[:2]) @ theta["U"] / np.sqrt(3.0)
-    return jnp.tanh(h) @ theta["W"][0]
+    return phi(h) @ theta["W"][0]
 
 
 def statistics_of(before, after):
@@ -106,19 +105,22 @@ def statistics_of(before, after):
     return np.concatenate([quantiles.ravel(), correlations])
 
 
-def runs_at(width, replicates):
+def runs_at(activation, width, replicates):
+    net, phi = networks.mup(activation, hidden=2, eta=1.5), networks.ACTIVATIONS[activation]
     run = tp.train(
-        NET.step, NET.theta, STEPS, width=width, key=jax.random.key(3), replicates=replicates,
+        net.step, net.theta, STEPS, width=width, key=jax.random.key(3), replicates=replicates,
         samples=2**12, keep=[0, -1], progress=False,
     )  # fmt: skip
-    both = tp.particles(lambda a, b: (preactivations(a), preactivations(b)))
+    both = tp.particles(lambda a, b: (preactivations(a, phi), preactivations(b, phi)))
     pairs = zip(run.snapshots[0], run.states, strict=True)
     return np.array([statistics_of(*map(np.asarray, both(*pair))) for pair in pairs])
 
 
-def test_joint_law_of_trained_preactivations():
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_joint_law_of_trained_preactivations(activation):
     """False-alarm rate 1e-3, and a bias of 6/n of the size of each statistic is allowed for."""
-    limit, finite = runs_at(tp.inf, REPLICATES), runs_at(WIDTH, SEEDS)
+    limit = runs_at(activation, tp.inf, REPLICATES)
+    finite = runs_at(activation, WIDTH, SEEDS)
     error = np.hypot(statistics.standard_error(limit), statistics.standard_error(finite))
     difference = np.abs(limit.mean(axis=0) - finite.mean(axis=0))
     allowed = statistics.threshold(difference.size, degrees=REPLICATES - 1) * error

@@ -37,7 +37,8 @@ def train_networks(
     engine = _Networks(functions, theta, width, keys)
     watch = Watch(engine.label)
     history, state, snapshots = run(engine, batches, progress, checkpoints, watch, keep)
-    last = jax.tree.map(lambda leaf: leaf[-1], state)
+    kept = snapshots.get(len(batches))
+    last = kept[-1] if kept else jax.tree.map(operator.itemgetter(-1), state)
     return Trajectory(history.records(), history.exponents(), width, last, snapshots=snapshots)
 
 

@@ -236,7 +236,10 @@ class _Limit(Engine):
 
     def trajectory(self, history: History, state: Any, snapshots: Snapshots) -> Trajectory:
         """What was recorded, with the state of the last replicate."""
-        state = replicate(state, -1) if self.many else state
+        if self.steps in snapshots:  # the same value: it may be asked about beside earlier ones
+            state = snapshots[self.steps][-1]
+        elif self.many:
+            state = replicate(state, -1)
         records, fluctuations = history.records(), None
         if self.options.fluctuations:
             records, fluctuations = (
