@@ -125,6 +125,15 @@ def test_mean_error_and_interval_are_students(width):
         found.interval(1.0)
 
 
+@pytest.mark.parametrize("width", [8, tp.inf], ids=str)
+def test_a_run_without_records_can_be_asked(width):
+    stay = lambda theta, batch: (step(theta, batch)[0], None)
+    how = {"samples": 64, "replicates": 2, "key": KEY, "progress": False}
+    silent = tp.train(stay, THETA, BATCHES, width=width, **how)
+    assert len(silent.states) == 2
+    assert np.all(np.isfinite(silent.evaluate(predict).stderr))
+
+
 def test_one_replicate_has_no_error():
     found = run(tp.inf, replicates=1).evaluate(predict)
     assert np.all(np.isnan(found.stderr))

@@ -1,5 +1,6 @@
 """Functions of states: what they return as NumPy arrays, at any width."""
 
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -48,9 +49,7 @@ def _stacked(records: list[Any]) -> Any:
 
 def largest(*exponents: Any) -> Any:
     """Entry by entry the largest of several exponents: one, or an object array of them."""
-    found = np.asarray(exponents[0], dtype=object)
-    for other in exponents[1:]:
-        found = np.maximum(found, np.asarray(other, dtype=object))
+    found = functools.reduce(np.maximum, [np.asarray(e, dtype=object) for e in exponents])
     return found if np.ndim(found) else np.asarray(found, dtype=object).item()
 
 

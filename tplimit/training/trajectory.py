@@ -97,12 +97,10 @@ class Trajectory:
 
     @property
     def _steps(self) -> int:
-        if "steps" in self.record:
-            return int(self.record["steps"])
-        outputs, observations = map(jax.tree.leaves, vars(self.replicates).values())
-        return (
-            outputs[0].shape[1] if outputs else observations[0].shape[1] - 1 if observations else 0
-        )
+        for part, more in (("outputs", 0), ("observations", 1)):
+            for leaf in jax.tree.leaves(getattr(self.replicates, part)):
+                return int(leaf.shape[1]) - more
+        return int(self.record.get("steps", 0))  # nothing was recorded
 
     @property
     def _part(self) -> str:
