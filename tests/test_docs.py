@@ -51,7 +51,7 @@ def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
-    """Four libraries, in few lines each."""
+    """Four libraries, in few lines each, and dropout."""
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "modules.md").read_text(), re.DOTALL
     )
@@ -62,7 +62,9 @@ def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == "truncated normal n**-1/2"
     limit, finite = np.fromstring(losses.replace("[", " ").replace("]", " "), sep=" ").reshape(2, 3)
     np.testing.assert_allclose(finite, limit, atol=0.15)
-    assert shapes == ["(8, 8)"] * 3
+    assert shapes[:3] == ["(8, 8)"] * 3
+    first, *_, last = np.fromstring(shapes[3].strip("[]"), sep=" ")
+    assert 0 < last < first
 
 
 def test_the_examples_of_results(

@@ -207,8 +207,8 @@ def as_many_iterations_as_neurons(t: Theta) -> Any:
 
 
 @bad(tp.UnsupportedOperationError)
-def noise_drawn_inside(t: Theta) -> Any:
-    return (jax.random.normal(jax.random.key(0), t["v"].shape) * t["v"]).mean()  # here
+def matrix_drawn_inside(t: Theta) -> Any:
+    return (jax.random.normal(jax.random.key(0), t["W"].shape) @ t["v"]).mean()  # here
 
 
 # Shapes ----------------------------------------------------------------------------------------

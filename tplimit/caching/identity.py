@@ -94,7 +94,8 @@ class _Reader:
         place = getattr(value, "sharding", None)
         form = (place, str(value.dtype), value.shape, _jax.is_weak(value))
         if _jax.is_key(value):
-            value = jax.random.key_data(value)
+            with jax.ensure_compile_time_eval():
+                value = jax.random.key_data(value)
         array = np.asarray(value)
         if array.dtype == object:
             return (form, *map(self.read, array.flat))

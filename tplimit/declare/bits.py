@@ -1,7 +1,8 @@
 """Random entries as functions of random bits, and the laws that they have."""
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ class Operation:
     @functools.cached_property
     def law(self) -> Any:
         """What tells the law: the same without the names of the sources."""
-        order = {source: i for i, source in enumerate(_in_order(self))}
+        order = {source: i for i, source in enumerate(sources_of(self))}
         return _without_names(self, order)
 
 
@@ -165,7 +166,7 @@ def _affine(chain: Chain) -> tuple[float, float, Chain]:
 
 def _floats(chain: Chain) -> bool:
     """Whether entries are floating-point numbers."""
-    nodes = {source: jnp.zeros((), _unsigned(source.bits)) for source in chain.sources}
+    nodes = {source: np.zeros((), _unsigned(source.bits)) for source in chain.sources}
     return bool(jnp.issubdtype(jnp.asarray(_evaluated(chain, nodes)).dtype, jnp.floating))
 
 
@@ -184,7 +185,7 @@ class _Core:
 
 @functools.lru_cache(maxsize=256)
 def _law_of_core(core: _Core) -> Law:
-    sources = _in_order(core.chain)
+    sources = sources_of(core.chain)
     if len(sources) > len(_SHARED):
         return Law(0.0, 0.0, "other", trouble=f"hang on {len(sources)} draws each")
     x = _sorted(core.chain, sources, 1)
@@ -205,6 +206,57 @@ def _law_of_core(core: _Core) -> Law:
     quantiles = _quantiles(x, smooth=bool(counts.max() <= _ATOM))
     mean = 0.0 if quantiles.symmetric else float(np.mean(x))
     return Law(mean, quantiles.std, "other", quantiles)
+
+
+class NearZero(NamedTuple):
+    """How an entry that is a function of one draw lies about 0.
+
+    Attributes:
+        order: a share ``eps^(1/order)`` of the entries is below ``eps`` and not 0; 0 where none is.
+        atoms: whether single values have a probability.
+        heavy: whether not all moments are known to be finite.
+        positive: whether none is negative.
+    """
+
+    order: int
+    atoms: bool
+    heavy: bool
+    positive: bool
+
+
+#: Operations after which moments may be infinite.
+_POLES = frozenset(
+    ["cosh", "div", "exp", "exp2", "expm1", "integer_pow", "pow", "rsqrt", "sinh", "tan"]
+)
+
+#: Shares of the entries are counted below these, in root mean squares; orders are rounded up but
+#: for so much.
+_FAR, _NEAR, _DOUBT = 1e-2, 1e-3, 0.3
+
+
+@functools.lru_cache(maxsize=256)
+def _near_zero(core: _Core) -> NearZero | None:
+    x = _sorted(core.chain, sources_of(core.chain), 1)
+    if not np.all(np.isfinite(x)):
+        return None
+    size = np.abs(x) / max(float(np.sqrt(np.mean(x**2))), np.finfo(float).tiny)
+    far, near = (int(np.sum((size > 0) & (size < bound))) for bound in (_FAR, _NEAR))
+    order = 0 if far == 0 and (x[0] > 0 or x[-1] < 0) else 1
+    if near:
+        order = max(1, round(math.log(_FAR / _NEAR) / math.log(max(far / near, 1.1)) + _DOUBT))
+    atoms = bool(np.unique(x, return_counts=True)[1].max() > _ATOM)
+    return NearZero(order, atoms, bool(_names(core.chain) & _POLES), bool(x[0] >= 0))
+
+
+def near_zero(chain: Chain) -> NearZero | None:
+    """How entries lie about 0; None where they may be infinite or no numbers."""
+    return _near_zero(_Core(chain))
+
+
+def _names(chain: Chain) -> frozenset[str]:
+    if not isinstance(chain, Operation):
+        return frozenset()
+    return frozenset((chain.name,)).union(*map(_names, chain.operands))
 
 
 def _quantiles(x: np.ndarray, smooth: bool) -> Quantiles:
@@ -251,9 +303,7 @@ def _sorted(chain: Chain, sources: Sequence[Source], coarser: int) -> np.ndarray
     nodes = {}
     for i, source in enumerate(sources):
         points = _nodes(source.bits, per)
-        nodes[source] = jnp.asarray(
-            points.reshape([-1 if j == i else 1 for j in range(len(sources))])
-        )
+        nodes[source] = points.reshape([-1 if j == i else 1 for j in range(len(sources))])
     values = np.asarray(_evaluated(chain, nodes))
     return np.sort(values.astype(np.float64).ravel())
 
@@ -268,7 +318,7 @@ def _unsigned(bits: int) -> Any:
     return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[bits]
 
 
-def _evaluated(chain: Chain, nodes: dict[Source, Any]) -> Any:
+def evaluated(chain: Chain, nodes: Mapping[Source, Any]) -> Any:
     """The value of a chain at bits of its sources."""
     done: dict[int, Any] = {}
 
@@ -276,18 +326,23 @@ def _evaluated(chain: Chain, nodes: dict[Source, Any]) -> Any:
         if isinstance(one, Number):
             return jnp.asarray(one.value)
         if isinstance(one, Source):
-            return nodes[one]
+            return jnp.asarray(nodes[one])
         if id(one) not in done:
             operands = [of(operand) for operand in one.operands]
             shape = np.broadcast_shapes(*(operand.shape for operand in operands))
             done[id(one)] = one.bind(*(jnp.broadcast_to(x, shape) for x in operands))
         return done[id(one)]
 
+    return of(chain)
+
+
+def _evaluated(chain: Chain, nodes: Mapping[Source, Any]) -> Any:
+    """The same, computed now."""
     with jax.ensure_compile_time_eval():
-        return of(chain)
+        return evaluated(chain, nodes)
 
 
-def _in_order(chain: Chain) -> list[Source]:
+def sources_of(chain: Chain) -> list[Source]:
     """The sources of a chain in the order in which it reads them."""
     found: dict[Source, None] = {}
 

@@ -29,7 +29,7 @@ _SMALL = 2**16
 _LONGEST = 256
 
 #: Operations entry by entry that initialisers consist of.
-_ENTRYWISE = frozenset(
+ENTRYWISE = frozenset(
     """abs acos acosh add and asin asinh atan atan2 atanh bitcast_convert_type cbrt ceil clamp
     convert_element_type copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
     integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow
@@ -174,7 +174,8 @@ def _applied(equation: Any, inputs: list[Any]) -> list[Any]:
 def _bits(equation: Any, aval: Any, key: Any) -> Entries:
     if isinstance(key, (Entries, Opaque)):
         raise _Unknown("a random key that depends on random numbers")
-    data = np.asarray(jax.random.key_data(key))
+    with jax.ensure_compile_time_eval():
+        data = np.asarray(jax.random.key_data(key))
     name = hashlib.sha256(data.tobytes()).hexdigest()
     source = Source(name, tuple(aval.shape), int(equation.params["bit_width"]))
     return Entries(tuple(aval.shape), aval.dtype, source)
@@ -197,7 +198,7 @@ def _entries(value: Any) -> Entries:
 def _by_entries(equation: Any, avals: Sequence[Any], values: list[Entries]) -> list[Any]:
     name, aval = equation.primitive.name, avals[0]
     random = [value for value in values if value.random]
-    if name in _ENTRYWISE:
+    if name in ENTRYWISE:
         if any(value.shape != aval.shape for value in random):
             raise _Unknown("random entries that are repeated along an axis")
         if len({value.place for value in random}) > 1:

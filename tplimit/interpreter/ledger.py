@@ -156,7 +156,7 @@ class Ledger:
         """The bank as it leaves the call, knowing which spaces have been combined."""
         if self.bank is None:
             return None
-        return replace(self.bank, classes=tuple(sorted(self.spaces.roots().items())))
+        return replace(self.bank, classes=tuple(sorted(self.spaces.lasting().items())))
 
     def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:
         self._answers[(index, transposed, id(rows))] = (rows, coordinates)

@@ -1,6 +1,9 @@
 """Which width axes are one: the common dimension classes of the Tensor Programs papers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+
+#: From here on labels are those of draws along a width, which no call leaves to the next.
+_DRAWS = 10**6
 
 
 class Spaces:
@@ -8,6 +11,11 @@ class Spaces:
 
     def __init__(self, classes: Mapping[int, int] | Iterable[tuple[int, int]] = ()) -> None:
         self.classes = dict(classes)
+        self._draws: dict[Hashable, int] = {}
+
+    def of_draw(self, name: Hashable) -> int:
+        """The label of the axis of a draw, the same for the same name."""
+        return self._draws.setdefault(name, _DRAWS + len(self._draws))
 
     def find(self, space: int) -> int:
         """The label that stands for a space and all that are one with it."""
@@ -25,3 +33,13 @@ class Spaces:
     def roots(self) -> dict[int, int]:
         """For each label that is known to have another, the one that stands for it."""
         return {space: self.find(space) for space in self.classes}
+
+    def lasting(self) -> dict[int, int]:
+        """The same for the labels that later calls know."""
+        return {space: root for space, root in self.roots().items() if space < _DRAWS}
+
+    def left(self, space: int | None) -> int | None:
+        """The label of an axis that leaves the call: None for that of a draw by itself, of which
+        no later call knows what it has in common with others."""
+        root = None if space is None else self.find(space)
+        return None if root is None or root >= _DRAWS else root

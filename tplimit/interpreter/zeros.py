@@ -35,6 +35,7 @@ from tplimit.program.traits import (
     Kind,
     Linear,
     Logarithm,
+    Origin,
     Power,
     Product,
     Quotient,
@@ -112,7 +113,7 @@ def share_below(size: Exponent, order: int) -> Exponent:
 
 def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out: Value) -> Value:
     """The result of an operation with the laws of its terms."""
-    if isinstance(kind, Control) or not isinstance(out, Tensor) or not _vectors([out]):
+    if isinstance(kind, (Control, Origin)) or not isinstance(out, Tensor) or not _vectors([out]):
         return out
     if not all(isinstance(value, Tensor) for value in values):
         return out  # images of matrices know their own

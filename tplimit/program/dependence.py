@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit._jax import primitives as p
+from tplimit._jax import is_key, primitives as p
 from tplimit.program.tracing import Aval, Constant, Equation, Operand, Program, Slot
 from tplimit.program.traits import Identity, Linear, Product, kind_of, linear_places
 
@@ -39,7 +39,8 @@ def degree(program: Program, variables: Iterable[Slot]) -> str:
 
     def of(operand: Operand) -> str:
         if isinstance(operand, Constant):
-            return "free" if np.any(operand.fitted.coefficient) else "zero"
+            number = is_key(operand.aval) or np.any(operand.fitted.coefficient)
+            return "free" if number else "zero"
         return known.get(operand, "free")
 
     for equation in program.equations:

@@ -397,6 +397,7 @@ class _Builder:
     ) -> list[Operand]:
         bodies = [_jax.inner_program(equation) for equation in equations]
         if bodies[0] is not None:
+            self.refuse_by_name(equations, operands, where)
             return self.run([_jax.open_jaxpr(body) for body in bodies], operands, where)
         avals = tuple(
             self.aval([var.aval for var in variables], where)
@@ -421,6 +422,22 @@ class _Builder:
         )
         key = identity(replace(equation, outputs=()))
         return list(self.known.setdefault(key, equation).outputs)
+
+    def refuse_by_name(
+        self, equations: Sequence[Any], operands: list[Operand], where: Location | None
+    ) -> None:
+        """Functions of JAX that draw coordinates of a width, of which the traces do not tell."""
+        name = equations[0].params.get("name")
+        lengths = {variables[0].aval.shape for variables in (e.outvars for e in equations)}
+        constants = [operand for operand in operands if isinstance(operand, Constant)]
+        grows = any(level > 0 for one in constants for level in one.fitted.exponents.levels())
+        if (name == "_shuffle" and len(lengths) > 1) or (name == "_randint" and grows):
+            raise UnsupportedOperationError(
+                "jax.random.permutation, shuffle and choice along a width are not supported: they "
+                "pair coordinates with others.",
+                location=where,
+                advice="Draw independent entries, as with jax.random.bernoulli or normal.",
+            )
 
     def param(self, name: str, values: Sequence[Any], where: Location | None, inside: bool) -> Any:
         first = values[0]

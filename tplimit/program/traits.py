@@ -133,6 +133,14 @@ class Relation(Kind):
 
 
 @dataclass(frozen=True)
+class Origin(Kind):
+    """Makes entries that come from none of the operands."""
+
+    def __str__(self) -> str:
+        return "Independent entries of a known law, from a key."
+
+
+@dataclass(frozen=True)
 class Control(Kind):
     """Runs programs: a loop or a branch."""
 
@@ -174,8 +182,9 @@ _FOURIER = (
     "depend on a width are not supported"
 )
 _DRAWS = (
-    "random numbers drawn inside the program along a width are not supported yet; make them "
-    "parameters with tp.normal"
+    "random bits along a width have a limit where they are used entry by entry, as those of "
+    "jax.random.normal and bernoulli are, and of vectors; make random matrices parameters "
+    "(tp.normal, tp.declare)"
 )
 
 #: The primitives about which there is something to know, by kind; None: this JAX lacks it.
@@ -292,6 +301,7 @@ __all__ = [
     "Kind",
     "Linear",
     "Logarithm",
+    "Origin",
     "Power",
     "Product",
     "Quotient",

@@ -16,6 +16,7 @@ import numpy as np
 
 from tplimit import _jax, arguments
 from tplimit.caching.store import kept
+from tplimit.declare.draws import with_draws
 from tplimit.errors import LimitError, LimitWarning, Location, warn
 from tplimit.interpreter.cancellation import Held, Name
 from tplimit.interpreter.context import Check
@@ -147,6 +148,7 @@ class Evaluator:
 
             with _jax.traced_anew():
                 program, out_tree = trace(flat, inputs_at, multiple, also)
+                program = with_draws(program)
                 _apart(flat, avals, weaknesses, multiple)
             lint(program)
             if self.change is not None:

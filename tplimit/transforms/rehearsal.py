@@ -81,8 +81,15 @@ class Learnt:
 
 def interpreted(ctx: Context, program: Program, values: Sequence[Value]) -> list[Value]:
     """Outputs of a program, in the form in which they leave a call."""
-    out = evaluate(ctx, program, values)
-    return [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in out]
+    return [_leaving(ctx, value) for value in evaluate(ctx, program, values)]
+
+
+def _leaving(ctx: Context, value: Value) -> Value:
+    if isinstance(value, Matrices):
+        return matrices.absorbed(ctx, value)
+    return (
+        replace(value, space=ctx.spaces.left(value.space)) if isinstance(value, Tensor) else value
+    )
 
 
 def rehearsed(

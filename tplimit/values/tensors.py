@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit._jax import is_key
 from tplimit.errors import LimitError
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Exponent, Exponents
 from tplimit.values.fields import ALONG, AXIS, ENTRIES, NESTED, SPACES, STATIC
@@ -232,7 +233,9 @@ class Tensor:
 
     @property
     def dtype(self) -> Any:
-        return jnp.result_type(self.coefficient)
+        # Random keys are no numbers of any kind.
+        key = is_key(self.coefficient)
+        return np.dtype(np.void) if key else jnp.result_type(self.coefficient)
 
     @property
     def exact(self) -> bool:
