@@ -67,6 +67,20 @@ def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < last < first
 
 
+def test_the_examples_of_results(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions, distributions, numbers for papers, records."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "results.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "results.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert re.search(r"'-?\d\.\d+\(\d\)'", printed)
+    assert "11 entries" in printed
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))

@@ -23,6 +23,7 @@ LATER = (
     "mlxtend",
     "neural_tangents",
     "optax",
+    "pandas",
     "PIL",
     "pytest",
     "rich",

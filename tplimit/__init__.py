@@ -27,14 +27,17 @@ from tplimit.errors import (
 from tplimit.interpreter.table import rule
 from tplimit.kernels import nngp, ntk
 from tplimit.networks.models import Model, mlp
+from tplimit.output.citations import cite
 from tplimit.parameterizations import Parameterization
 from tplimit.regimes.counted import Regime, classify
 from tplimit.regimes.measured import classify_step
 from tplimit.training.checkpoint import Checkpoint
 from tplimit.training.comparison import Comparison, compare
+from tplimit.training.estimates import Estimate
 from tplimit.training.train import train
 from tplimit.training.trajectory import Trajectory
 from tplimit.transforms.limits import Leading, Series, leading, limit, series
+from tplimit.transforms.particles import particles
 from tplimit.transforms.sampling import sample
 
 __version__ = "0.1.0"
@@ -46,6 +49,7 @@ __all__ = [
     "Comparison",
     "Deferred",
     "DivergenceError",
+    "Estimate",
     "Leading",
     "LimitError",
     "LimitWarning",
@@ -61,6 +65,7 @@ __all__ = [
     "Width",
     "WidthError",
     "cache",
+    "cite",
     "classify",
     "classify_step",
     "compare",
@@ -76,6 +81,7 @@ __all__ = [
     "ntk",
     "orthogonal",
     "parameterizations",
+    "particles",
     "rademacher",
     "rule",
     "sample",

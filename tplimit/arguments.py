@@ -269,6 +269,22 @@ def replicates(value: Any, name: str = "replicates") -> int:
     return whole(name, value, most=_MOST_REPLICATES, example=4)
 
 
+def keep(value: Any, last: int) -> tuple[int, ...] | None:
+    """Steps at which states are kept, from 0 to the last, or None."""
+    if value is None:
+        return None
+    wanted = f"pass steps from 0 to {last}, or from the end, such as keep=[0, -1]"
+    if isinstance(value, (str, Mapping)) or not np.iterable(value):
+        raise TypeError(f"keep={shown(value)} is no list of steps: {wanted}")
+    found = [_integer(step) for step in value]
+    if None in found:
+        raise TypeError(f"keep={shown(value)} has steps that are no integers: {wanted}")
+    steps = {step if step >= 0 else last + 1 + step for step in found if step is not None}
+    if steps and not 0 <= min(steps) <= max(steps) <= last:
+        raise ValueError(f"keep={shown(value)} has steps that the run has not: {wanted}")
+    return tuple(sorted(steps))
+
+
 def terms(value: Any) -> int:
     """Terms of the expansion in the width."""
     return whole("terms", value, most=3, example=2)

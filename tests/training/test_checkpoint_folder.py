@@ -36,7 +36,7 @@ def every(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path.name != "lock")
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("lock", "states"))
 
 
 def interrupted(folder, **options):

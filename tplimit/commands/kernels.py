@@ -74,6 +74,7 @@ def kernels(
     settings = {
         "data": data, "depth": depth, "activation": activation,
         "w_std": w_std, "b_std": b_std, "kernel": kernel.value, "seed": seed,
+        "seconds": round(seconds, 3),
     }  # fmt: skip
     # A file of the user's is not copied; what was drawn here is nowhere else.
     arrays = {"kernel": matrix} | ({} if labels is None else {"inputs": x, "labels": labels})

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from tplimit.errors import LimitWarning, warn
+from tplimit.output.provenance import provenance
 
 fcntl: Any
 msvcrt: Any
@@ -31,6 +33,7 @@ __all__ = [
     "existing",
     "locked",
     "replacing",
+    "warn_of_suffix",
     "write_text",
 ]
 
@@ -80,6 +83,21 @@ def existing(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def warn_of_suffix(path: Path, suffix: str, otherwise: str) -> None:
+    """Warn where the name of a file promises another kind of file; one without suffix does not.
+
+    `otherwise` says how such a file is made.
+    """
+    if path.suffix not in ("", suffix):
+        kind = suffix.removeprefix(".")
+        warn(
+            LimitWarning(
+                f"{path} is written as a {kind} file, whatever its suffix {path.suffix!r} says.",
+                advice=f"Name it {path.with_suffix(suffix).name}; {otherwise}.",
+            )
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, as `replacing` does."""
     with replacing(path) as file:
@@ -88,7 +106,8 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of safetensors file, with its name, version and checksum in the metadata.
+    """A kind of safetensors file, with its name, version and checksum in the metadata, and with
+    what it was made by (`provenance`) as `made`.
 
     Attributes:
         name: "tplimit." and the name of what it holds.
@@ -115,7 +134,8 @@ class Format:
         """
         # safetensors writes the buffer as it lies in memory, whatever the strides say.
         arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        metadata = {**(metadata or {}), "format": self.name, "version": str(self.version)}
+        made = {"made": json.dumps(provenance())}
+        metadata = {**(metadata or {}), **made, "format": self.name, "version": str(self.version)}
         content = save(arrays, metadata | {"checksum": checksum(metadata, arrays)})
         with replacing(path) as file:
             file.write(content)

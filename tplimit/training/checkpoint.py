@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,13 @@ from tplimit.transforms.opaque import LimitValue, aval_of, mesh_of, on_mesh, sou
 __all__ = ["Checkpoint", "Checkpoints"]
 
 _FORMAT = Format("tplimit.Checkpoint", version=2, oldest=2)
+_STATES = Format("tplimit.States")
 _SECONDS = 60.0
 _KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{8}|[1-9]\d{8,})\.safetensors")
 _LOCK = "lock"
+#: A folder beside the checkpoints with the states that a run keeps.
+_KEPT_STATES = "states"
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,42 @@ class Checkpoints:
         self._steps = 0
         self._time = time.monotonic()
 
+    def keep(self, step: int, part: int, states: list[Any]) -> None:
+        """Save the states of a part at a step, once and for all: `kept` gives them back."""
+        if self._settings is None:
+            return
+        leaves = [jax.tree.leaves(state) for state in states]
+        code, arrays = encode({"run": self._identity(), "states": leaves})
+        _STATES.write(self._states(step, part), {**arrays, "code": _as_bytes(code)})
+
+    def kept(self, step: int, part: int, like: Any) -> list[Any] | None:
+        """The states of a part at a step that an earlier call of this run has saved, or None.
+
+        `like` is a state of the same structure.
+
+        Warns:
+            LimitWarning: the file cannot be read.
+        """
+        if self._settings is None or not self._states(step, part).exists():
+            return None
+        try:
+            found = _read_states(self._states(step, part))
+        except (Unreadable, OtherVersion) as reason:
+            warn(LimitWarning(f"{reason}; the states at step {step} are lost"))
+            return None
+        if found["run"] != self._identity():
+            return None
+        mesh, tree = mesh_of(jax.tree.leaves(like)), jax.tree.structure(like)
+        return [jax.tree.unflatten(tree, on_mesh(mesh, leaves)) for leaves in found["states"]]
+
+    def _states(self, step: int, part: int) -> Path:
+        return self._folder / _KEPT_STATES / f"step-{step:08}-part-{part:04}.safetensors"
+
+    def _identity(self) -> dict[str, str]:
+        """Of which run states are, and of which attempt: what was kept before it began again, in
+        another way, is of no use."""
+        return self._run | {"decided": json.dumps(self._decided, sort_keys=True)}
+
     def _encoded(self, state: Any, history: History) -> tuple[Any, dict[str, np.ndarray]]:
         tree = jax.tree.structure(state)
         if tree != self._tree:
@@ -348,16 +387,26 @@ def _write(path: Path, code: Any, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, its history unpacked.
+    """The content of a checkpoint, its history unpacked; raises as `_decoded`."""
+    return _decoded(_FORMAT, path, lambda content: _checked(content, path))
+
+
+def _read_states(path: Path) -> dict[str, Any]:
+    """The states that were kept in a file; raises as `_decoded`."""
+    return _decoded(_STATES, path, _checked_states)
+
+
+def _decoded(kind: Format, path: Path, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """The content of a file.
 
     Raises:
         Unreadable: it is none, or holds what no run has saved.
         OtherVersion: another version of tplimit wrote it.
     """
-    _, arrays = _FORMAT.read(path)
+    _, arrays = kind.read(path)
     try:
         code = json.loads(arrays.pop("code", np.empty(0, np.uint8)).tobytes())
-        return _checked(decode(code, arrays), path)
+        return check(decode(code, arrays))
     except OtherFields as error:
         raise OtherVersion(
             f"{path} was written by another version of tplimit ({error}): go on with that version, "
@@ -385,6 +434,20 @@ class _Content(TypedDict):
     leaves: list[_Leaf] | None
     shapes: list[str] | None
     history: Packed
+
+
+class _States(TypedDict):
+    run: dict[str, str]
+    states: list[list[_Leaf]]
+
+
+def _checked_states(content: Any) -> dict[str, Any]:
+    if not conforms(content, _States):
+        raise ValueError("its entries are others")
+    for leaf in (leaf for state in content["states"] for leaf in state):
+        if isinstance(leaf, LimitValue) and not sound(leaf, 1):
+            raise ValueError("the parts of its states do not fit together")
+    return dict(content)
 
 
 def _checked(content: Any, path: Path) -> dict[str, Any]:

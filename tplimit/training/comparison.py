@@ -18,10 +18,11 @@ from tplimit import arguments
 from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
 from tplimit.errors import LimitWarning, warn
-from tplimit.output.files import write_text
+from tplimit.output.files import warn_of_suffix, write_text
 from tplimit.training.checkpoint import Checkpoint
+from tplimit.training.estimates import quiet
 from tplimit.training.train import Step, train
-from tplimit.training.trajectory import Trajectory, quiet, width_label
+from tplimit.training.trajectory import Trajectory, width_label
 from tplimit.transforms.limits import align
 from tplimit.transforms.sampling import width_of
 
@@ -101,6 +102,11 @@ class Comparison:
             result[n] = _root(np.mean((np.mean(values, axis=0) - mean) ** 2 - own - noise))
         return result
 
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of what the runs used, for `tplimit.cite`."""
+        return self.limit.cites
+
     def __repr__(self) -> str:
         return f"Comparison(widths={list(self.finite)}, slope={self.slope:.3f})"
 
@@ -176,6 +182,8 @@ class Comparison:
             "not_finite": {str(n): seeds for n, seeds in self.not_finite.items()},
             "slope": self.slope,
             "slope_stderr": self.slope_stderr,
+            "record": self.limit.record,
+            "finite_records": {str(n): t.record for n, t in self.finite.items()},
             "z_scores": _z_summary(self.z_scores),
             "extrapolated_z": _z_summary(self.extrapolated_z),
             "limit": _lists(self._records(self.limit)),
@@ -188,8 +196,13 @@ class Comparison:
         return _without_nan(report)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `summary()` as a JSON file; trajectories have their own `save`."""
+        """Write `summary()` as a JSON file; trajectories have their own `save`.
+
+        Warns:
+            LimitWarning: the name has the suffix of another kind of file.
+        """
         target = Path(path)
+        warn_of_suffix(target, ".json", "for arrays save the trajectories, limit and finite[n]")
         write_text(target, json.dumps(self.summary(), indent=1, allow_nan=False) + "\n")
         return target
 
@@ -394,7 +407,10 @@ def compare(
         raise TypeError(f"compare has no option {name}{near}")
 
     def run(width: Any, count: int, label: int, **more: Any) -> Trajectory:
-        more |= options | {"key": jax.random.fold_in(key, label), "replicates": count}
+        # States of all networks take memory; who asks questions of them says so.
+        more |= (
+            {"keep": ()} | options | {"key": jax.random.fold_in(key, label), "replicates": count}
+        )
         folder = _folder_of(checkpoint, width_label(width))
         return train(step, theta, batches, width=width, checkpoint=folder, **more)
 

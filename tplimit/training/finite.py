@@ -1,5 +1,6 @@
 """Training at integer widths: ordinary arrays, replicates side by side."""
 
+import operator
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -30,12 +31,15 @@ def train_networks(
     keys: jax.Array,
     progress: bool,
     checkpoints: Checkpoints,
+    keep: tuple[int, ...] | None = (),
 ) -> Trajectory:
     """Independent networks, one for each key."""
     engine = _Networks(functions, theta, width, keys)
-    history, state = run(engine, batches, progress, checkpoints, Watch(engine.label))
-    last = jax.tree.map(lambda leaf: leaf[-1], state)
-    return Trajectory(history.records(), history.exponents(), width, last)
+    watch = Watch(engine.label)
+    history, state, snapshots = run(engine, batches, progress, checkpoints, watch, keep)
+    kept = snapshots.get(len(batches))
+    last = kept[-1] if kept else jax.tree.map(operator.itemgetter(-1), state)
+    return Trajectory(history.records(), history.exponents(), width, last, snapshots=snapshots)
 
 
 class _Networks(Engine):
@@ -81,7 +85,10 @@ class _Networks(Engine):
                 state, output = pair(step_all(_unshare(state), batch))
             return state, _copied(step, output)
 
-        return Moves(look, move)
+        def apart(state: Any) -> list[Any]:
+            return [jax.tree.map(operator.itemgetter(i), state) for i in range(len(part))]
+
+        return Moves(look, move, apart)
 
     def numbers(self, which: str, record: Any) -> Any:
         return record

@@ -1,6 +1,5 @@
 """What a training run has recorded so far, replicates trained together at a time."""
 
-import functools
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from typing import Any, TypedDict
 import jax
 import numpy as np
 
-from tplimit.training.trajectory import Records
+from tplimit.training.evaluation import largest
+from tplimit.training.records import Records
 
 __all__ = ["History", "Packed"]
 
@@ -60,7 +60,7 @@ class History:
                 trees = [jax.tree.structure(tree) for tree in (self.largest[which], exponents)]
                 if trees[1:] != trees[:1]:
                     raise ValueError(f"{which}: {trees[0]}, then {trees[1]}")
-                exponents = jax.tree.map(_largest, self.largest[which], exponents)
+                exponents = jax.tree.map(largest, self.largest[which], exponents)
             self.largest[which] = exponents
 
     def finish_part(self) -> None:
@@ -144,11 +144,6 @@ def _check_axes(records: Any, axes: tuple[int, ...]) -> None:
     """Whether all are arrays with these leading axes; without axes there may be none."""
     for leaf in jax.tree.leaves(records):
         _check(axes and isinstance(leaf, np.ndarray) and leaf.shape[: len(axes)] == axes)
-
-
-def _largest(*exponents: Any) -> Any:
-    largest = functools.reduce(np.maximum, [np.asarray(e, dtype=object) for e in exponents])
-    return largest if np.ndim(largest) else np.asarray(largest, dtype=object).item()
 
 
 def _stacked(records: list[Any], axis: int) -> Any:

@@ -10,20 +10,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from tplimit import arguments
-from tplimit.errors import CancellationError, LimitError, LimitWarning, RoomError, WidthError
+from tplimit.errors import CancellationError, LimitError, LimitWarning, RoomError
 from tplimit.matrices.memory import FEW
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
+from tplimit.training.evaluation import check_record
 from tplimit.training.history import History
 from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
 from tplimit.training.options import Options
+from tplimit.training.snapshots import Snapshots
 from tplimit.training.trajectory import Records, Trajectory, width_label
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.decisions import ReplicatesDiffer
 from tplimit.transforms.effort import Calls
 from tplimit.transforms.limits import MORE_TERMS, consuming, exponent_of, raw, to_limit, to_series
-from tplimit.transforms.opaque import replicate, revealed_directions, with_other_draws
+from tplimit.transforms.opaque import (
+    Lineage,
+    copied,
+    replicate,
+    revealed_directions,
+    with_banks,
+    with_other_draws,
+)
 from tplimit.transforms.room import with_room_for_all
 
 # Replicates of the limit are computed in one call while they have at most so many coordinates. Of
@@ -46,6 +54,7 @@ def train_limit(
     keys: jax.Array,
     progress: bool,
     checkpoints: Checkpoints,
+    keep: tuple[int, ...] | None = (),
 ) -> Trajectory:
     """Train, and begin again where it turns out that the run has to be made in another way."""
     first = {
@@ -59,8 +68,8 @@ def train_limit(
         now = replace(options, terms=decided["terms"], samples=decided["samples"])
         engine = _Limit(functions, theta, now, keys, decided["together"], len(batches))
         try:
-            history, state = run(engine, batches, progress, checkpoints, watch)
-            return engine.trajectory(history, state)
+            found = run(engine, batches, progress, checkpoints, watch, keep)
+            return engine.trajectory(*found)
         except ReplicatesDiffer:
             # Each has to be compiled for its own decisions.
             decided = checkpoints.begin_again(decided | {"together": 1})
@@ -136,8 +145,21 @@ class _Limit(Engine):
         return Moves(
             self.functions.observer(looking, self.options.keeps_reveals, self.many, tell),
             consuming(self.functions.step, moving, on_compile, self.many),
+            self._apart(len(part)),
             self._with_room,
         )
+
+    def _apart(self, replicates: int) -> Callable[[Any], list[Any]]:
+        """From a state to those of its replicates, which share nothing but each with its past."""
+        lines: list[Lineage | None] = [None] * replicates
+
+        def branch(state: Any, index: int) -> Any:
+            before = lines[index]
+            now = lines[index] = Lineage() if before is None else Lineage(before)
+            own = replicate(state, index) if self.many else copied(state)
+            return with_banks(own, lambda revealed: replace(revealed, lineage=now))
+
+        return lambda state: [branch(state, index) for index in range(replicates)]
 
     def _with_room(self, state: Any, batch: Any) -> Any:
         """The initial state with room for the whole run, where that is little."""
@@ -198,7 +220,11 @@ class _Limit(Engine):
 
     def _limits(self, which: str, record: Any) -> Any:
         given = self.functions.given
-        _check_record(given.step if which == "outputs" else given.observe, record)
+        function, role = {
+            "outputs": (given.step, "step"),
+            "observations": (given.observe, "observe"),
+        }[which]
+        check_record(function, record, role)
         return self._arrays(to_limit, record)
 
     def _arrays(self, kind: Callable[[Any], Any], record: Any) -> Any:
@@ -208,9 +234,12 @@ class _Limit(Engine):
     def exponents(self, record: Any) -> Any:
         return jax.tree.map(exponent_of, record)
 
-    def trajectory(self, history: History, state: Any) -> Trajectory:
+    def trajectory(self, history: History, state: Any, snapshots: Snapshots) -> Trajectory:
         """What was recorded, with the state of the last replicate."""
-        state = replicate(state, -1) if self.many else state
+        if self.steps in snapshots:  # the same value: it may be asked about beside earlier ones
+            state = snapshots[self.steps][-1]
+        elif self.many:
+            state = replicate(state, -1)
         records, fluctuations = history.records(), None
         if self.options.fluctuations:
             records, fluctuations = (
@@ -218,7 +247,8 @@ class _Limit(Engine):
             )
         return Trajectory(
             records, history.exponents(), self.options.width, state, revealed_directions(state),
-            fluctuations=fluctuations, random=history.random,
+            fluctuations=fluctuations, random=history.random, snapshots=snapshots,
+            record=self.options.recorded(),
         )  # fmt: skip
 
 
@@ -227,17 +257,3 @@ def _together(replicates: int, coordinates: int) -> int:
     bound = _TOGETHER_CPU if jax.default_backend() == "cpu" else _TOGETHER
     most = max(1, bound // coordinates)
     return max(size for size in range(1, replicates + 1) if replicates % size == 0 and size <= most)
-
-
-def _check_record(source: Any, record: Any) -> None:
-    """Records are numbers: what has a width is a random variable for each of its coordinates."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(record):
-        if leaf._aval.width_axes:
-            raise WidthError(
-                f"output{jax.tree_util.keystr(path)} of {arguments.described(source)} has a width, "
-                f"{leaf!r}, and so no record at tp.inf or tp.Deferred(n).",
-                location=leaf._origin,
-                advice="Return averages over the width, such as jnp.mean(h**2), or outputs of the "
-                "network; the state at the end is Trajectory.state.",
-            )
-    arguments.records(source, jax.tree.map(lambda leaf: leaf._aval, record))

@@ -11,6 +11,7 @@ from tplimit.output.progress import STEP, bar
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.history import History
+from tplimit.training.snapshots import Keeper, Snapshots
 
 Tell = Callable[[str], None]
 
@@ -28,10 +29,12 @@ class Moves(NamedTuple):
 
     `observe` is called before each step and after the last; `step` takes a batch besides. Before
     the first of them `ready` makes the initial state, with the first batch, ready for the run.
+    `apart` gives the states of the single replicates, in memory that no later step reuses.
     """
 
     observe: Callable[[Any], tuple[Any, Any]]
     step: Callable[[Any, Any], tuple[Any, Any]]
+    apart: Callable[[Any], list[Any]]
     ready: Callable[[Any, Any], Any] = lambda state, batch: state
 
 
@@ -72,17 +75,23 @@ def run(
     progress: bool,
     checkpoints: Checkpoints,
     watch: Watch,
-) -> tuple[History, Any]:
+    keep: tuple[int, ...] | None,
+) -> tuple[History, Any, Snapshots]:
     """Train all parts over the batches, from where a checkpoint has left off.
 
-    Returns: what was recorded; the state of the last part.
+    Returns: what was recorded; the state of the last part; the states at the steps to `keep`.
     """
-    history = checkpoints.history([len(part) for part in engine.parts])
+    parts = [len(part) for part in engine.parts]
+    history = checkpoints.history(parts)
+    keeper = Keeper(keep, len(batches), parts, checkpoints)
     watch.look(history)
     done = len(history.pieces)
     if done == len(engine.parts):
         engine.begin(history, batches)
-        return history, checkpoints.restore(engine.start(engine.parts[-1]))
+        state = checkpoints.restore(engine.start(engine.parts[-1]))
+        apart = engine.moves(engine.parts[-1], 0, lambda text: None).apart
+        keeper.look(len(batches), done - 1, state, apart)
+        return history, state, keeper.snapshots(state)
     steps = len(batches) * (len(engine.parts) - done) - len(history.outputs)
 
     def note(which: str, record: Any) -> None:
@@ -91,7 +100,7 @@ def run(
 
     with bar(steps, engine.label, progress) as advance:
         engine.begin(history, batches)
-        for part in engine.parts[done:]:
+        for number, part in enumerate(engine.parts[done:], done):
             advance("sampling")
             state = checkpoints.restore(engine.start(part))
             moves = engine.moves(part, len(batches) - len(history.outputs), advance)
@@ -99,6 +108,7 @@ def run(
                 state = moves.ready(state, batches[0])
             for batch in batches[len(history.outputs) :]:
                 state, seen = moves.observe(state)
+                keeper.look(len(history.outputs), number, state, moves.apart)
                 try:
                     state, output = pair(moves.step(state, batch))
                 except CancellationError as error:
@@ -113,10 +123,11 @@ def run(
                 advance(STEP)
             state, seen = moves.observe(state)
             note("observations", seen)
+            keeper.look(len(batches), number, state, moves.apart)
             history.finish_part()
             watch.look(history)
             checkpoints.save(state, history)
-    return history, state
+    return history, state, keeper.snapshots(state)
 
 
 def pair(result: Any) -> tuple[Any, Any]:

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from tplimit import arguments
 from tplimit.arguments import Deferred, inf
 from tplimit.gaussian import kinds
-from tplimit.transforms.sampling import drawn
+from tplimit.training.portable import encode_width
+from tplimit.transforms.sampling import drawn, is_limit, law_of
 
 
 def _checked(check: Callable[[Any], Any]) -> dict[str, Any]:
@@ -74,6 +75,22 @@ class Options:
     def compared(self) -> dict[str, Any]:
         """What identifies a run."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+
+    def recorded(self) -> dict[str, Any]:
+        """What a reader of the numbers has to know, ready for JSON (see ``Trajectory.record``)."""
+        found: dict[str, Any] = {
+            "width": encode_width(self.width), "replicates": self.replicates,
+            "samples": None, "noise": None, "terms": None,
+        }  # fmt: skip
+        if is_limit(self.width):
+            found["rank_tolerance"] = law_of(self.width, self.noise, self.rank_tolerance).tolerance
+        if self.width == inf:
+            found |= {
+                "samples": self.particles, "noise": self.noise, "terms": self.kept_terms,
+                "pair_samples": self.pair_samples, "init_output": self.init_output,
+                "fluctuations": self.fluctuations,
+            }  # fmt: skip
+        return found
 
     @property
     def particles(self) -> int:

@@ -1,15 +1,19 @@
 """Training at any width: run a plain JAX step over batches and record what it returns."""
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from tplimit import arguments
 from tplimit.declare.initialisers import declarations
+from tplimit.output.provenance import provenance
 from tplimit.training.checkpoint import Checkpoint, Checkpoints
 from tplimit.training.finite import train_networks
 from tplimit.training.infinite import Traced, train_limit
@@ -44,6 +48,7 @@ def train(
     init_output: str = "sample",
     fluctuations: bool = False,
     pair_samples: int | None = None,
+    keep: Sequence[int] | None = None,
 ) -> Trajectory:
     """Run `state, output = step(state, batch)` over the batches at any width.
 
@@ -91,6 +96,10 @@ def train(
             where the limit depends on it (`Trajectory.random`); `"zero"`: the limit with initial
             function 0.
         fluctuations: keep the terms of order n^-1/2 as well, see `Trajectory.fluctuations`.
+        keep: the steps whose states are kept, of all replicates, in `Trajectory.snapshots`, for
+            later questions (`Trajectory.evaluate`): 0 is the initial state, -1 the last one;
+            `keep=[]` keeps none. By default the last one, `Trajectory.states`, as long as those of
+            all replicates take at most 1 GiB. With `checkpoint` they are saved in its folder.
 
     Returns:
         `Trajectory`: `outputs` and `observations` are means over replicates, NumPy arrays with the
@@ -139,6 +148,15 @@ def train(
         rank_tolerance=rank_tolerance, terms=terms, init_output=init_output,
         fluctuations=fluctuations, pair_samples=pair_samples, mesh=mesh, bias_check=bias_check,
     )  # fmt: skip
+    keep = arguments.keep(keep, len(batches))
+    record, started = provenance() | _recorded(key, len(batches)), time.monotonic()
+
+    def recorded(trajectory: Trajectory, options: Options) -> Trajectory:
+        # What it was begun with, what it has turned to, and how long it took.
+        own = options.recorded() | dict(trajectory.record)
+        seconds = round(time.monotonic() - started, 3)
+        return replace(trajectory, record=record | own | {"seconds": seconds})
+
     keys = jax.random.split(key, options.replicates)
     if checkpoint is not None and options.mesh is not None and options.mesh.is_multi_process:
         raise ValueError(
@@ -152,21 +170,35 @@ def train(
     functions = Functions(init, step, observe)
     if not is_limit(options.width):
         with checkpoints:
-            return train_networks(
-                functions, theta, batches, options.width, keys, progress, checkpoints
+            trajectory = train_networks(
+                functions, theta, batches, options.width, keys, progress, checkpoints, keep
             )
+            return recorded(trajectory, options)
     traced = Traced(functions)
     with checkpoints:
         if not options.bias_check or options.deferred:
-            return train_limit(traced, theta, batches, options, keys, progress, checkpoints)
+            trajectory = train_limit(
+                traced, theta, batches, options, keys, progress, checkpoints, keep
+            )
+            return recorded(trajectory, options)
         # The cheap side first: what cannot be run with half the samples is refused at once.
         count = options.replicates
         half = replace(options, samples=options.particles // 2, replicates=2 * count)
         more = jax.random.split(jax.random.fold_in(key, count), 2 * count)
         unsaved = Checkpoints(None, {})
         cheap = train_limit(traced, theta, batches, half, more, progress, unsaved)
-        trajectory = train_limit(traced, theta, batches, options, keys, progress, checkpoints)
-    return trajectory.with_bias_from(cheap)
+        trajectory = train_limit(traced, theta, batches, options, keys, progress, checkpoints, keep)
+    return recorded(trajectory, options).with_bias_from(cheap)
+
+
+def _recorded(key: jax.Array, steps: int) -> dict[str, Any]:
+    """The key as numbers, from which `jax.random.wrap_key_data` makes it; steps; precision."""
+    data = np.asarray(jax.random.key_data(key)).tolist()
+    return {
+        "key": {"impl": str(jax.random.key_impl(key)), "data": data},
+        "steps": steps,
+        "dtype": jnp.result_type(float).name,
+    }
 
 
 def _check_functions(init: Any, step: Any, observe: Any) -> None:

@@ -3,98 +3,37 @@
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tplimit.arguments import Deferred, inf
+from tplimit import arguments
+from tplimit.arguments import Deferred
 from tplimit.errors import LimitWarning, warn
-from tplimit.output.files import Format, Unreadable, existing
+from tplimit.output.files import Format, Unreadable, existing, warn_of_suffix
+from tplimit.training import estimates
+from tplimit.training.estimates import Estimate
+from tplimit.training.evaluation import evaluated
+from tplimit.training.portable import (
+    decode,
+    decode_width,
+    encode,
+    encode_width,
+    frame,
+    plain,
+    read_exponents,
+    store_array,
+    store_exponents,
+)
+from tplimit.training.records import BIAS_SHARE, Bias, Records
 
 __all__ = ["Records", "Trajectory", "width_label"]
 
 _FORMAT = Format("tplimit.Trajectory", version=2, unchecked=1)
-
-#: A bias of this many standard errors lowers the coverage of a 95 % interval to 92 %.
-BIAS_SHARE = 0.5
-_FALSE_ALARM = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Records:
-    """A pair of trees: what `step` returned beside the state, and what `observe` returned."""
-
-    outputs: Any
-    observations: Any
-
-    def map(self, fn: Any) -> "Records":
-        """`fn` applied to every leaf."""
-        return Records(jax.tree.map(fn, self.outputs), jax.tree.map(fn, self.observations))
-
-    @classmethod
-    def zip(cls, fn: Any, *records: "Records") -> "Records":
-        """`fn` applied to the leaves of several records."""
-        return cls(
-            jax.tree.map(fn, *[r.outputs for r in records]),
-            jax.tree.map(fn, *[r.observations for r in records]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Bias:
-    """Bias of the means of a run from its finite number of particles.
-
-    Attributes:
-        estimate, stderr: of every record, like `Trajectory.observations` and `.outputs`.
-        share: root mean square over the records of bias / standard error of the run, with the
-            noise of the estimate subtracted.
-        significant: whether some record's bias differs from 0, by Student's t and Bonferroni's
-            correction with false-alarm rate 1e-3.
-    """
-
-    estimate: Records
-    stderr: Records
-    share: float
-    significant: bool
-
-    @classmethod
-    def between(cls, full: "Trajectory", half: "Trajectory") -> "Bias":
-        """The bias of `full`, by comparison with a run that has half its particles."""
-
-        def subtract(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return _mean(b) - _mean(a)
-
-        def spread(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.hypot(_standard_error(a), _standard_error(b))
-
-        pairs = full.replicates, half.replicates
-        estimate, stderr = Records.zip(subtract, *pairs), Records.zip(spread, *pairs)
-        own = [_flat(records) for records in (full.stderr, estimate, stderr)]
-        known = own[0] > 0
-        errors, bias, noise = (array[known] for array in own)
-        if full.count < 2 or not errors.size:
-            return cls(estimate, stderr, math.nan, False)
-        limit = _t_quantile(1 - _FALSE_ALARM / (2 * errors.size), full.count - 1)
-        square = float(np.mean((bias**2 - noise**2) / errors**2))
-        significant = bool(np.any(np.abs(bias) > limit * noise))
-        return cls(estimate, stderr, math.sqrt(max(square, 0.0)), significant)
-
-
-def _t_quantile(probability: float, degrees: int) -> float:
-    from scipy import stats  # slow to import
-
-    return float(stats.t.ppf(probability, degrees))
-
-
-def _flat(records: Records) -> np.ndarray:
-    leaves = jax.tree.leaves((records.outputs, records.observations))
-    real = [np.ravel(leaf) for leaf in leaves if not np.iscomplexobj(leaf)]
-    return np.concatenate(real) if real else np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,7 +48,7 @@ class Trajectory:
             steps and replicates: one number per leaf, or an object array of the leaf's shape.
             They are 0 for integer widths.
         width: the width of the run.
-        state: the state after the last step, of the last replicate only.
+        state: the state after the last step, of the last replicate; `states` are those of all.
         directions: how many directions have been revealed of each random matrix at the end, in the
             order of the parameters, of the last replicate. Time and memory follow this number.
         bias: estimated O(1/M) bias of the means from a run with M/2 particles, or None.
@@ -122,6 +61,12 @@ class Trajectory:
             in kernel regimes, however many terms were asked for, and not with `init_output="zero"`.
             The first steps of the run tell, by a second draw. Where two terms were asked for and
             one decides, that moves numbers within their sampling error and counts as random, too.
+        snapshots: by step, a tuple with the states of all replicates: at the steps that `keep` of
+            `tplimit.train` names, by default after the last one. Step t is before step t + 1 is
+            made, as in `observations`. They are not saved in files.
+        record: how the numbers were made, as numbers, texts, lists and dicts: samples, key, terms,
+            noise, steps, replicates, width, dtype, versions, date (UTC, of the start), seconds (of
+            this call), kind of device. It is in every file; empty in those of older versions.
 
     Mean and standard error over the replicates are float64 (complex128 for complex records), with
     the leading axis T or T + 1.
@@ -132,14 +77,14 @@ class Trajectory:
     width: Any
     state: Any = None
     directions: tuple[int, ...] = ()
-    bias: "Bias | None" = None
+    bias: Bias | None = None
     fluctuations: Records | None = None
     random: bool = False
+    snapshots: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        first = jax.tree.leaves((self.replicates.outputs, self.replicates.observations))[:1]
-        steps = first[0].shape[1] if first else 0
-        label = width_label(self.width)
+        label, steps = width_label(self.width), self._steps
         revealed = f", directions={list(self.directions)}" if self.directions else ""
         revealed += ", random limit" if self.random else ""
         return f"Trajectory(width={label}, replicates={self.count}, steps={steps}{revealed})"
@@ -151,14 +96,26 @@ class Trajectory:
         return len(leaves[0]) if leaves else 0
 
     @property
+    def _steps(self) -> int:
+        for part, more in (("outputs", 0), ("observations", 1)):
+            for leaf in jax.tree.leaves(getattr(self.replicates, part)):
+                return int(leaf.shape[1]) - more
+        return int(self.record.get("steps", 0))  # nothing was recorded
+
+    @property
+    def _part(self) -> str:
+        """The records that figures and tables show."""
+        return "observations" if jax.tree.leaves(self.replicates.observations) else "outputs"
+
+    @property
     def outputs(self) -> Any:
         """Mean over the replicates of what each step returned, leading axis T."""
-        return jax.tree.map(_mean, self.replicates.outputs)
+        return jax.tree.map(estimates.mean, self.replicates.outputs)
 
     @property
     def observations(self) -> Any:
         """Mean over the replicates of what was observed, leading axis T + 1."""
-        return jax.tree.map(_mean, self.replicates.observations)
+        return jax.tree.map(estimates.mean, self.replicates.observations)
 
     @property
     def stderr(self) -> Records:
@@ -167,7 +124,7 @@ class Trajectory:
         They are NaN for one replicate. At integer widths they are those of the average over random
         initialisations, at infinite width those of the Monte Carlo error.
         """
-        return self.replicates.map(_standard_error)
+        return self.replicates.map(estimates.standard_error)
 
     def interval(self, level: float = 0.95) -> tuple[Records, Records]:
         """Lower and upper ends of confidence intervals of the means, by Student's t.
@@ -177,14 +134,161 @@ class Trajectory:
         Raises:
             ValueError: `level` is not strictly between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level has to be between 0 and 1, got {level}")
-        quantile = _t_quantile((1 + level) / 2, self.count - 1) if self.count > 1 else np.nan
-        lower, upper = (
-            self.replicates.map(lambda x, s=sign: _mean(x) + s * quantile * _standard_error(x))
-            for sign in (-1, 1)
-        )
-        return lower, upper
+        lower, upper = estimates.interval(level, self.count)
+        return self.replicates.map(lower), self.replicates.map(upper)
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """The states of all replicates after the last step.
+
+        Raises:
+            ValueError: they were not kept.
+        """
+        return self._states_at(-1)
+
+    def _states_at(self, step: Any) -> tuple[Any, ...]:
+        last = self._steps
+        at = arguments.whole("step", step, least=-last - 1, most=last, example=-1)
+        at = at if at >= 0 else last + 1 + at
+        if at not in self.snapshots:
+            kept = ", ".join(map(str, self.snapshots)) or "none"
+            raise ValueError(
+                f"the states at step {at} were not kept (kept: {kept}): pass keep=[{at}] to "
+                "tp.train or tp.compare. Unasked tp.train keeps the last ones, up to 1 GiB, "
+                "tp.compare none; files have none"
+            )
+        return self.snapshots[at]
+
+    def evaluate(self, fn: Callable[..., Any], *, step: int | Sequence[int] = -1) -> Estimate:
+        """What a function of the state gives after training, or at other steps that were kept.
+
+        The same functions as `observe`, at every width: plain JAX, from a state to a tree of
+        arrays without a width (tp.particles is for distributions). Each replicate is evaluated by
+        itself; at infinite width these are limits.
+
+        Args:
+            fn: from a state to a tree of arrays; from as many states as there are steps, all of
+                one replicate, where `step` lists several (what has moved: `step=[0, -1]`).
+            step: a step of `snapshots`, -1 is the last one.
+
+        Returns:
+            `Estimate`, with `mean`, `stderr` and `interval()` over replicates, by Student's t. If
+            `random`, they are over initial functions.
+
+        Raises:
+            ValueError: no states were kept at this step.
+            WidthError: `fn` returns a value with a width, at infinite or deferred width.
+            LimitError: it has no limit; see the subclasses.
+
+        >>> import jax, jax.numpy as jnp, tplimit as tp
+        >>> n = tp.Width("n")
+        >>> run = tp.train(
+        ...     lambda theta, _: ({"v": 2 * theta["v"]}, 0.0),
+        ...     {"v": tp.normal((n,))},
+        ...     [0, 1],
+        ...     width=tp.inf,
+        ...     key=jax.random.key(0),
+        ...     samples=256,
+        ...     replicates=4,
+        ...     keep=[0, -1],
+        ... )
+        >>> run.evaluate(lambda theta: (theta["v"] ** 2).mean()).mean.round(3)
+        np.float64(16.0)
+        >>> moved = run.evaluate(lambda a, b: ((b["v"] - a["v"]) ** 2).mean(), step=[0, -1])
+        >>> moved.mean.round(3)
+        np.float64(9.0)
+        """
+        arguments.function("fn", fn, "(state) -> arrays")
+        steps = step if isinstance(step, Sequence) else [step]
+        return evaluated(fn, list(zip(*map(self._states_at, steps), strict=True)), self.width)
+
+    def format(
+        self, step: int | None = -1, *, which: str | None = None, digits: int = 1,
+        latex: bool = False,
+    ) -> Any:  # fmt: skip
+        """Means with standard errors as papers print them: `-0.5226(2)` is -0.5226 ± 0.0002.
+
+        The number in brackets is the standard error (of the mean over replicates) in units of the
+        last digit; both are rounded, half to even. Where the error is 10 or more, or both are below
+        1e-4, a power of ten is taken out: `1.23(4)e+03`. Records that are equal in all replicates
+        have no error bar and are printed in full; those of one replicate are followed by `(nan)`.
+
+        Args:
+            step: which record, -1 is the last one; None: all of them, as lists.
+            which: "observations" or "outputs"; by default observations, where there are any.
+            digits: significant digits of the standard error, 1 or 2.
+            latex: as `$-0.5226(2)$`, `$1.23(4) \\times 10^{3}$`.
+
+        Returns:
+            The tree of the records with a string for each number, in nested lists for arrays.
+
+        Raises:
+            ValueError: an argument is out of range.
+            TypeError: complex records.
+
+        >>> import numpy as np
+        >>> f = np.array([[-0.5222], [-0.5224], [-0.5232], [-0.5226]])
+        >>> run = Trajectory(Records(f, None), Records(0, None), 64)
+        >>> run.format(), run.format(digits=2, latex=True)
+        ('-0.5226(2)', '$-0.52260(22)$')
+        """
+        part = self._part if which is None else arguments.one_of("which", which, _PARTS)
+
+        def texts(x: np.ndarray) -> Any:
+            length = x.shape[1]
+            at: Any = slice(None)
+            if step is not None:
+                at = arguments.whole("step", step, least=-length, most=length - 1, example=-1)
+            return estimates.formatted(x[:, at], digits, latex)
+
+        return jax.tree.map(texts, getattr(self.replicates, part))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means, standard errors, records of the run: numbers, lists and dicts, ready for JSON.
+
+        `None` stands for NaN and infinities; exponents are texts such as "-1/2"; a complex number
+        is a pair. The records of single replicates are `replicates`.
+
+        >>> import numpy as np
+        >>> run = Trajectory(Records(np.ones((2, 3)), None), Records(0, None), 64)
+        >>> run.to_dict()["outputs"]
+        [1.0, 1.0, 1.0]
+        """
+        trees = {"": self, "stderr": self.stderr, "exponents": self.exponents}
+        found: dict[str, Any] = {
+            f"{name}_{part}".lstrip("_"): plain(getattr(tree, part))
+            for name, tree in trees.items()
+            for part in _PARTS
+        }
+        return found | {
+            "width": encode_width(self.width),
+            "replicates": self.count,
+            "random": self.random,
+            "record": plain(self.record),
+        }
+
+    def to_pandas(self, level: float = 0.95) -> Any:
+        """A `pandas.DataFrame` with one row for each number that was recorded, at each step.
+
+        Columns: `record` ("outputs" or "observations"), `leaf` (its path in the tree), `entry` (its
+        indices in the leaf, "" for a number), `step`, `mean`, `stderr`, `low` and `high` (the ends
+        of the confidence interval). pandas is no dependency of tplimit.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+
+        >>> import numpy as np
+        >>> run = Trajectory(Records({"loss": np.ones((2, 3))}, None), Records(0, None), 64)
+        >>> run.to_pandas()["mean"].tolist()
+        [1.0, 1.0, 1.0]
+        """
+        return frame(self, self.interval(level), _PARTS)
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of what the run used, for `tplimit.cite`."""
+        sobol = self.record.get("noise") == "sobol"
+        return ("joe2008", "matousek1998") if sobol else ()
 
     def with_bias_from(self, half: "Trajectory") -> "Trajectory":
         """The same trajectory with the bias that a run with half the particles shows.
@@ -221,13 +325,13 @@ class Trajectory:
         )
 
         lower, upper = self.interval()
-        part = "observations" if jax.tree.leaves(self.replicates.observations) else "outputs"
+        part = self._part
         triple = zip(
             *(jax.tree.leaves(getattr(r, part)) for r in (self, lower, upper)), strict=True
         )
-        for mean, low, high in triple:
-            if mean.dtype == np.float64:
-                figure = trajectory_figure(mean, low, high, title=f"{part}, {self.label}")
+        for middle, low, high in triple:
+            if middle.dtype == np.float64:
+                figure = trajectory_figure(middle, low, high, title=f"{part}, {self.label}")
                 return save_figure(figure, path)
         raise ValueError("nothing to plot: the run recorded no real number")
 
@@ -237,33 +341,39 @@ class Trajectory:
         return width_label(self.width)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write records, exponents and width to one safetensors file; no pickle is involved.
+        """Write records, exponents, width and `record` to one safetensors file, without pickle.
 
-        The state is not saved: it may hold limit values and megabytes of weights. Records have to
-        be trees of dicts with string keys, lists, tuples and None.
+        The name ends in `.safetensors`, or in nothing. States are not saved: they may be
+        limit values and gigabytes of weights. Records have to be trees of dicts with string keys,
+        lists, tuples and None.
 
         Raises:
             TypeError: the records contain another kind of tree.
             OSError: the file cannot be written; then an older one is unchanged.
+
+        Warns:
+            LimitWarning: the name has the suffix of another kind of file.
         """
         arrays: dict[str, np.ndarray] = {}
         header = {
-            "replicates": _encode_records(self.replicates, arrays, _store_array),
-            "exponents": _encode_records(self.exponents, arrays, _store_exponents),
+            "replicates": _encode_records(self.replicates, arrays, store_array),
+            "exponents": _encode_records(self.exponents, arrays, store_exponents),
             "fluctuations": None
             if self.fluctuations is None
-            else _encode_records(self.fluctuations, arrays, _store_array, "fluctuations "),
-            "width": _encode_width(self.width),
+            else _encode_records(self.fluctuations, arrays, store_array, "fluctuations "),
+            "width": encode_width(self.width),
             "directions": list(self.directions),
             "random": self.random,
+            "record": dict(self.record),
         }
         target = Path(path)
+        warn_of_suffix(target, ".safetensors", "for a table write run.to_pandas().to_csv(path)")
         _FORMAT.write(target, arrays, {"header": json.dumps(header)})
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Trajectory":
-        """Read a file that `save` wrote. The state is None.
+        """Read a file that `save` wrote. It has no states.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -289,26 +399,30 @@ def _from_header(header: Any, arrays: dict[str, np.ndarray]) -> Trajectory:
     """A trajectory from what `save` wrote; anything else raises some exception."""
 
     def records(name: str, read: Any) -> Records:
-        return Records(*(_decode(header[name][part], read) for part in _PARTS))
+        return Records(*(decode(header[name][part], read) for part in _PARTS))
 
     replicates, fluctuations = records("replicates", arrays.__getitem__), None
     if header.get("fluctuations") is not None:
         fluctuations = records("fluctuations", arrays.__getitem__)
-    exponents = records("exponents", _read_exponents)
+    exponents = records("exponents", read_exponents)
     for each in (replicates, fluctuations or replicates):
         _check_axes(each)
         jax.tree.map(lambda *leaves: None, vars(each), vars(exponents))  # raises where they differ
     directions = header.get("directions", [])
     random = header.get("random", False)
+    record = header.get("record", {})
     if not (all(type(count) is int for count in directions) and type(random) is bool):
         raise ValueError("directions or random have another type")
+    if type(record) is not dict:
+        raise ValueError("the record has another type")
     return Trajectory(
         replicates,
         exponents,
-        _decode_width(header["width"]),
+        decode_width(header["width"]),
         directions=tuple(directions),
         fluctuations=fluctuations,
         random=random,
+        record=record,
     )
 
 
@@ -320,23 +434,6 @@ def _check_axes(records: Records) -> None:
         raise ValueError("the records have different numbers of replicates or steps")
 
 
-# Runs that blow up have been warned of when they did; their statistics are NaN or infinite.
-quiet = np.errstate(over="ignore", invalid="ignore")
-
-
-@quiet
-def _mean(x: np.ndarray) -> np.ndarray:
-    return np.mean(x, axis=0, dtype=np.result_type(x.dtype, np.float64))
-
-
-@quiet
-def _standard_error(x: np.ndarray) -> np.ndarray:
-    if len(x) < 2:
-        return np.full(x.shape[1:], np.nan)
-    wide = x.astype(np.result_type(x.dtype, np.float64))
-    return np.std(wide, axis=0, ddof=1) / np.sqrt(len(x))
-
-
 def width_label(width: Any) -> str:
     """A width in words."""
     if isinstance(width, Deferred):
@@ -346,77 +443,7 @@ def width_label(width: Any) -> str:
     return f"width {width}" if isinstance(width, int) else "infinite width"
 
 
-def _encode_width(width: Any) -> Any:
-    if isinstance(width, Deferred):
-        return {"deferred": _encode_width(width.n)}
-    if isinstance(width, Mapping):
-        return {"sizes": dict(width)}
-    return width if isinstance(width, int) else "inf"
-
-
-def _decode_width(code: Any) -> Any:
-    if isinstance(code, dict) and "deferred" in code:
-        return Deferred(code["deferred"])
-    if isinstance(code, dict):
-        return {name: _decode_width(size) for name, size in code["sizes"].items()}
-    if code != "inf" and type(code) is not int:
-        raise TypeError(f"{code!r} is no width")
-    return inf if code == "inf" else code
-
-
 def _encode_records(
     records: Records, arrays: dict[str, np.ndarray], store: Any, name: str = ""
 ) -> dict[str, Any]:
-    return {part: _encode(getattr(records, part), name + part, arrays, store) for part in _PARTS}
-
-
-def _encode(tree: Any, name: str, arrays: dict[str, np.ndarray], store: Any) -> Any:
-    """`tree` as JSON: nodes are `[kind, children]`, leaves `["leaf", what `store` returned]`."""
-    if tree is None:
-        return ["none", None]
-    if type(tree) is dict:
-        if not all(isinstance(key, str) for key in tree):
-            raise TypeError(f"cannot save {name}: a dict with keys that are no strings")
-        return [
-            "dict",
-            {key: _encode(value, f"{name}.{key}", arrays, store) for key, value in tree.items()},
-        ]
-    if type(tree) in (list, tuple):
-        children = [_encode(value, f"{name}.{i}", arrays, store) for i, value in enumerate(tree)]
-        return [type(tree).__name__, children]
-    if isinstance(tree, (np.ndarray, np.generic, Fraction, float)):
-        return ["leaf", store(tree, name, arrays)]
-    raise TypeError(
-        f"cannot save {name}, a {type(tree).__name__}: let step and observe return dicts with "
-        "string keys, lists or tuples of arrays"
-    )
-
-
-def _decode(code: Any, read: Any) -> Any:
-    kind, content = code
-    if kind == "none":
-        return None
-    if kind == "dict":
-        return {key: _decode(value, read) for key, value in content.items()}
-    if kind == "leaf":
-        return read(content)
-    children = [_decode(value, read) for value in content]
-    return {"list": list, "tuple": tuple}[kind](children)
-
-
-def _store_array(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
-    arrays[name] = np.asarray(leaf)
-    return name
-
-
-def _store_exponents(leaf: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    values = np.asarray(leaf, dtype=object)
-    return {"shape": list(values.shape), "values": [str(value) for value in values.flat]}
-
-
-def _read_exponents(content: Any) -> Any:
-    values = [float(v) if "inf" in v else Fraction(v) for v in content["values"]]
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    array = array.reshape(content["shape"])
-    return array if array.ndim else array.item()
+    return {part: encode(getattr(records, part), name + part, arrays, store) for part in _PARTS}

@@ -255,29 +255,41 @@ def _exponent(exponents: Exponents) -> Exponent | np.ndarray:
 MORE_TERMS, MOST_TERMS = 2, 4
 
 
-def _transformed(
-    function: Callable[..., Any], convert: Callable[[LimitValue], Any], least: int = 1
+def transformed(
+    function: Callable[..., Any],
+    convert: Callable[[Any], Any],
+    least: int = 1,
+    again: tuple[type[LimitError], ...] = (CancellationError,),
 ) -> Any:
+    """``function`` evaluated on limit values, and a tree of ``LimitValue`` converted to outputs.
+
+    With at least so many terms; with more after an error of the kinds ``again``.
+    """
     evaluator = Evaluator(arguments.function("function", function, "(theta, ...) -> outputs"))
 
     def evaluated(given: Any) -> Any:
-        return jax.tree.map(convert, evaluator(*given))
+        return convert(evaluator(*given))
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
         given = (args, kwargs)
         if least > 1:
             given = with_terms(given, least) or given
-        failure: CancellationError | None = None
+        failure: LimitError | None = None
         for attempt in _attempts(given):
             try:
                 return evaluated(attempt)
-            except CancellationError as error:
+            except again as error:
                 failure = error
         assert failure is not None
         raise failure
 
     return limited
+
+
+def leafwise(convert: Callable[[LimitValue], Any]) -> Callable[[Any], Any]:
+    """The conversion of a tree, from that of its leaves."""
+    return functools.partial(jax.tree.map, convert)
 
 
 def _attempts(given: Any) -> Iterator[Any]:
@@ -323,7 +335,7 @@ def limit(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.limit(lambda v: (v * v).mean())(v).round(3)
         Array(1., dtype=float32)
     """
-    return _transformed(function, to_limit)
+    return transformed(function, leafwise(to_limit))
 
 
 def leading(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -340,7 +352,7 @@ def leading(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.leading(lambda v: (v * v).sum())(v).exponent
         Fraction(1, 1)
     """
-    return _transformed(function, to_leading)
+    return transformed(function, leafwise(to_leading))
 
 
 def series(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -359,7 +371,7 @@ def series(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> tp.series(lambda v: (v * v).mean())(v).remainder
         Fraction(-1, 1)
     """
-    return _transformed(function, to_series, MORE_TERMS)
+    return transformed(function, leafwise(to_series), MORE_TERMS)
 
 
 def align(function: Callable[..., Any], *args: Any, widths: Sequence[int]) -> None:

@@ -266,6 +266,16 @@ def with_banks(tree: Any, change: Callable[[Revealed], Revealed]) -> Any:
     return jax.tree.map(other, tree)
 
 
+def copied(tree: Any) -> Any:
+    """The same limit values, with a copy of all that a call which consumes them would reuse."""
+
+    def own_memory(revealed: Revealed) -> Revealed:
+        stores = jax.tree.map(jnp.copy, revealed.bank.stores)
+        return replace(revealed, bank=replace(revealed.bank, stores=stores))
+
+    return with_banks(tree, own_memory)
+
+
 def replicate(tree: Any, index: int) -> Any:
     """One of the replicates in a tree of limit values that have an axis of them."""
     banks: dict[int, Revealed] = {}

@@ -1,5 +1,6 @@
 """Gradient flow in function space: continuous training time."""
 
+import time
 from typing import Any
 
 import jax.numpy as jnp
@@ -64,6 +65,7 @@ def flow(
     >>> bool(abs(run.train[1, 0] - (1 - np.exp(-0.5))) < 1e-12)
     True
     """
+    started = time.monotonic()
     how = {"which": which, "dtype": dtype, "block": block, "memory": memory, "progress": progress}
     problem = Problem.of(kernel_tt, kernel_st, y, loss, f0, outputs, x, x_test, **how)
     t = np.atleast_1d(np.asarray(times, np.float64))
@@ -76,7 +78,7 @@ def flow(
         beta = by_gains(problem, gains, vectors, t)
     else:
         beta = _integrated(problem, t, tolerance, solver, progress)
-    return finish(problem, t, beta)
+    return finish(problem, t, beta, started)
 
 
 def _integrated(
@@ -92,7 +94,7 @@ def _integrated(
         y = jnp.asarray(problem.targets)
         slope = compiled(lambda f, y: problem.slopes(f, y)[1])
 
-        def velocity(time: float, beta: np.ndarray) -> np.ndarray:
+        def velocity(at: float, beta: np.ndarray) -> np.ndarray:
             f = start + kernel.times(beta.reshape(shape))
             return -np.asarray(slope(jnp.asarray(f), y)).ravel()
 

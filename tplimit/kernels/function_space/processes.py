@@ -16,7 +16,7 @@ from tplimit.kernels.function_space.grams import (
     as_matrix,
     check_kernel,
 )
-from tplimit.kernels.function_space.runs import Ensemble, KernelRun, Saved
+from tplimit.kernels.function_space.runs import Ensemble, KernelRun, Saved, recorded
 from tplimit.kernels.function_space.training import train
 from tplimit.networks import losses
 from tplimit.networks.losses import Loss
@@ -288,7 +288,14 @@ def _exact(run: Any, prior: np.ndarray, y: np.ndarray, n: int) -> Ensemble:
     covariance = np.swapaxes(response, 1, 2) @ prior.astype(mean.dtype) @ response
     if y.ndim == 2:
         covariance = np.repeat(covariance[:, None], y.shape[1], axis=1)
-    return Ensemble(start.steps, mean, covariance, np.zeros_like(mean), np.asarray(n))
+    return Ensemble(
+        start.steps,
+        mean,
+        covariance,
+        np.zeros_like(mean),
+        np.asarray(n),
+        record=recorded(mean.dtype),
+    )
 
 
 def _sampled(
@@ -310,4 +317,6 @@ def _sampled(
     centred = f - mean[:, None]
     points = "rsi,rsj->rij" if f.ndim == 3 else "rsik,rsjk->rkij"
     covariance = np.einsum(points, centred, centred, optimize=True) / (samples - 1)
-    return Ensemble(last.steps, mean, covariance, std / samples**0.5, np.asarray(n))
+    return Ensemble(
+        last.steps, mean, covariance, std / samples**0.5, np.asarray(n), record=recorded(mean.dtype)
+    )

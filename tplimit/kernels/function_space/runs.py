@@ -1,25 +1,42 @@
 """What training in function space leaves behind."""
 
+import json
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from tplimit.output.files import Format, Unreadable, existing
+from tplimit.output.files import Format, Unreadable, existing, warn_of_suffix
+from tplimit.output.provenance import provenance
 
-__all__ = ["Ensemble", "KernelRun"]
+__all__ = ["Ensemble", "KernelRun", "recorded"]
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Saved:
-    """A dataclass of arrays that can be written to a file."""
+    """A dataclass of arrays that can be written to a file.
+
+    Attributes:
+        record: versions, date (UTC), precision, kind of device, and of a run the seconds it took;
+            empty in files of older versions.
+    """
+
+    record: Mapping[str, Any] = field(default_factory=provenance)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all arrays to one safetensors file."""
+        """Write all arrays, and `record`, to one safetensors file.
+
+        Warns:
+            LimitWarning: the name has the suffix of another kind of file.
+        """
         target = Path(path)
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
-        _format(type(self)).write(target, {name: getattr(self, name) for name in names})
+        warn_of_suffix(target, ".safetensors", "for tables write the arrays")
+        record = {"record": json.dumps(dict(self.record))}
+        arrays = {name: getattr(self, name) for name in _arrays(type(self))}
+        _format(type(self)).write(target, arrays, record)
         return target
 
     @classmethod
@@ -34,10 +51,24 @@ class Saved:
         Warns:
             LimitWarning: it is of a version that wrote no checksum.
         """
-        _, arrays = _format(cls).read(existing(path))
-        if arrays.keys() != {field.name for field in fields(cls)}:  # type: ignore[arg-type]
+        metadata, arrays = _format(cls).read(existing(path))
+        if arrays.keys() != set(_arrays(cls)):
             raise Unreadable(f"{path} is damaged: it has other arrays than a {cls.__name__}")
-        return cls(**arrays)
+        return cls(**arrays, record=json.loads(metadata.get("record", "{}")))
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of the sources, for `tplimit.cite`."""
+        return ("jacot2018", "lee2019")
+
+
+def recorded(dtype: Any) -> dict[str, Any]:
+    """The record of what is computed now, in this precision."""
+    return provenance() | {"dtype": np.dtype(dtype).name}
+
+
+def _arrays(cls: type[Saved]) -> list[str]:
+    return [one.name for one in fields(cls) if one.name != "record"]
 
 
 def _format(cls: type) -> Format:
@@ -129,6 +160,11 @@ class Ensemble(Saved):
     covariance: np.ndarray
     stderr: np.ndarray
     training_points: np.ndarray
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of the sources, for `tplimit.cite`."""
+        return ("jacot2018", "lee2019", "lee2018")
 
     def __repr__(self) -> str:
         exact = "sampled" if np.any(self.stderr) else "exact"

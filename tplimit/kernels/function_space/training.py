@@ -1,5 +1,6 @@
 """Training in function space: what gradient descent with a frozen kernel does to the outputs."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from tplimit.errors import DivergenceError, LimitWarning, warn
 from tplimit.kernels.function_space.grams import BLOCK, MEMORY, Held, KernelLike
 from tplimit.kernels.function_space.optimizers import check_linear, move
 from tplimit.kernels.function_space.problems import Problem, precision, record_steps, slopes
-from tplimit.kernels.function_space.runs import KernelRun
+from tplimit.kernels.function_space.runs import KernelRun, recorded
 from tplimit.networks.losses import Loss, resolve
 from tplimit.output.progress import STEP, bar
 
@@ -123,6 +124,7 @@ def train(
     >>> run.train[:, 0].round(9).tolist(), run.loss.round(9).tolist()
     ([0.0, 0.5, 0.75], [0.5, 0.125, 0.03125])
     """
+    started = time.monotonic()
     lr, steps = arguments.positive("lr", lr), arguments.whole("steps", steps, least=0, most=2**62)
     arguments.one_of("method", method, _METHODS)
     resolve(loss)
@@ -139,11 +141,11 @@ def train(
             plain = problem.squared and rows is None and optimizer is None
             _warn_of_divergence(problem, lr, problem.largest if plain else 0.0)
             beta = _collect(_iterates(problem, optimizer, lr, wanted, rows, progress), wanted)
-    return finish(problem, wanted, beta)
+    return finish(problem, wanted, beta, started)
 
 
-def finish(problem: Problem, times: np.ndarray, beta: np.ndarray) -> KernelRun:
-    """The run with coefficients (points, records, replicates, outputs)."""
+def finish(problem: Problem, times: np.ndarray, beta: np.ndarray, started: float) -> KernelRun:
+    """The run with coefficients (points, records, replicates, outputs), begun at a time."""
     with np.errstate(over="ignore", invalid="ignore"):
         train, test = problem.outputs(beta)
     for f in (train, test):
@@ -160,7 +162,9 @@ def finish(problem: Problem, times: np.ndarray, beta: np.ndarray) -> KernelRun:
             )
         )
     last = problem.outside(beta[:, -1:])[0]
-    return KernelRun(times, problem.outside(train), problem.outside(test), loss, last)
+    record = recorded(problem.dtype) | {"seconds": round(time.monotonic() - started, 3)}
+    arrays = times, problem.outside(train), problem.outside(test), loss, last
+    return KernelRun(*arrays, record=record)
 
 
 # --- the squared error, mode by mode

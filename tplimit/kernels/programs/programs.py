@@ -56,6 +56,11 @@ class KernelMatrix(np.lib.mixins.NDArrayOperatorsMixin):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape)
 
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of the sources, for `tplimit.cite`."""
+        return ("jacot2018", "lee2018")
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.value, dtype)
 
