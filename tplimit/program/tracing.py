@@ -32,6 +32,7 @@ from tplimit.program.powers import (
     fit_dim,
 )
 from tplimit.program.traits import Control, kind_of
+from tplimit.program.windows import rewritten
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -396,6 +397,9 @@ class _Builder:
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> list[Operand]:
         bodies = [_jax.inner_program(equation) for equation in equations]
+        if bodies[0] is None:
+            widths = [self.aval_of(operand).width_axes for operand in operands]
+            bodies = rewritten(equations, widths) or bodies
         if bodies[0] is not None:
             return self.run([_jax.open_jaxpr(body) for body in bodies], operands, where)
         avals = tuple(
