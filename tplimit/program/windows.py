@@ -206,7 +206,7 @@ def _windows(
     tables = _tables(windowed.shape, equation.params, sorted({a for one in widths for a in one}))
     if tables is None:
         return None
-    if 0 in out.shape:
+    if 0 in out.shape or any(0 in table.shape for table in tables.values()):
         return lambda *operands: jnp.zeros(out.shape, out.dtype)
     if not empty and any((table == _NOTHING).all(axis=1).any() for table in tables.values()):
         return None
