@@ -9,8 +9,6 @@ rest. Along a width there is no order, hence no window: there an operation stays
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,53 +109,71 @@ def _convolution(equation: Any, widths: Widths) -> Callable[..., Any] | None:
 
 
 def _convolved(out: Any, params: dict[str, Any], whole: bool, x: Any, kernel: Any) -> Any:
-    """A convolution as a contraction of patches; ``whole``: the kernel is not split into groups."""
+    """A convolution as a contraction of patches; ``whole``: the kernel is not split into groups.
+
+    Axes go by names: windows ``o0, o1, ..`` and places in them ``p0, ..`` along space, ``batch``,
+    ``channel``, ``output`` and ``group``.
+    """
     if 0 in out.shape:
         return jnp.zeros(out.shape, out.dtype)
     spec = params["dimension_numbers"]
-    x, kernel = lax.transpose(x, spec.lhs_spec), lax.transpose(kernel, spec.rhs_spec)
-    settings = (
-        params[name] for name in ("window_strides", "padding", "rhs_dilation", "lhs_dilation")
+    space = spec.lhs_spec[2:]
+    lengths = [x.shape[axis] for axis in space], [kernel.shape[axis] for axis in spec.rhs_spec[2:]]
+    settings = "window_strides", "padding", "rhs_dilation", "lhs_dilation"
+    each = zip(*lengths, *(params[name] for name in settings), strict=True)
+    x = patches(x, {axis: table_of(*one) for axis, one in zip(space, each, strict=True)})
+    windows, places = ([f"{kind}{k}" for k in range(len(space))] for kind in "op")
+    ours = _names(spec.lhs_spec, "batch", "channel", *windows)
+    for window, place in zip(windows, places, strict=True):
+        ours.insert(ours.index(window) + 1, place)
+    theirs = _names(spec.rhs_spec, "output", "channel", *places)
+    wanted = _names(spec.out_spec, "batch", "output", *windows)
+    groups, batches = params["feature_group_count"], params["batch_group_count"]
+    contracted = functools.partial(
+        _contracted, precision=params["precision"], dtype=params["preferred_element_type"]
     )
-    lengths = x.shape[2:], kernel.shape[2:], *settings
-    tables = {2 + k: table_of(*one) for k, one in enumerate(zip(*lengths, strict=True))}
-    x = patches(x, tables)  # batch, channels, and along space windows and places
-    over = (1, *_places(tables)), tuple(range(1, kernel.ndim))
-    groups = params["batch_group_count"] * params["feature_group_count"]
-    if groups == 1:
-        met = _contracted(params, x, kernel, over, ((), ()))
-        met = lax.transpose(met, (0, met.ndim - 1, *range(1, met.ndim - 1)))
+    if groups * batches == 1:
+        met, found = contracted(x, ours, kernel, theirs)
+        return _in_order_of(met, found, wanted)
+    x, ours = _in_groups(x, ours, "batch" if batches > 1 else "channel", groups * batches)
+    if whole:  # all outputs of all groups, then of each group its own ones
+        met, found = contracted(x, ours, kernel, theirs)
+        met, found = _in_groups(met, found, "output", groups * batches, "own")
+        met = _diagonal(met, found.index("group"), found.index("own"))
+        found = ["group", *(name for name in found if name not in ("group", "own"))]
     else:
-        met = _in_groups(params, groups, x, kernel, over, whole)
-    return lax.transpose(met, np.argsort(spec.out_spec))
+        met, found = contracted(x, ours, *_in_groups(kernel, theirs, "output", groups * batches))
+    place = wanted.index("output")
+    return _merged(_in_order_of(met, found, [*wanted[:place], "group", *wanted[place:]]), place)
 
 
-def _contracted(params: dict[str, Any], x: Any, kernel: Any, over: Any, batch: Any) -> Any:
-    return lax.dot_general(
-        x, kernel, (over, batch), params["precision"], params["preferred_element_type"]
-    )
+def _names(spec: Sequence[int], *names: str) -> list[str]:
+    """Names of the axes at these places."""
+    return [name for _, name in sorted(zip(spec, names, strict=True))]
+
+
+def _in_order_of(array: Any, names: list[str], wanted: list[str]) -> Any:
+    return lax.transpose(array, [names.index(name) for name in wanted])
+
+
+def _contracted(
+    x: Any, ours: list[str], y: Any, theirs: list[str], precision: Any, dtype: Any
+) -> tuple[Any, list[str]]:
+    """Products with each group by itself, summed over all other axes that both have."""
+    batch = [name for name in ours if name in theirs and name == "group"]
+    over = [name for name in ours if name in theirs and name != "group"]
+    at = lambda names: ([ours.index(n) for n in names], [theirs.index(n) for n in names])
+    met = lax.dot_general(x, y, (at(over), at(batch)), precision, dtype)
+    free = [name for name in (*ours, *theirs) if name not in (*batch, *over)]
+    return met, [*batch, *free]
 
 
 def _in_groups(
-    params: dict[str, Any], groups: int, x: Any, kernel: Any, over: Any, whole: bool
-) -> Any:
-    """Groups of channels or of the batch, each with its own outputs; ``(batch, outputs, ..)``."""
-    split = 0 if params["batch_group_count"] > 1 else 1
-    x = _split(x, split, groups, x.shape[split] // groups)
-    outputs = kernel.shape[0] // groups
-    (_, *places), ours = over[0], over[1]
-    theirs = (2, *(place + 1 for place in places))
-    if whole:
-        # All outputs of all groups: of each group its own ones.
-        met = _contracted(params, x, kernel, (theirs, ours), ((), ()))
-        met = _split(met, met.ndim - 1, groups, outputs)
-        met = _diagonal(met, split, met.ndim - 2)
-    else:
-        kernel = _split(kernel, 0, groups, outputs)
-        ours = tuple(axis + 1 for axis in ours)
-        met = _contracted(params, x, kernel, (theirs, ours), ((split,), (0,)))
-    last = met.ndim - 1
-    return _merged(lax.transpose(met, (1, 0, last, *range(2, last))), 1)
+    array: Any, names: list[str], axis: str, groups: int, name: str = "group"
+) -> tuple[Any, list[str]]:
+    place = names.index(axis)
+    split = _split(array, place, groups, array.shape[place] // groups)
+    return split, [*names[:place], name, *names[place:]]
 
 
 def _diagonal(array: Any, first: int, second: int) -> Any:
