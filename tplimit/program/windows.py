@@ -21,8 +21,9 @@ from tplimit._jax import primitives as p
 
 #: Axes of an array with their tables of places.
 Tables = Mapping[int, np.ndarray]
-#: The axes of every operand that are widths.
-Widths = Sequence[tuple[int, ...]]
+#: Of every operand the axes that are widths; with how many shares that have just been put side by
+#: side, as ``jax.vmap`` does it with the kernels of a convolution, else 1.
+Widths = Sequence[Mapping[int, int]]
 
 #: What stands at a place where there is no entry.
 _NOTHING = -1
@@ -103,12 +104,16 @@ def _convolution(equation: Any, widths: Widths) -> Callable[..., Any] | None:
     both = zip((spec.lhs_spec, spec.rhs_spec), widths, strict=True)
     if any(axis in wide for axes, wide in both for axis in axes[2:]):
         return None
-    # A matrix is not split into groups, what comes of it is.
-    whole = set(spec.rhs_spec[:2]) <= set(widths[1])
-    return functools.partial(_convolved, equation.outvars[0].aval, params, whole)
+    shares = widths[0].get(spec.lhs_spec[0], 1), widths[1].get(spec.rhs_spec[0], 1)
+    # A matrix is not split into groups, unless it came from there: what comes of it is.
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    whole = set(spec.rhs_spec[:2]) <= set(widths[1]) and shares[1] != groups
+    return functools.partial(_convolved, equation.outvars[0].aval, params, whole, shares)
 
 
-def _convolved(out: Any, params: dict[str, Any], whole: bool, x: Any, kernel: Any) -> Any:
+def _convolved(
+    out: Any, params: dict[str, Any], whole: bool, shares: tuple[int, int], x: Any, kernel: Any
+) -> Any:
     """A convolution as a contraction of patches; ``whole``: the kernel is not split into groups.
 
     Axes go by names: windows ``o0, o1, ..`` and places in them ``p0, ..`` along space, ``batch``,
@@ -133,8 +138,19 @@ def _convolved(out: Any, params: dict[str, Any], whole: bool, x: Any, kernel: An
         _contracted, precision=params["precision"], dtype=params["preferred_element_type"]
     )
     if groups * batches == 1:
+        if shares[0] > 1:
+            x, ours = _in_groups(x, ours, "batch", shares[0], "of batch")
+        if shares[1] > 1:
+            kernel, theirs = _in_groups(kernel, theirs, "output", shares[1], "of output")
         met, found = contracted(x, ours, kernel, theirs)
-        return _in_order_of(met, found, wanted)
+        together = [name for name in wanted if f"of {name}" in found]
+        for name in together:
+            wanted.insert(wanted.index(name), f"of {name}")
+        met = _in_order_of(met, found, wanted)
+        for name in together:
+            met = _merged(met, wanted.index(name) - 1)
+            wanted.remove(f"of {name}")
+        return met
     x, ours = _in_groups(x, ours, "batch" if batches > 1 else "channel", groups * batches)
     if whole:  # all outputs of all groups, then of each group its own ones
         met, found = contracted(x, ours, kernel, theirs)
