@@ -174,7 +174,8 @@ def _named(name: str) -> Primitive | None:
 
 _ALGEBRA = "linear algebra with a width axis would need the whole spectrum of a random matrix"
 _WINDOWS = (
-    "along a width windows depend on the order of coordinates, which have none"
+    "along a width windows depend on the order of coordinates, which have none; an extremum of "
+    "padding alone is infinite"
 )
 _FOLDS = (
     "along a width windows depend on the order of coordinates, and along finite axes those of a "
