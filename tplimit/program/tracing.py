@@ -446,10 +446,10 @@ class _Builder:
         new, old = self.aval_of(operand), self.aval_of(self.before_reshaped(operand))
         shares = dict.fromkeys(new.width_axes, 1)
         for axis in new.width_axes:
-            before, after = new.shape[:axis], new.shape[axis + 1 :]
-            if len(old.shape) == len(new.shape) + 1 and not isinstance(old.shape[axis], Size):
-                if old.shape[:axis] == before and old.shape[axis + 2 :] == after:
-                    shares[axis] = int(old.shape[axis])
+            count = old.shape[axis] if axis < len(old.shape) else 1
+            rest = (*old.shape[:axis], *old.shape[axis + 2 :])
+            if rest == (*new.shape[:axis], *new.shape[axis + 1 :]) and isinstance(count, int):
+                shares[axis] = count
         return shares
 
     def param(self, name: str, values: Sequence[Any], where: Location | None, inside: bool) -> Any:

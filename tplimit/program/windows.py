@@ -3,9 +3,12 @@
 A convolution is one contraction of the patches of an array with a kernel, over offsets and channels
 at once; a pooled array is a sum or an extremum of patches. *Patches* are taken by a table of places
 along every axis, ``table[o, k]``: which entry stands at place ``k`` of window ``o``, with -1 for
-padding and for what a dilation leaves free. Strides, dilations and all kinds of padding are in these
-tables, which are constants, so that what has rules (gather, dot_general, sums, extrema) does the
-rest. Along a width there is no order, hence no window: there an operation stays as it is.
+padding and for what a dilation leaves free. Strides, dilations and all kinds of padding are in
+these tables, which are constants, so that what has rules (gather, dot_general, sums, extrema) does
+the rest. Along a width there is no order, hence no window: there an operation stays as it is.
+
+Of equal entries the first one is the largest, in the order of rows, as derivatives in reverse have
+it (``select_and_scatter_add``). Forward, XLA takes one that hangs on how it orders the reduction.
 """
 
 import functools
@@ -32,13 +35,15 @@ _NOTHING = -1
 def rewritten(equations: Sequence[Any], widths: Widths) -> list[Any] | None:
     """Aligned equations as programs in terms of other operations, or None where they stay."""
     write = _WRITTEN.get(equations[0].primitive)
-    found = [None if write is None else write(equation, widths) for equation in equations]
-    if any(function is None for function in found):
+    if write is None:
         return None
-    return [
-        _jax.program_of(function, equation)
-        for function, equation in zip(found, equations, strict=True)
-    ]
+    programs = []
+    for equation in equations:
+        function = write(equation, widths)
+        if function is None:
+            return None
+        programs.append(_jax.program_of(function, equation))
+    return programs
 
 
 # --- patches
@@ -51,7 +56,7 @@ def table_of(
     dilated = max(base * (length - 1) + 1, 0) + sum(padding)
     count = max(dilated - dilation * (window - 1) - 1 + stride, 0) // stride
     at = stride * np.arange(count)[:, None] + dilation * np.arange(window) - padding[0]
-    there = (at % base == 0) & (0 <= at) & (at < base * length)
+    there = (at % base == 0) & (at >= 0) & (at < base * length)
     return np.where(there, at // base, _NOTHING)
 
 
@@ -159,8 +164,8 @@ def _convolved(
         found = ["group", *(name for name in found if name not in ("group", "own"))]
     else:
         met, found = contracted(x, ours, *_in_groups(kernel, theirs, "output", groups * batches))
-    place = wanted.index("output")
-    return _merged(_in_order_of(met, found, [*wanted[:place], "group", *wanted[place:]]), place)
+    at = wanted.index("output")
+    return _merged(_in_order_of(met, found, [*wanted[:at], "group", *wanted[at:]]), at)
 
 
 def _names(spec: Sequence[int], *names: str) -> list[str]:

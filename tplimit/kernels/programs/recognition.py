@@ -308,7 +308,7 @@ class _Walk:
             met = jnp.matmul(rows, rows.T, precision="highest")
             return Power(met, 2 * x.exponent), None, (1.0, 0)
         assert isinstance(x, Field)
-        if x.axis not in over:
+        if x.axis is None or x.axis not in over:
             raise NotRecognised("a product along the points.", e)
         x, size = folded(x), shape[x.axis]
         count = (float(size.ratio), 1) if isinstance(size, Size) else (float(size), 0)
