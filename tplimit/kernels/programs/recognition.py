@@ -308,14 +308,15 @@ class _Walk:
             met = jnp.matmul(rows, rows.T, precision="highest")
             return Power(met, 2 * x.exponent), None, (1.0, 0)
         assert isinstance(x, Field)
-        if x.axis is None or x.axis not in over:
+        axis = x.axis
+        if axis is None or axis not in over:
             raise NotRecognised("a product along the points.", e)
-        x, size = folded(x), shape[x.axis]
+        x, size = folded(x), shape[axis]
         count = (float(size.ratio), 1) if isinstance(size, Size) else (float(size), 0)
         K, Theta = self.of_one_coordinate(e, x)
         if x.points is None and len(over) == 1:
             return K, Theta, count
-        numbers = np.expand_dims(numbers_of(x), x.axis)
+        numbers = np.expand_dims(numbers_of(x), axis)
         inside = numbers.ndim - 1 - np.arange(len(over), 0, -1)
         places = np.moveaxis(numbers, over, inside)
         places = places.reshape(points, -1, numbers.shape[-1])
