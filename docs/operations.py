@@ -15,6 +15,15 @@ the width is simply evaluated. Calls (`jit`, `checkpoint`, `custom_jvp_call`, `c
 expanded in place. A rule of your own is entered with `tplimit.rule`: `tplimit.rule(primitive,
 linear=(0,))` where it is linear, or `@tplimit.rule(primitive)` with a function; see there.
 
+Convolutions and windows run along finite axes; batch and channels may be widths. They are written
+as other operations: a convolution as one contraction of the patches of its operand with the kernel,
+over offsets and channels at once, a pooled array as a sum or an extremum of patches. So strides,
+all kinds of padding, dilations, transposed and depthwise convolutions, their derivatives and
+`jax.vmap` of them have limits, and with average pooling kernels in closed form. Of equal entries of
+a window derivatives take the first one, as JAX does in reverse; where values are equal in all that
+is known of them (positions of an image that look alike, away from exact zeros), the derivative of a
+maximum is refused. Of finitely many groups with growing channels there is the value, no derivative.
+
 An operation that is in no table is evaluated on small arrays. If every entry of its result is one
 function of the entries at the same place (tested by changing, permuting and leaving out others),
 it acts on values of order 1 as `f(c + O(n^rho)) = f(c) + O(n^rho)`; a value whose unknown part

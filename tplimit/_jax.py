@@ -51,6 +51,7 @@ __all__ = [
     "part",
     "plain_literal",
     "primitives",
+    "program_of",
     "scan_layout",
     "settings",
     "split_p",
@@ -118,13 +119,13 @@ def inner_program(equation: Any) -> Any | None:
         body, _ = open_jaxpr(equation.params["call_jaxpr"])
         plain = _BY_BITS.get(getattr(body.debug_info, "func_name", ""))
         if plain is not None:
-            return _program_of(plain, equation)
+            return program_of(plain, equation)
     if _is_composite(equation):
         return _expanded(equation)
     if equation.primitive is primitives.convert_element_type_p and _to_truth_value(equation):
-        return _program_of(lambda operand: operand != 0, equation)
+        return program_of(lambda operand: operand != 0, equation)
     if equation.primitive.name == "optimization_barrier":  # not public as a primitive
-        return _program_of(lambda *operands: operands, equation)
+        return program_of(lambda *operands: operands, equation)
     name = _INLINE.get(equation.primitive.name)
     return None if name is None else equation.params.get(name)
 
@@ -148,10 +149,10 @@ def _expanded(equation: Any) -> Any:
     def program(*operands: Any) -> Any:
         return equation.primitive.to_lojax(*operands, **equation.params)
 
-    return _program_of(program, equation)
+    return program_of(program, equation)
 
 
-def _program_of(function: Callable[..., Any], equation: Any) -> Any:
+def program_of(function: Callable[..., Any], equation: Any) -> Any:
     """The jaxpr of a function of the operands of an equation, at its place."""
     shapes = [
         jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype, weak_type=var.aval.weak_type)

@@ -173,7 +173,7 @@ def test_sums_that_share_a_part_are_not():
             lambda t, x: jnp.tanh(jnp.tanh(x @ t["U"]) @ t["W"][0] @ t["W"][0]) @ t["v"],
             "used twice",
         ),
-        (lambda t, x: jnp.tanh(x @ t["U"]).mean(axis=0) @ t["v"] + x[:, 0], "pointwise|coordinate"),
+        (lambda t, x: jnp.tanh(x @ t["U"]).mean(axis=0) @ t["v"] + x[:, 0], "point to point"),
         (lambda t, x: jnp.tanh(x @ t["U"] * x[:, :1]) @ t["v"], "point to point"),
         (lambda t, x: jnp.tanh(x @ t["U"]) @ t["U"].T @ jnp.ones(3), "used twice"),
     ],

@@ -210,3 +210,18 @@ def test_what_flips_on_a_share_of_coordinates_is_not_taken_for_zero(name: str, t
 
     error = error_of(tp.CancellationError, tp.limit(run), theta)
     assert "unknown" in str(error)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_comparison_with_an_index_is_wrong_where_the_index_is(terms):
+    """The next term of the average hangs on the share of coordinates whose index is another one."""
+    n = tp.Width("n")
+    declared = {"u": tp.normal((2, n)), "w": tp.normal((n,))}
+
+    def run(t):
+        root = t["w"].shape[0] ** 0.5
+        moved = t["u"] + t["w"] ** 2 * jnp.asarray([[1.0], [-1.0]]) / root
+        return root * jnp.mean((t["w"] ** 2 - 1) * (jnp.argmax(moved, 0) == 0))
+
+    theta = tp.sample(declared, jax.random.key(0), width=tp.inf, samples=1024, terms=terms)
+    assert tp.series(run)(theta).remainder >= 0

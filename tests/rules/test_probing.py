@@ -140,8 +140,6 @@ UNKNOWN = {
     "ragged_all_to_all",
     "complex numbers": "complex conj imag real",
     "tokens, references, uninitialised memory": "after_all create_token empty2 get swap",
-    "convolutions and windows": "conv_general_dilated select_and_gather_add "
-    "select_and_scatter_add select_and_scatter",
     "linear algebra of finite matrices": "hessenberg householder_product tridiagonal "
     "tridiagonal_solve custom_linear_solve",
     "order and extrema": "approx_top_k scatter-max scatter-min scatter-mul reduce reduce_xor",

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from tplimit import _jax
+from tplimit._jax import primitives as p
 from tplimit.caching.identity import identity
 from tplimit.errors import (
     COMPLEX_ADVICE,
@@ -32,6 +33,7 @@ from tplimit.program.powers import (
     fit_dim,
 )
 from tplimit.program.traits import Control, kind_of
+from tplimit.program.windows import rewritten
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -288,6 +290,7 @@ class _Builder:
         # By what they compute: what is computed twice, as under jax.checkpoint, is one equation.
         self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
+        self.makers: dict[Operand, Equation] = {}
 
     def slot(self, aval: Aval) -> Slot:
         self.avals.append(aval)
@@ -396,6 +399,9 @@ class _Builder:
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> list[Operand]:
         bodies = [_jax.inner_program(equation) for equation in equations]
+        if bodies[0] is None:
+            widths = [self.widths_of(operand) for operand in operands]
+            bodies = rewritten(equations, widths) or bodies
         if bodies[0] is not None:
             self.refuse_by_name(equations, operands, where)
             return self.run([_jax.open_jaxpr(body) for body in bodies], operands, where)
@@ -408,6 +414,12 @@ class _Builder:
             name: self.param(name, [e.params[name] for e in equations], where, inside)
             for name in equations[0].params
         }
+        if equations[0].primitive is p.reshape_p:
+            source = self.before_reshaped(operands[0])
+            if _without_ones(self.aval_of(source).shape) == _without_ones(avals[0].shape):
+                operands = [source, *operands[1:]]
+                if self.aval_of(source).shape == avals[0].shape:
+                    return operands
         outputs = tuple(self.slot(aval) for aval in avals)
         in_avals = tuple(self.aval_of(operand) for operand in operands)
         equation = Equation(
@@ -421,7 +433,25 @@ class _Builder:
             where,
         )
         key = identity(replace(equation, outputs=()))
-        return list(self.known.setdefault(key, equation).outputs)
+        found = self.known.setdefault(key, equation)
+        self.makers.update(dict.fromkeys(found.outputs, found))
+        return list(found.outputs)
+
+    def before_reshaped(self, operand: Operand) -> Operand:
+        """What a reshaped array was: axes that are merged and split again are as before."""
+        maker = self.makers.get(operand) if isinstance(operand, Slot) else None
+        return maker.inputs[0] if maker is not None and maker.primitive is p.reshape_p else operand
+
+    def widths_of(self, operand: Operand) -> dict[int, int]:
+        """The width axes of an operand, with the number of shares that have been put together."""
+        new, old = self.aval_of(operand), self.aval_of(self.before_reshaped(operand))
+        shares = dict.fromkeys(new.width_axes, 1)
+        for axis in new.width_axes:
+            count = old.shape[axis] if axis < len(old.shape) else 1
+            rest = (*old.shape[:axis], *old.shape[axis + 2 :])
+            if rest == (*new.shape[:axis], *new.shape[axis + 1 :]) and isinstance(count, int):
+                shares[axis] = count
+        return shares
 
     def refuse_by_name(
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
@@ -476,6 +506,10 @@ def _grows(value: Any) -> bool:
     avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]
     widths = any(aval.width_axes for aval in avals)
     return powers or widths or any(e.plain is None for e in value.equations)
+
+
+def _without_ones(shape: Sequence[Dim]) -> list[Dim]:
+    return [dim for dim in shape if dim != 1]
 
 
 def _first_use(jaxpr: Any, var: Any) -> Location | None:

@@ -163,6 +163,14 @@ class Refused(Kind):
         return f"refused: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Rewritten(Refused):
+    """Along finite axes it is written as other operations (``windows.py``); else refused."""
+
+    def __str__(self) -> str:
+        return f"Along finite axes, by other operations; refused: {self.reason}."
+
+
 def _moves(*places: int, in_order: bool = False) -> Linear:
     return Linear(places or None, moves=True, in_order=in_order)
 
@@ -174,8 +182,12 @@ def _named(name: str) -> Primitive | None:
 
 _ALGEBRA = "linear algebra with a width axis would need the whole spectrum of a random matrix"
 _WINDOWS = (
-    "along a width windows depend on the order of coordinates, and along finite axes they are not "
-    "supported yet"
+    "along a width windows depend on the order of coordinates, which have none; an extremum of "
+    "padding alone is infinite"
+)
+_FOLDS = (
+    "along a width windows depend on the order of coordinates, and along finite axes those of a "
+    "function of one's own are not supported yet; of sums, maxima and minima they are"
 )
 _FOURIER = (
     "along a width there is no order of coordinates, and along finite axes complex numbers that "
@@ -249,9 +261,11 @@ _KNOWN: list[tuple[Kind, tuple[Primitive | None, ...]]] = [
     ),
     (Refused(_ALGEBRA), (p.eig_p, p.qr_p, p.schur_p)),
     (
-        Refused(_WINDOWS, may_exist=True),
-        (p.reduce_window_p, p.reduce_window_sum_p, p.reduce_window_max_p, p.reduce_window_min_p),
+        Rewritten(_WINDOWS),
+        (p.conv_general_dilated_p, p.reduce_window_sum_p, p.reduce_window_max_p,
+         p.reduce_window_min_p, p.select_and_gather_add_p, p.select_and_scatter_add_p),
     ),
+    (Refused(_FOLDS, may_exist=True), (p.reduce_window_p, p.select_and_scatter_p)),
     (Refused(_FOURIER, may_exist=True), (p.fft_p,)),
     (
         Refused(_DRAWS, may_exist=True),

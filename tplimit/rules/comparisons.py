@@ -58,8 +58,9 @@ def comparison(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         a, b = (arithmetic.linear(x, lambda c: jnp.asarray(c, float)) for x in (a, b))
     if a.exact and b.exact and a.exponents == b.exponents and a.stderr is b.stderr is None:
         return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
-    if a.dtype.kind != "f":
-        return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, EXACT_ZERO, axis, space)
+    if a.dtype.kind != "f":  # an index of every coordinate may be another one on a share of them
+        share = a.remainder.maximum(b.remainder)
+        return tensor(ctx.rebind(a.coefficient, b.coefficient), ORDER_ONE, share, axis, space)
     chosen = _chosen(ctx, a, b)
     chosen = _with_constant(ctx, a, b) if chosen is None else chosen
     if chosen is not None:
@@ -252,7 +253,9 @@ def _mask(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
         if mask.finite:
             return mask
         bare = replace(mask, remainder=EXACT_ZERO)
-        return expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
+        mask = expansion.mask_of(mask.coefficient, mask.remainder, mask.parity, bare)
+        whole = a.dtype.kind != "f"  # then it is wrong where the numbers are
+        return patches.with_patches(mask, *a.patches, *b.patches) if whole else mask
     difference = expansion.minus(ctx, a, b)
     if _is_equality(ctx):
         zeros = [jnp.asarray(term.coefficient) == 0 for term in difference.terms]

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from tplimit.declare.parameters import Parameter
@@ -75,6 +76,7 @@ class Field:
         factor: number that the function is multiplied with.
         axis: place of the axis of the coordinates, None for a single one.
         shape: with points along the other axes, in order.
+        points: numbers of points of the Gaussian vector where they are others (`positions`).
     """
 
     gaussian: Gaussian
@@ -84,6 +86,7 @@ class Field:
     shape: tuple[Any, ...]
     inner: Number = ONE
     factor: Number = ONE
+    points: np.ndarray | None = None
 
 
 Value = Number | Weights | Field

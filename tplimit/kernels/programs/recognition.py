@@ -38,6 +38,14 @@ from tplimit.kernels.programs.fields import (
     folded,
     scaled,
 )
+from tplimit.kernels.programs.positions import (
+    MOST_POINTS,
+    moved,
+    numbers_of,
+    only_moved,
+    over_places,
+    settled,
+)
 from tplimit.kernels.recursions.network import distinct
 from tplimit.program import traits
 from tplimit.program.tracing import Constant, Equation, Program, Slot
@@ -78,7 +86,7 @@ def recognised(apply: Callable[..., Any], theta: Any, x1: Any, x2: Any, which: s
     (out,) = _run(program, theta, points)
     if not isinstance(out, Field) or out.function is not None:
         raise NotRecognised("the output is no Gaussian vector.")
-    out = folded(out)
+    out = settled(folded(out))
     rest = out.shape if out.axis is None else out.shape[: out.axis] + out.shape[out.axis + 1 :]
     if rest[:1] != (len(points),) or any(dim != 1 for dim in rest[1:]):
         raise NotRecognised("the points are not along the first axis of the output.")
@@ -158,10 +166,14 @@ class _Walk:
             return self.product(e, *values)
         if _is_layout(e):
             return self.reshaped(e, values[0])
-        if e.primitive is p.slice_p:
+        if e.primitive is p.slice_p and _coordinates_alone(e, values[0]):
             return self.sliced(e, values[0])
         if any(isinstance(value, Weights) for value in values):
             return self.with_weights(e, values)
+        found = moved(e, values)
+        if found is not None:
+            whole = only_moved(found)
+            return found if whole else settled(folded(found))
         return self.pointwise(e, values)
 
     def numbers(self, e: Equation, values: Sequence[Any]) -> Number:
@@ -199,9 +211,12 @@ class _Walk:
         assert isinstance(value, Field)
         if old == new:
             return value
-        kept = _matched(old, new)
+        kept = _matched(old, new) if value.points is None else None
         if kept is None:
-            raise NotRecognised("points are moved.", e)
+            found = moved(e, [value])
+            if found is None:
+                raise NotRecognised("points are moved.", e)
+            return found
         # A single coordinate may lose its axis.
         axis = kept.index(value.axis) if value.axis in kept else None
         return replace(value, axis=axis, shape=new)
@@ -247,7 +262,7 @@ class _Walk:
         if places != ([] if given.axis is None else [given.axis]):
             raise NotRecognised("a bias along the points.", e)
         self.use(e, weights)
-        given = folded(given)
+        given = settled(folded(given))
         gaussian, (std, power), c = given.gaussian, _std(weights.parameter), weights.factor
         one = Power(jnp.square(c.array) * jnp.ones_like(gaussian.K.array), 2 * c.exponent)
         K = gaussian.K + one.times(std**2, 2 * power) if std else gaussian.K
@@ -262,14 +277,14 @@ class _Walk:
         ours, theirs = (over[0], over[1]) if first else (over[1], over[0])
         if not isinstance(weights, Weights) or isinstance(x, Weights):
             raise NotRecognised("a product of two vectors.", e)
-        if batch[0] or len(ours) != 1 or None in weights.axes or len(weights.axes) > 2:
+        left = [axis for axis in range(len(weights.axes)) if axis not in ours]
+        if batch[0] or None in weights.axes or len(left) > 1:
             raise NotRecognised("a product other than that of a dense layer.", e)
         self.use(e, weights)
         shape_x = e.in_avals[1 if first else 0].shape
-        left = [axis for axis in range(len(weights.axes)) if axis != ours[0]]
         out = e.out_avals[0].shape
         axis = None if not left else (0 if first else len(out) - 1)
-        E, Theta_x, size = self.moments(e, x, theirs[0], shape_x)
+        E, Theta_x, size = self.moments(e, x, theirs, shape_x)
         (std, power), c = _std(weights.parameter), weights.factor
         factor, lift = jnp.square(c.array) * size[0], 2 * c.exponent + size[1]
         K = E.times(factor * std**2, lift + 2 * power)
@@ -280,22 +295,38 @@ class _Walk:
         return Field(gaussian, None, None, axis, out)
 
     def moments(
-        self, e: Equation, x: Value, over: int, shape: tuple[Any, ...]
+        self, e: Equation, x: Value, over: Sequence[int], shape: tuple[Any, ...]
     ) -> tuple[Power, Power | None, tuple[float, int]]:
-        """Second moments of a coordinate, their tangents, and how many coordinates, ``c n^p``."""
+        """Second moments of a coordinate, summed over the places of a patch, their tangents, and
+        how many coordinates, ``c n^p``."""
+        points = np.prod([int(d) for i, d in enumerate(shape) if i not in over], dtype=int)
+        if points > MOST_POINTS:
+            raise NotRecognised("a kernel over so many points.", e)
         if isinstance(x, Number):
-            rows = jnp.moveaxis(jnp.asarray(x.array), over, -1)
-            rows = rows.reshape(-1, rows.shape[-1])
+            array = jnp.asarray(x.array)
+            rows = jnp.moveaxis(array, over, range(-len(over), 0)).reshape(points, -1)
             met = jnp.matmul(rows, rows.T, precision="highest")
             return Power(met, 2 * x.exponent), None, (1.0, 0)
         assert isinstance(x, Field)
-        if x.axis != over:
+        axis = x.axis
+        if axis is None or axis not in over:
             raise NotRecognised("a product along the points.", e)
-        x, size = folded(x), shape[over]
+        x, size = folded(x), shape[axis]
         count = (float(size.ratio), 1) if isinstance(size, Size) else (float(size), 0)
+        K, Theta = self.of_one_coordinate(e, x)
+        if x.points is None and len(over) == 1:
+            return K, Theta, count
+        numbers = np.expand_dims(numbers_of(x), axis)
+        inside = numbers.ndim - 1 - np.arange(len(over), 0, -1)
+        places = np.moveaxis(numbers, over, inside)
+        places = places.reshape(points, -1, numbers.shape[-1])
+        return over_places(K, places), over_places(Theta, places), count
+
+    def of_one_coordinate(self, e: Equation, x: Field) -> tuple[Power, Power]:
+        """Second moments of a coordinate at the points of the Gaussian vector, and tangents."""
         gaussian = x.gaussian
         if x.function is None:
-            return gaussian.K, gaussian.Theta, count
+            return gaussian.K, gaussian.Theta
         K = _bounded(e, gaussian.K)
         variances = jnp.diagonal(K)
         found: Dual = dual(x.name or x.function)
@@ -305,7 +336,7 @@ class _Walk:
         )
         slope = inside * slope
         c, power = jnp.square(x.factor.array), 2 * x.factor.exponent
-        return Power(c * value, power), gaussian.Theta.times(c * slope, power), count
+        return Power(c * value, power), gaussian.Theta.times(c * slope, power)
 
     def pointwise(self, e: Equation, values: Sequence[Value]) -> Field:
         """A function of one Gaussian vector, or a sum of independent ones."""
@@ -318,12 +349,14 @@ class _Walk:
             return multiple
         if len({(one.axis, one.shape) for one in fields}) > 1:
             raise NotRecognised("vectors of different shapes are combined.", e)
-        if len({id(one.gaussian) for one in fields}) > 1:
+        if len({(id(one.gaussian), id(one.points)) for one in fields}) > 1:
             return self.summed(e, fields)
         if any(one.exponent for one in [*numbers, *(x.factor for x in fields)]):
             raise NotRecognised("a function of the width.", e)
         if e.plain is None or not _is_pointwise(e):
             raise NotRecognised("no function of each coordinate by itself.", e)
+        if not only_moved(fields[0]):
+            raise NotRecognised("a function of what has been pooled or padded.", e)
         _bounded(e, fields[0].gaussian.K)
         function, name = _composed(e, values), _name(e, values)
         inner = ONE if name is None else fields[0].factor
@@ -353,13 +386,13 @@ class _Walk:
         """A residual sum of independent Gaussian vectors."""
         if e.primitive not in (p.add_p, p.add_jaxvals_p, p.sub_p):
             raise NotRecognised("a function of two Gaussian vectors.", e)
-        a, b = (folded(one).gaussian for one in fields)
+        a, b = (settled(folded(one)).gaussian for one in fields)
         if any(one.function is not None for one in fields):
             raise NotRecognised("a sum of functions of different Gaussian vectors.", e)
         if a.parts & b.parts:
             raise NotRecognised("a sum of vectors that share a part.", e)
         total = Gaussian(a.K + b.K, a.Theta + b.Theta, a.parts | b.parts)
-        return replace(fields[0], gaussian=total, factor=ONE)
+        return replace(fields[0], gaussian=total, factor=ONE, points=None)
 
     def use(self, e: Equation, weights: Weights) -> None:
         law = weights.parameter
@@ -374,6 +407,13 @@ class _Walk:
         if law.law not in ("normal", "full") and wide < 2:
             raise NotRecognised("a parameter that is not Gaussian, where no sum makes it so.", e)
         self.used.add(weights.place)
+
+
+def _coordinates_alone(e: Equation, value: Value) -> bool:
+    """Whether a slice leaves the points as they are."""
+    old, new = e.in_avals[0].shape, e.out_avals[0].shape
+    changed = [i for i in range(len(old)) if old[i] != new[i]]
+    return not isinstance(value, Field) or changed in ([], [value.axis])
 
 
 def _one(values: Sequence[Value]) -> bool:
