@@ -1,5 +1,6 @@
 """Laws of the entries of random parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,11 +96,19 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
 
 
+@jax.custom_batching.sequential_vmap
+def _factors(z: Array) -> tuple[Array, Array]:
+    """One after the other: decompositions of several stacks at a time block each other on CPUs."""
+    q, r = jnp.linalg.qr(z)
+    return q, r
+
+
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """Orthonormal rows or columns, whichever are fewer, uniformly distributed; of unit entries."""
     *stack, rows, columns = shape
     tall = (*stack, max(rows, columns), min(rows, columns))
-    q, r = jnp.linalg.qr(jax.random.normal(key, tall, dtype))
+    drawn = jax.random.normal(key, tall, dtype)
+    q, r = functools.reduce(lambda f, _: jax.vmap(f), stack, _factors)(drawn)
     q = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :] * max(rows, columns) ** 0.5
     return q if rows >= columns else jnp.swapaxes(q, -1, -2)
 
