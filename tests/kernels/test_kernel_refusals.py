@@ -168,8 +168,8 @@ def test_every_kernel_is_checked(taker, damage):
     damaged, text = DAMAGE[damage]
     with pytest.raises(ValueError, match=f"{name} .*{text}"):
         TAKERS[taker](damaged(whole))
-    for found in vars(TAKERS[taker](whole)).values():
-        assert np.all(np.isfinite(found))
+    for part, found in vars(TAKERS[taker](whole)).items():
+        assert part == "record" or np.all(np.isfinite(found))
 
 
 @pytest.mark.parametrize(
