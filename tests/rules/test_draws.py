@@ -262,3 +262,40 @@ def test_rare_coordinates_have_no_number():
     rare = lambda t, k: jnp.sum(random.bernoulli(k, 20 / t["v"].shape[0], t["v"].shape))
     with pytest.raises(LimitError):
         tp.limit(rare)(theta, KEY)
+
+
+def apart(t, first, second):
+    n = t["v"].shape[0]
+    masks = [random.bernoulli(key, 0.3, (n,)) for key in (first, second)]
+    return n**0.5 * (jnp.mean(masks[0]) - jnp.mean(masks[1]))
+
+
+def test_equal_draws_fluctuate_together():
+    """That two keys are equal is seen in the run: then the difference is no random number."""
+    theta = tp.sample({"v": THETA["v"]}, random.key(0), width=tp.inf, samples=256, terms=2)
+    with pytest.raises(LimitError):
+        tp.leading(apart)(theta, KEY, KEY)
+
+
+def averages(t, key):
+    mask = random.bernoulli(key, 0.3, t["v"].shape)
+    return jnp.stack([jnp.mean(mask), *(jnp.mean(mask * t[name] ** 2) for name in "vu")])
+
+
+def test_fluctuations():
+    """Covariance of the second terms over 300 samples beside 4000 networks: entries within 5
+    standard errors (Wick). One mask joins two vectors, which stay independent of each other."""
+    theta = {"v": THETA["v"], "u": tp.normal((WIDTH,))}
+
+    def second(number):
+        sampled = tp.sample(theta, random.key(number), width=tp.inf, samples=256, terms=2)
+        return tp.series(averages)(sampled, random.key(1000 + number)).terms[1][1]
+
+    def network(key):
+        return averages(tp.sample(theta, key, width=256), random.fold_in(key, 1))
+
+    found = np.cov(np.asarray([second(number) for number in range(300)], np.float64).T)
+    finite = np.asarray(jax.vmap(network)(random.split(random.key(7), 4000)), np.float64)
+    finite = 256 * np.cov(finite.T)
+    size = np.sqrt((np.outer(np.diag(finite), np.diag(finite)) + finite**2) / 300)
+    assert np.all(np.abs(found - finite) < 5 * size)

@@ -13,9 +13,13 @@ class Spaces:
         self.classes = dict(classes)
         self._draws: dict[Hashable, int] = {}
 
-    def of_draw(self, name: Hashable) -> int:
-        """The label of the axis of a draw, the same for the same name."""
-        return self._draws.setdefault(name, _DRAWS + len(self._draws))
+    def of_draw(self, width: Hashable) -> int:
+        """The label of the axis of draws along a width.
+
+        It is one for all of them, which so fluctuate together if they are equal, as the keys tell
+        in the run only; independent ones have uncorrelated fluctuations by their particles.
+        """
+        return self._draws.setdefault(width, _DRAWS + len(self._draws))
 
     def find(self, space: int) -> int:
         """The label that stands for a space and all that are one with it."""

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from tplimit._jax import primitives as p
-from tplimit.caching.identity import identity
 from tplimit.declare.bits import Chain, evaluated, near_zero, sources_of
 from tplimit.declare.draws import draw_p
 from tplimit.errors import NoLimitError
@@ -34,7 +33,7 @@ def draw(ctx: Context, *keys: Tensor, chain: Chain, bits: Sequence[Mapping[str, 
             "Convert them to floating-point numbers where they are drawn.",
         )  # fmt: skip
     (axis,) = aval.width_axes
-    space = ctx.spaces.of_draw((id(ctx.program), identity(*ctx.equation.inputs)))
+    space = ctx.spaces.of_draw(aval.shape[axis])
     drawn = [
         p.random_bits_p.bind(_of_this_run(ctx, key.coefficient), **ctx.resolve(dict(params)))
         for key, params in zip(keys, bits, strict=True)

@@ -69,11 +69,14 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     if a.stderr is not None:
         below = jnp.where(largest, -jnp.inf, c + ZERO_SIGMAS * a.stderr)
         sure = sure & (jnp.max(below, axis) < 0)
+    power = a.exponents.levels()[-1]
     tie = ctx.error(
-        "Which of several growing values is the largest, as softmax and log-sum-exp ask, is not "
-        "known: two are equal within their sampling error.",
+        f"Which of several values that grow like n^{power} is the largest, as softmax and "
+        "log-sum-exp ask, is not known: two are equal within their sampling error.",
         CancellationError,
-        "Raise samples= until their difference is larger than the error, or take another key.",
+        "Logits of attention, inner products over a width, are divided by it, not by its square "
+        "root, where queries and keys are trained. If values are to grow: raise samples= until "
+        "their difference is larger than the error, or take another key.",
     )
     ctx.check(jnp.all(sure), tie)
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
