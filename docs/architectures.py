@@ -22,7 +22,7 @@ from flax import nnx
 import tplimit as tp
 
 PAGE = Path(__file__).with_name("architectures.md")
-WIDTHS, SEEDS, SAMPLES = (128, 512), 24, 2**12
+WIDTHS, SEEDS, SAMPLES = (64, 256), 200, 2**12
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 4, 3))
 TOKENS = jax.random.randint(jax.random.key(2), (2, 4), 0, 7)
