@@ -1,9 +1,11 @@
 """`tp.observables` on networks by explicit matrices, in the limit beside networks, closed forms.
 
-Limits are compared with networks in standard errors, all entries of a test together by their largest
-|z|: false-alarm rate 1e-3 (Bonferroni, Student's t), and a bias of 6/n of each entry's size is
-allowed for.
+Limits are compared with networks in standard errors, all entries of a test together by their
+largest |z|: false-alarm rate 1e-3 (Bonferroni, Student's t), and a bias of 6/n of each entry's size
+is allowed for.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -145,11 +147,9 @@ def classes(theta, x):
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_sharpness_by_the_hessian(loss, float64):
     """A lower bound that grows with the steps; the Gauss-Newton part exactly."""
-    net = networks.mup("tanh", hidden=2, outputs=3)
-    theta = tp.sample(net.theta, KEY, width=6)
+    theta = tp.sample(networks.mup("tanh", hidden=2, outputs=3).theta, KEY, width=6)
     theta = jax.tree.map(lambda a: 1.5 * a.astype(jnp.float64), theta)
     y = jnp.asarray([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
-    given = tp.parameterizations.cross_entropy if loss == "cross_entropy" else loss
     loss_of = getattr(tp.parameterizations, loss)
     leaves, tree = jax.tree.flatten(theta)
     sizes = np.cumsum([leaf.size for leaf in leaves])[:-1]
@@ -167,14 +167,14 @@ def test_sharpness_by_the_hessian(loss, float64):
     r = jnp.concatenate(jax.tree.leaves(roots))
     hessian = jax.hessian(lambda flat: loss_of(of_flat(flat, X), y))(flat)
     exact = np.linalg.eigvalsh(np.asarray(r[:, None] * hessian * r))[-1]
-    found = [obs.sharpness(classes, given, rates, steps=k)(theta, X, y) for k in (1, 3, 8, 12)]
-    assert all(a <= b + 1e-6 for a, b in zip(found, found[1:], strict=False))
+    found = [obs.sharpness(classes, loss, rates, steps=k)(theta, X, y) for k in (1, 3, 8, 12)]
+    assert all(a <= b + 1e-6 for a, b in itertools.pairwise(found))
     assert found[-1] <= exact * (1 + 1e-6)
     np.testing.assert_allclose(found[-2:], exact, rtol=0.01)
     J = jax.jacrev(of_flat)(flat, X).reshape(9, -1) * r
     curvature = jax.hessian(lambda f: loss_of(f, y))(classes(theta, X)).reshape(9, 9)
     exact = np.linalg.eigvalsh(np.asarray(J.T @ curvature @ J))[-1]
-    found = obs.gauss_newton_sharpness(classes, given, rates)(theta, X, y)
+    found = obs.gauss_newton_sharpness(classes, loss, rates)(theta, X, y)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
@@ -271,7 +271,7 @@ def test_wrong_requests():
         (lambda: obs.sharpness(NET.predict, "hinge"), "unknown loss 'hinge'"),
         (lambda: obs.tangent_kernel(lambda t, x: x * t, -1.0)(1.0, square), "is negative"),
         (lambda: obs.tangent_kernel(lambda t, x: x * t["a"], {"b": 1.0})({"a": 1.0}, h), "a"),
-        (lambda: obs.density(np.maximum(np.linspace(-1, 1, 99), 0)), "50% of the draws are 0"),
+        (lambda: obs.density(np.maximum(np.linspace(-1, 1, 100), 0)), "50% of the draws are 0"),
         (lambda: obs.density([1.0, np.nan]), "not finite"),
         (lambda: obs.density([1.0]), "less than two"),
         (lambda: obs.density([1.0, 2.0], bandwidth=0), "bandwidth=0.0 is not positive"),
@@ -289,7 +289,7 @@ def test_wrong_powers_of_the_width_are_told():
         tp.limit(lambda t: obs.gradient_kernel(head(t), features(t), power=2))(limit)
     found = tp.leading(lambda t: obs.gradient_kernel(head(t), features(t), power=0))(limit)
     assert np.all(found.exponent == -1)
-    with pytest.raises(tp.LimitError, match="opaque|limit value"):
+    with pytest.raises(tp.LimitError, match=r"opaque|limit value"):
         obs.feature_kernel(limit["U"])
 
 
