@@ -284,7 +284,7 @@ def test_wrong_requests():
 
 
 def test_wrong_powers_of_the_width_are_told():
-    limit = tp.sample(NET.theta, KEY, width=tp.inf, samples=64)
+    limit = tp.sample(NET.theta, KEY, width=tp.inf, samples=2**12)
     with pytest.raises(tp.DivergenceError, match=r"n\^1"):
         tp.limit(lambda t: obs.gradient_kernel(head(t), features(t), power=2))(limit)
     found = tp.leading(lambda t: obs.gradient_kernel(head(t), features(t), power=0))(limit)
