@@ -107,8 +107,8 @@ def sharpness(
     >>> f = lambda params, x: params["a"] * params["b"] * x
     >>> params = {"a": jnp.array(2.0), "b": jnp.array(0.0)}
     >>> value = sharpness(f, "mse", rates={"a": 0.1, "b": 0.4})
-    >>> value(params, jnp.ones(1), jnp.ones(1)).round(3)  # of [[0, -0.2], [-0.2, 1.6]]
-    Array(1.625, dtype=float32)
+    >>> round(float(value(params, jnp.ones(1), jnp.ones(1))), 3)  # of [[0, -0.2], [-0.2, 1.6]]
+    1.625
     """
     arguments.function("apply", apply, "(params, x) -> outputs")
     steps, loss_of = arguments.whole("steps", steps, most=50, example=6), resolve(loss)
