@@ -100,8 +100,8 @@ def movement(now: Any, before: Any, scale: Any = 1.0) -> Any:
         ValueError: the trees, or the shapes of two leaves, differ.
 
     Both states belong to one network: `run.evaluate(fn, step=[0, -1])` passes them. In the limit
-    the Gaussian part of the weights then cancels exactly. At `tp.Deferred(n)` that of matrices between
-    widths does not, and their movement is an `UnsupportedOperationError`: use an integer width.
+    the Gaussian part of the weights then cancels exactly. At `tp.Deferred(n)` that of matrices
+    between widths does not: their movement is an `UnsupportedOperationError`, use an integer width.
 
     >>> movement({"v": jnp.array([1.0, 3.0])}, {"v": jnp.array([1.0, 1.0])}, scale=2)["v"]
     Array(4., dtype=float32)
