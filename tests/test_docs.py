@@ -81,6 +81,24 @@ def test_the_examples_of_results(
     assert "11 entries" in printed
 
 
+def test_the_examples_of_observables(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels, movement, sharpness, densities, and their figures."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "observables.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "observables.md", "exec"), names)
+    assert {path.stem for path in tmp_path.iterdir()} == {"density", "kernels", "sharpness"}
+    printed = capsys.readouterr().out
+    found = re.findall(
+        r"^(\d\.\d+)\(\d+\) \['(\d\.\d+)\(\d+\)', '\d\.\d+\(\d+\)'\]$", printed, re.M
+    )
+    limit, finite = map(float, found[0])
+    assert abs(limit - finite) < 0.1
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))

@@ -21,7 +21,7 @@ FLOORS = (
     {"gaussian", "program"},
     {"declare", "interpreter"},
     {"algebra", "networks"},
-    {"matrices", "parameterizations"},
+    {"matrices", "observables", "parameterizations"},
     {"rules", "transforms"},
     {"kernels", "regimes", "training"},
     {"commands"},

@@ -1,6 +1,6 @@
 """tplimit: the infinite-width limit of neural networks as a JAX transformation."""
 
-from tplimit import kernels, parameterizations, rules  # noqa: F401  (rules enter themselves)
+from tplimit import kernels, observables, parameterizations, rules  # noqa: F401  (rules enter themselves)
 from tplimit.arguments import Deferred, inf
 from tplimit.caching.disk import cache
 from tplimit.declare.initialisers import declare
@@ -79,6 +79,7 @@ __all__ = [
     "nngp",
     "normal",
     "ntk",
+    "observables",
     "orthogonal",
     "parameterizations",
     "particles",

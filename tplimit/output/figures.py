@@ -16,6 +16,7 @@ from tplimit.output.files import replacing
 
 __all__ = [
     "COLOURS",
+    "band",
     "comparison_figure",
     "kernel_figure",
     "panels",
@@ -51,7 +52,7 @@ def trajectory_figure(
     figure, (axes,) = _figure(6.4, 4.0, columns=1)
     shown = most_moving(mean, count=8)
     for colour, i in zip(COLOURS, shown, strict=False):
-        _line_with_band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
+        band(axes, mean[:, i], low[:, i], high[:, i], colour, steps)
         for last in np.flatnonzero(np.isfinite(mean[:, i]))[-1:]:
             axes.annotate(
                 str(i), (steps[last], mean[last, i]), (5, 0), textcoords="offset points",
@@ -94,12 +95,12 @@ def comparison_figure(
     for i in shown:
         for n in sorted(finite):
             _thin_lines(curves, finite[n][:, :, i], colours[n])
-        _line_with_band(curves, limit[:, i], low[:, i], high[:, i], _INK)
+        band(curves, limit[:, i], low[:, i], high[:, i], _INK)
     first = shown[0]
     for n in sorted(finite):
         _thin_lines(differences, finite[n][:, :, first] - limit[:, first], colours[n])
     below, above = (end[:, first] - limit[:, first] for end in (low, high))
-    _line_with_band(differences, 0 * limit[:, first], below, above, _INK)
+    band(differences, 0 * limit[:, first], below, above, _INK)
     for axes, title in (
         (curves, f"{label} {' and '.join(map(str, sorted(shown)))}"),
         (differences, f"{label} {first}: finite width minus limit"),
@@ -233,13 +234,13 @@ def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
     return dict(zip(widths, shades, strict=True))
 
 
-def _line_with_band(
-    axes: Axes, mean: Any, low: Any, high: Any, colour: Any, steps: Any = None
-) -> None:
-    steps = np.arange(len(mean)) if steps is None else steps
+def band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any, steps: Any = None) -> None:
+    """A line with a band from `low` to `high`; `steps` are the places, by default 0, 1, ..."""
+    steps = np.arange(len(mean)) if steps is None else np.asarray(steps)
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
     axes.plot(steps, mean, color=colour, lw=1.5, solid_capstyle="round", zorder=3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if np.issubdtype(steps.dtype, np.integer):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _thin_lines(axes: Axes, curves: np.ndarray, colour: Any) -> None:

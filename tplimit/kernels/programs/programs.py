@@ -27,6 +27,7 @@ from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitError
 from tplimit.kernels.programs.recognition import NotRecognised, program_of, recognised
+from tplimit.observables.tangent import tangent_kernel
 from tplimit.program import dependence
 from tplimit.program.tracing import Program, Slot
 from tplimit.transforms.compilation import Evaluator
@@ -244,36 +245,14 @@ def _by_particles(
     else:
         chosen = _readout(apply, first, a)
         weights = lambda arrays: _variances(theta, arrays, chosen)
-    kernel = limit(_gradients_met(apply, weights))
+    tree = jax.tree.structure(first)
+    rates = lambda theta: jax.tree.unflatten(tree, weights(jax.tree.leaves(theta)))
+    kernel = limit(tangent_kernel(lambda theta, x: _first_output(apply(theta, x)), rates))
     return jnp.stack([kernel(first if i == 0 else draw(k), a, b) for i, k in enumerate(keys)])
 
 
 def _leaves(theta: Any) -> list[Any]:
     return jax.tree.leaves(theta, is_leaf=is_parameter)
-
-
-def _gradients_met(apply: Apply, weights: Callable[[Any], list[float]]) -> Callable[..., Array]:
-    """``Σ_θ w_θ ∂f(x_i)/∂θ ∂f(x_j)/∂θ`` for all pairs of inputs."""
-
-    def kernel(theta: Any, x1: Any, x2: Any) -> Array:
-        leaves, tree = jax.tree.flatten(theta)
-        factors = weights(leaves)
-
-        def output(x: Any) -> Callable[[list[Any]], Array]:
-            return lambda leaves: _first_output(apply(jax.tree.unflatten(tree, leaves), x))
-
-        f, pull = jax.vjp(output(x1), leaves)
-
-        def row(cotangent: Array) -> Array:
-            (gradient,) = pull(cotangent)
-            tangent = [
-                g * w if w else jnp.zeros_like(g) for g, w in zip(gradient, factors, strict=True)
-            ]
-            return jax.jvp(output(x2), (leaves,), (tangent,))[1]
-
-        return jax.vmap(row)(jnp.eye(f.shape[0], dtype=f.dtype))
-
-    return kernel
 
 
 def _first_output(f: Array) -> Array:
