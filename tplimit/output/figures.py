@@ -20,6 +20,7 @@ __all__ = [
     "kernel_figure",
     "panels",
     "power_lines",
+    "powers_figure",
     "save_figure",
     "trajectory_figure",
 ]
@@ -72,6 +73,7 @@ def comparison_figure(
     slope: float,
     slope_stderr: float,
     label: str = "output",
+    random: bool = False,
 ) -> Figure:
     """Finite networks closing on their limit, and their distance to it by width.
 
@@ -81,6 +83,8 @@ def comparison_figure(
         rms, rms_stderr: by width, the distance and its standard error.
         slope, slope_stderr: of log(rms) against log(width).
         label: what the curves are; the index of the entry is written behind it.
+        random: whether the limit is a law: then `limit` is its mean, and `rms` the distance of the
+            means, which follows no one power of the width.
 
     Left: the two entries that move most and differently, every seed as one thin line. Middle: the
     difference to the limit, for the first of them.
@@ -102,12 +106,28 @@ def comparison_figure(
     _line_with_band(differences, 0 * limit[:, first], below, above, _INK)
     for axes, title in (
         (curves, f"{label} {' and '.join(map(str, sorted(shown)))}"),
-        (differences, f"{label} {first}: finite width minus limit"),
+        (differences, f"{label} {first}: finite width minus {'mean of the ' * random}limit"),
     ):
         axes.set(xlabel="step", xlim=(0, max(steps, 1)))
         axes.set_title(title, loc="left", fontsize=11)
     _legend(curves, colours)
-    _distance(distance, rms, rms_stderr, slope, slope_stderr, colours)
+    _distance(distance, rms, rms_stderr, slope, slope_stderr, colours, random)
+    return figure
+
+
+def powers_figure(
+    sizes: Mapping[int, np.ndarray], powers: np.ndarray, steps: Sequence[int], label: str
+) -> Figure:
+    """Sizes of networks (by width, arrays (seeds, steps)) at some steps, with fitted powers."""
+    figure, (axes,) = _figure(5.6, 4.0, columns=1)
+    names = {t: f"step {t}" for t in steps}
+    power_lines(
+        axes,
+        {names[t]: {n: x[:, t] for n, x in sizes.items()} for t in steps},
+        {names[t]: float(powers[t]) for t in steps if np.isfinite(powers[t])},
+    )
+    axes.set_ylabel("root mean square over entries")
+    axes.set_title(f"size of {label}s by width", loc="left", fontsize=11)
     return figure
 
 
@@ -261,20 +281,27 @@ def _distance(
     slope: float,
     slope_stderr: float,
     colours: Mapping[int, Any],
+    means: bool = False,
 ) -> None:
     widths = np.array(sorted(rms), dtype=float)
     values = drawable([rms[n] for n in sorted(rms)])
     errors = drawable([stderr[n] for n in sorted(rms)])
     known = values > 0
-    axes.set(xscale="log", yscale="log", xlabel="width n", ylabel="RMS over steps, entries, seeds")
-    axes.set_title("distance to the limit", loc="left", fontsize=11)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="width n",
+        ylabel=f"RMS over steps, entries{', seeds' * (not means)}",
+    )
+    axes.set_title(f"distance {'of the means ' * means}to the limit", loc="left", fontsize=11)
     axes.set_xticks(widths, [f"{int(n)}" for n in widths], rotation=45 if len(widths) > 6 else 0)
     axes.xaxis.set_minor_locator(NullLocator())
     if not known.any():
         return
     centre_x, centre_y = (np.exp(np.mean(np.log(a[known]))) for a in (widths, values))
     guide = centre_y * (widths / centre_x) ** -0.5
-    axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
+    if not means:
+        axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
     if np.isfinite(slope):
         text = f"fitted slope {_signed(slope)}"
         text += f" ± {slope_stderr:.3f}" if np.isfinite(slope_stderr) else ""
@@ -287,7 +314,8 @@ def _distance(
             n, y, yerr=[[lower], [e]], fmt="o", ms=5.5, color=colours[int(n)], ecolor=_INK,
             elinewidth=0.9, mec=_INK, mew=0.6, zorder=3,
         )  # fmt: skip
-    axes.legend(frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _signed(number: float) -> str:
