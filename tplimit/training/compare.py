@@ -161,7 +161,8 @@ def _check_records(
     def first(key: jax.Array) -> tuple[Any, Any]:
         state = sample(theta, key, width=width)
         state = state if init is None else init(state)
-        return pair(step(state, batch))[1], None if observe is None else observe(state)
+        output = pair(arguments.returned(step, step(state, batch)))[1]
+        return output, observe and arguments.returned(observe, observe(state))
 
     made = jax.eval_shape(first, key)
     found = limit.replicates.outputs, limit.replicates.observations

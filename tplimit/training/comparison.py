@@ -119,12 +119,12 @@ class Comparison:
         return {n: root_error(np.mean(x, axis=1)) for n, x in self._squares.items()}
 
     @cached_property
+    @quiet
     def size(self) -> float:
         """Root mean square of the limit over steps and points, its noise subtracted."""
         self._number()
         mean, noise = self._limit_statistics
-        with quiet:
-            return root(np.mean(mean**2 - noise))
+        return root(np.mean(mean**2 - noise))
 
     @cached_property
     def relative(self) -> dict[int, float]:
@@ -422,9 +422,9 @@ class Comparison:
         }
 
     @cached_property
+    @quiet
     def _fit(self) -> tuple[np.ndarray, np.ndarray]:
-        with quiet:
-            return power({n: np.mean(x, axis=1) for n, x in self._squares.items()})
+        return power({n: np.mean(x, axis=1) for n, x in self._squares.items()})
 
     @quiet
     def _deviates(self, weights: Mapping[int, float]) -> np.ndarray:

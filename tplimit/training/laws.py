@@ -45,6 +45,7 @@ class Law:
     fixed: int
 
 
+@quiet
 def compare_laws(finite: np.ndarray, limit: np.ndarray, tree: Any) -> Law:
     """The laws of two matrices (network, entry); `tree` turns a vector of entries into records."""
     seeds, replicates = len(finite), len(limit)
@@ -53,10 +54,9 @@ def compare_laws(finite: np.ndarray, limit: np.ndarray, tree: Any) -> Law:
     covariance = covariance_p = math.nan
     fixed = 0
     if min(seeds, replicates) > 1:
-        with quiet:
-            difference = np.mean(finite, axis=0) - np.mean(limit, axis=0)
-            own, others = (np.var(x, axis=0, ddof=1) for x in (finite, limit))
-            noise = [(own / seeds, seeds - 1), (others / replicates, replicates - 1)]
+        difference = np.mean(finite, axis=0) - np.mean(limit, axis=0)
+        own, others = (np.var(x, axis=0, ddof=1) for x in (finite, limit))
+        noise = [(own / seeds, seeds - 1), (others / replicates, replicates - 1)]
         z = normal_deviate(difference, noise)
         fixed = int(np.sum(others[known] < _FIXED**2 * own[known]))
     if min(seeds, replicates) > 3 and known.any():

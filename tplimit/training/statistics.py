@@ -41,11 +41,11 @@ def root_error(squares: np.ndarray) -> Any:
     return found if found.ndim else float(found)
 
 
+@quiet
 def mean_squares(leaf: np.ndarray) -> np.ndarray:
     """Per seed and step, the mean squared modulus of the entries of a record."""
-    with quiet:
-        squares = np.abs(leaf.astype(np.result_type(leaf.dtype, float))) ** 2
-        return np.mean(squares.reshape(*leaf.shape[:2], -1), axis=2)
+    squares = np.abs(leaf.astype(np.result_type(leaf.dtype, float))) ** 2
+    return np.mean(squares.reshape(*leaf.shape[:2], -1), axis=2)
 
 
 def power(squares: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
