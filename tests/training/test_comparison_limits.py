@@ -1,8 +1,8 @@
 """What `tp.compare` does with a finished limit, a random one, and none; files of a comparison."""
 
+import functools
 import json
 import math
-import warnings
 from fractions import Fraction
 
 import jax
@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import tplimit as tp
-from tplimit.errors import DivergenceError, Location
+from tplimit.errors import DivergenceError, Location, warn
 from tplimit.training import archive, compare
 from tplimit.training.comparison import Comparison
 from tplimit.training.laws import _squared_norm, compare_laws
@@ -54,6 +54,7 @@ def test_a_finished_limit_is_used_again(run, tmp_path, monkeypatch):
     own = tp.compare(*program, samples=64, replicates=2, **how)
     seen = []
 
+    @functools.wraps(tp.train)
     def train(*args, width, **options):
         seen.append(width)
         return tp.train(*args, width=width, **options)
@@ -128,7 +129,7 @@ def test_distances_of_known_differences():
     assert found.to_dict()["rms_by_step"]["16"] == found.rms_by_step[16].tolist()
     by_step, by_entry = str(found.table("step")), str(found.table(by="entry"))
     assert f"{found.rms_by_step[64][2]:.4g}" in by_step and "n = 16" in by_step
-    assert f"outputs[1] │ {found.rms_by_entry[16][1]:.4g}" in by_entry
+    assert f"outputs[1] │  {found.rms_by_entry[16][1]:.4g}" in by_entry
     with pytest.raises(ValueError, match="'step' or 'entry'"):
         found.table("seed")
 
@@ -397,13 +398,18 @@ def test_bias_is_in_the_file(tmp_path):
 
 
 def test_warnings_through_libraries_name_the_users_line():
-    """JAX calls what the user wrote, and this tplimit: neither's line is shown."""
+    """The user calls JAX and this calls tplimit: neither's line is shown."""
+    with pytest.warns(tp.LimitWarning) as caught:
+        jax.tree.map(warn, tp.LimitWarning("said from inside"))
+    assert [w.filename for w in caught] == [__file__]
 
-    def inside(x):
-        tp.sample(THETA, KEY, width=tp.inf, samples=63)
-        return x
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        jax.jit(inside)(1.0)
-    assert caught and {w.filename for w in caught} == {__file__}
+def test_warnings_of_samples_name_the_users_line():
+    for call in (
+        lambda: tp.sample(THETA, KEY, width=tp.inf, samples=63),
+        lambda: tp.train(square, THETA, [None], width=tp.inf, samples=63, **HOW),
+        lambda: tp.compare(square, THETA, [None], widths=[8], seeds=1, samples=63, **HOW),
+    ):
+        with pytest.warns(tp.LimitWarning, match="no power of two") as caught:
+            call()
+        assert {w.filename for w in caught} == {__file__}
