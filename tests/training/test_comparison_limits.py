@@ -202,13 +202,13 @@ def test_a_program_that_diverges_shows_its_networks(tmp_path):
             grows, THETA, [None] * 3, widths=[16, 64, 256], seeds=8, samples=64, **HOW
         )
     assert {w.filename for w in caught} == {__file__}
-    assert found.limit is None and isinstance(found.diverges, tp.DivergenceError)
+    assert found.limit is None and isinstance(found.error, tp.DivergenceError)
     power = found.powers.outputs["size"]
     error = found.powers_stderr.outputs["size"]
     np.testing.assert_array_less(np.abs(power - [0, 0.5, 1]), 5 * error)  # false alarms: < 1e-3
     text = str(found)
-    assert "there is no limit" in text and "outputs['size']" in text and "n^1.0" in text
-    assert found.diverges.reason in text
+    assert "no limit is known" in text and "outputs['size']" in text and "n^1.0" in text
+    assert found.error.reason in text
     assert repr(found) == "Comparison(widths=[16, 64, 256], no limit)"
     for name in ("rms", "slope", "relative", "bias", "z_scores", "law", "size"):
         with pytest.raises(tp.DivergenceError):
@@ -217,8 +217,23 @@ def test_a_program_that_diverges_shows_its_networks(tmp_path):
     assert saved["limit"] is None and "rms" not in saved
     loaded = Comparison.load(tmp_path / "result.json")
     assert str(loaded) == text
-    assert loaded.diverges.location == found.diverges.location
+    assert loaded.error.location == found.error.location
     assert found.plot(tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_what_grows_and_is_random_is_shown_too(tmp_path):
+    """Its leading coefficient vanishes: the power of n in the networks is that of the root."""
+    with pytest.warns(tp.LimitWarning, match="No limit is known") as caught:
+        found = tp.compare(
+            lambda t, _: (t, jnp.sum(t["v"]) * t["v"].shape[0]),
+            THETA, [None], widths=[16, 256], seeds=64, samples=64, terms=1, **HOW,
+        )  # fmt: skip
+    assert {w.filename for w in caught} == {__file__}
+    assert isinstance(found.error, tp.CancellationError)
+    z = (found.powers.outputs - 1.5) / found.powers_stderr.outputs
+    assert np.abs(z).max() < 4  # false alarms: 1e-4
+    loaded = Comparison.load(found.save(tmp_path / "result.json"))
+    assert isinstance(loaded.error, tp.CancellationError)
 
 
 def test_programs_without_a_rule_are_still_refused():
@@ -381,7 +396,7 @@ def test_an_error_is_saved_whole(tmp_path):
         "grows", operation="dot", location=Location("a.py", 3, "f"), advice="Rescale."
     )
     found = Comparison(None, {16: trajectory(np.ones((2, 2)), 16)}, why)
-    loaded = Comparison.load(found.save(tmp_path / "result.json")).diverges
+    loaded = Comparison.load(found.save(tmp_path / "result.json")).error
     assert str(loaded) == str(why) and loaded.location == why.location
 
 

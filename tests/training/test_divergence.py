@@ -246,7 +246,7 @@ def test_a_comparison_says_what_is_lost(one_seed_lost):
         "of 4 comparisons; 2 entries are not finite"
     )
     row = next(line for line in text.splitlines() if " 64 " in line)
-    assert row.count("nan") == 4 and "noise" not in row
+    assert row.count("nan") == 5 and "noise" not in row
     assert comparison.to_dict()["not_finite"] == {"64": [1]}
     assert comparison.to_dict()["slope"] is None
 

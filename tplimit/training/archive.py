@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tplimit.errors import DivergenceError, Location
+from tplimit.errors import CancellationError, DivergenceError, LimitError, Location
 from tplimit.output.files import Format, Unreadable, existing
 from tplimit.training.trajectory import Trajectory, unpacked
 
@@ -18,6 +18,8 @@ __all__ = ["SUFFIX", "read", "write"]
 SUFFIX = ".safetensors"
 _FORMAT = Format("tplimit.Comparison")
 
+_KINDS = {kind.__name__: kind for kind in (DivergenceError, CancellationError)}
+
 Made = TypeVar("Made")
 
 
@@ -25,7 +27,7 @@ def write(
     path: Path,
     limit: Trajectory | None,
     finite: Mapping[int, Trajectory],
-    diverges: DivergenceError | None,
+    error: LimitError | None,
 ) -> None:
     """Write the runs beside `path`, under its name with another suffix.
 
@@ -43,7 +45,7 @@ def write(
     header = {
         "limit": None if limit is None else stored("limit", limit),
         "finite": {str(n): stored(str(n), run) for n, run in finite.items()},
-        "diverges": None if diverges is None else _described(diverges),
+        "error": None if error is None else _described(error),
     }
     _FORMAT.write(path.with_suffix(SUFFIX), arrays, {"header": json.dumps(header)})
 
@@ -71,7 +73,7 @@ def read(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
 
     try:
         header = json.loads(metadata["header"])
-        limit, finite, why = header["limit"], header["finite"], header["diverges"]
+        limit, finite, why = header["limit"], header["finite"], header["error"]
         return make(
             None if limit is None else run("limit", limit),
             {int(n): run(n, one) for n, one in finite.items()},
@@ -84,8 +86,9 @@ def read(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
         ) from error
 
 
-def _described(error: DivergenceError) -> dict[str, Any]:
+def _described(error: LimitError) -> dict[str, Any]:
     return {
+        "kind": type(error).__name__,
         "reason": error.reason,
         "operation": error.operation,
         "location": None if error.location is None else asdict(error.location),
@@ -93,6 +96,6 @@ def _described(error: DivergenceError) -> dict[str, Any]:
     }
 
 
-def _error(reason: str, operation: Any, location: Any, advice: Any) -> DivergenceError:
+def _error(kind: str, reason: str, operation: Any, location: Any, advice: Any) -> LimitError:
     place = None if location is None else Location(**location)
-    return DivergenceError(reason, operation=operation, location=place, advice=advice)
+    return _KINDS[kind](reason, operation=operation, location=place, advice=advice)

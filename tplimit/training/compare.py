@@ -13,7 +13,7 @@ import jax
 from tplimit import arguments
 from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
-from tplimit.errors import DivergenceError, LimitWarning, warn
+from tplimit.errors import CancellationError, DivergenceError, LimitError, LimitWarning, warn
 from tplimit.training.checkpoint import Checkpoint
 from tplimit.training.comparison import Comparison, shapes
 from tplimit.training.loop import Functions, pair
@@ -61,19 +61,19 @@ def compare(
 
     Returns:
         `Comparison`. A limit that is a random function is compared in law (`Comparison.law`). Where
-        the program diverges with the width, the finite networks are trained all the same: `limit`
-        is None, `diverges` the error that `tplimit.train` raises, and `powers` are those of n that
-        the networks follow.
+        the program grows with the width, or leading terms vanish and no limit is known, the finite
+        networks are trained all the same: `limit` is None, `error` is what `tplimit.train` raises,
+        and `powers` are those of n that the networks follow.
 
     Raises:
         ValueError: no width, or one twice, less than one seed; `limit` is another run, or comes
             with options of how it is sampled; and what `tplimit.train` raises.
         TypeError: an unknown option, or `limit` is no run.
-        LimitError: as in `tplimit.train`, except that of a program that diverges.
+        LimitError: as in `tplimit.train`, except for `DivergenceError` and `CancellationError`.
 
     Warns:
-        LimitWarning: the limit is a random function; the program diverges; and as `tplimit.train`
-            of runs that blow up, once for each width.
+        LimitWarning: the limit is a random function, or none is known; and as `tplimit.train` of
+            runs that blow up, once for each width.
 
     >>> import jax, jax.numpy as jnp, tplimit as tp
     >>> n = tp.Width("n")
@@ -107,7 +107,7 @@ def compare(
             replicates=count, checkpoint=_folder_of(checkpoint, width_label(width)), **more,
         )  # fmt: skip
 
-    diverges: DivergenceError | None = None
+    error: LimitError | None = None
     if limit is not None:
         given = own if replicates is None else own | {"replicates": replicates}
         _check_run(limit, len(batches), given)
@@ -117,18 +117,19 @@ def compare(
         count = _REPLICATES if replicates is None else replicates
         try:
             limit = run(inf, count, 0, **own)
-        except DivergenceError as error:
-            diverges = error.at(error.location)
-            _warn_of_divergence(error)
+        except (DivergenceError, CancellationError) as raised:
+            # What grows with the width is often random besides: then its power is not known.
+            error = raised.at(raised.location)
+            _warn_of_no_limit(error)
     if limit is not None and limit.random:
         _warn_of_law(limit.count, seeds)
     state = None if limit is None else limit.state
-    if state is None:  # of a run that was loaded, or that diverges
+    if state is None:  # of a run that was loaded, or that has no limit
         samples = {name: n for name, n in own.items() if name == "samples" and n is not None}
         state = sample(theta, key, width=inf, **samples)
         state = state if functions.init is None else raw(functions.init)(state)
     align(step, state, batches[0], widths=widths)
-    return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)}, diverges)
+    return Comparison(limit, {n: run(n, seeds, n) for n in sorted(widths)}, error)
 
 
 def _check_run(limit: Any, steps: int, options: dict[str, Any]) -> None:
@@ -175,10 +176,10 @@ def _check_records(
             )
 
 
-def _warn_of_divergence(error: DivergenceError) -> None:
+def _warn_of_no_limit(error: LimitError) -> None:
     warn(
         LimitWarning(
-            "There is no limit to compare with, the finite networks are trained all the same; "
+            "No limit is known to compare with, the finite networks are trained all the same; "
             f"powers and table() of the comparison show how they grow. {error.reason}",
             operation=error.operation,
             location=error.location,

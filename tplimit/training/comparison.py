@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tplimit.arguments import inf
-from tplimit.errors import DivergenceError
+from tplimit.errors import DivergenceError, LimitError
 from tplimit.output.files import warn_of_suffix, write_text
 from tplimit.output.tables import TextTable
 from tplimit.training import archive, reports
@@ -54,12 +54,12 @@ class Comparison:
 
     Where the limit is a random function (`random`), networks agree with it in law, and a distance
     from its mean cannot vanish: `law` takes the place of `rms` and all that is made of it. Where
-    the program diverges with the width there is no limit: `powers` say how fast.
+    the program grows with the width there is no limit: `powers` say how fast.
 
     Args:
-        limit: the trajectory at infinite width; None where the program diverges.
+        limit: the trajectory at infinite width; None where none is known.
         finite: by width, the trajectory of its seeds.
-        diverges: why there is no limit.
+        error: why there is no limit: a `DivergenceError` or a `CancellationError`.
 
     Raises:
         ValueError: the runs have not recorded the same.
@@ -77,7 +77,7 @@ class Comparison:
 
     limit: Trajectory | None
     finite: Mapping[int, Trajectory]
-    diverges: DivergenceError | None = None
+    error: LimitError | None = None
 
     def __post_init__(self) -> None:
         runs = [t for t in (self.limit, *self.finite.values()) if t is not None]
@@ -108,7 +108,7 @@ class Comparison:
 
         Raises (as all that is made of it):
             ValueError: the limit is random.
-            DivergenceError: there is no limit.
+            LimitError: there is no limit, `error`.
         """
         return {n: root(np.mean(squares)) for n, squares in self._squares.items()}
 
@@ -222,7 +222,7 @@ class Comparison:
 
         Raises:
             ValueError: the limit is not random.
-            DivergenceError: there is no limit.
+            LimitError: there is no limit, `error`.
         """
         limit = self._given()
         if not limit.random:
@@ -316,7 +316,7 @@ class Comparison:
         target = Path(path)
         if target.suffix != archive.SUFFIX:
             warn_of_suffix(target, ".json", f"all records are in {target.stem}{archive.SUFFIX}")
-        archive.write(target, self.limit, self.finite, self.diverges)
+        archive.write(target, self.limit, self.finite, self.error)
         text = target.with_suffix(".json") if target.suffix == archive.SUFFIX else target
         write_text(text, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return target
@@ -351,11 +351,11 @@ class Comparison:
         """The limit.
 
         Raises:
-            DivergenceError: there is none.
+            LimitError: there is none, `error`.
         """
         if self.limit is not None:
             return self.limit
-        why = self.diverges or DivergenceError("There is no limit to compare with.")
+        why = self.error or DivergenceError("There is no limit to compare with.")
         raise why.at(why.location)
 
     def _number(self) -> Trajectory:
@@ -363,7 +363,7 @@ class Comparison:
 
         Raises:
             ValueError: it is random.
-            DivergenceError: there is none.
+            LimitError: there is none, `error`.
         """
         limit = self._given()
         if limit.random:

@@ -42,7 +42,7 @@ def report(comparison: Any) -> dict[str, Any]:
         "widths": list(finite),
         "seeds": {n: t.count for n, t in finite.items()},
         "random": comparison.random,
-        "diverges": None if comparison.diverges is None else str(comparison.diverges),
+        "error": None if comparison.error is None else str(comparison.error),
         "not_finite": comparison.not_finite,
         "powers": own(comparison.powers),
         "powers_stderr": own(comparison.powers_stderr),
@@ -188,7 +188,7 @@ def _powers(comparison: Any) -> TextTable:
             for t in _evenly(len(power), _ROWS // 2):
                 numbers = [f"{size[t]:.4g}" for size in sizes]
                 rows.append([name, t, *numbers, _exponent(power[t], error[t])])
-    why = comparison.diverges
+    why = comparison.error
     below = [
         *_lost(comparison),
         "no limit: " + ("none was given" if why is None else str(why)),
@@ -196,7 +196,7 @@ def _powers(comparison: Any) -> TextTable:
         f"{', '.join(map(str, widths))}, of the root mean square over seeds and entries",
     ]
     names = "record", "step", *(f"n = {n}" for n in ends), "power of n"
-    return _made("finite networks; there is no limit", names, rows, below)
+    return _made("finite networks; no limit is known", names, rows, below)
 
 
 def _exponent(power: float, error: float) -> str:
