@@ -83,15 +83,15 @@ def comparison_figure(
         rms, rms_stderr: by width, the distance and its standard error.
         slope, slope_stderr: of log(rms) against log(width).
         label: what the curves are; the index of the entry is written behind it.
-        random: whether the limit is a law: then `limit` is its mean, and `rms` the distance of the
-            means, which follows no one power of the width.
+        random: whether the limit is a law: then `limit` is its mean, and no distance is shown.
 
     Left: the two entries that move most and differently, every seed as one thin line. Middle: the
     difference to the limit, for the first of them.
     """
     finite = {n: drawable(values) for n, values in finite.items()}
     limit, low, high = (drawable(a) for a in (limit, low, high))
-    figure, (curves, differences, distance) = _figure(12.6, 4.0, columns=3)
+    figure, axes_of = _figure(8.6 if random else 12.6, 4.0, columns=2 if random else 3)
+    curves, differences, *distance = axes_of
     colours = _colours_by_width(sorted(finite))
     shown = most_moving(limit, count=2)
     steps = len(limit) - 1
@@ -111,7 +111,8 @@ def comparison_figure(
         axes.set(xlabel="step", xlim=(0, max(steps, 1)))
         axes.set_title(title, loc="left", fontsize=11)
     _legend(curves, colours)
-    _distance(distance, rms, rms_stderr, slope, slope_stderr, colours, random)
+    for axes in distance:
+        _distance(axes, rms, rms_stderr, slope, slope_stderr, colours)
     return figure
 
 
@@ -281,27 +282,20 @@ def _distance(
     slope: float,
     slope_stderr: float,
     colours: Mapping[int, Any],
-    means: bool = False,
 ) -> None:
     widths = np.array(sorted(rms), dtype=float)
     values = drawable([rms[n] for n in sorted(rms)])
     errors = drawable([stderr[n] for n in sorted(rms)])
     known = values > 0
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="width n",
-        ylabel=f"RMS over steps, entries{', seeds' * (not means)}",
-    )
-    axes.set_title(f"distance {'of the means ' * means}to the limit", loc="left", fontsize=11)
+    axes.set(xscale="log", yscale="log", xlabel="width n", ylabel="RMS over steps, entries, seeds")
+    axes.set_title("distance to the limit", loc="left", fontsize=11)
     axes.set_xticks(widths, [f"{int(n)}" for n in widths], rotation=45 if len(widths) > 6 else 0)
     axes.xaxis.set_minor_locator(NullLocator())
     if not known.any():
         return
     centre_x, centre_y = (np.exp(np.mean(np.log(a[known]))) for a in (widths, values))
     guide = centre_y * (widths / centre_x) ** -0.5
-    if not means:
-        axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
+    axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
     if np.isfinite(slope):
         text = f"fitted slope {_signed(slope)}"
         text += f" ± {slope_stderr:.3f}" if np.isfinite(slope_stderr) else ""
@@ -314,8 +308,7 @@ def _distance(
             n, y, yerr=[[lower], [e]], fmt="o", ms=5.5, color=colours[int(n)], ecolor=_INK,
             elinewidth=0.9, mec=_INK, mew=0.6, zorder=3,
         )  # fmt: skip
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _signed(number: float) -> str:

@@ -337,9 +337,9 @@ class Comparison:
 
         The suffix of `path` chooses the format. The band of the limit is its 95 % confidence
         interval; that of a random limit is its mean ± 2 standard deviations over replicates, and
-        the distance is that of the means. Without a limit the sizes of the networks are shown by
-        width, with the fitted powers. `label` says what an entry of the records is, by default
-        "observation" or "output"; of several leaves the one with most axes is shown.
+        no distance is shown. Without a limit the sizes of the networks are shown by width, with the
+        fitted powers. `label` says what an entry of the records is, by default "observation" or
+        "output"; of several leaves the one with most axes is shown.
         """
         from tplimit.output.figures import save_figure  # Matplotlib is slow to import
 

@@ -307,10 +307,9 @@ def figure(comparison: Any, label: str) -> "Figure":
     low, high = (end(values) for end in estimates.interval(0.95, limit.count))
     if comparison.random:
         spread = 2 * limit.count**0.5 * estimates.standard_error(values)
-        unknown = dict.fromkeys(finite, np.nan)
         return comparison_figure(
-            finite, middle, middle - spread, middle + spread, comparison.bias, unknown, np.nan,
-            np.nan, label=label, random=True,
+            finite, middle, middle - spread, middle + spread, {}, {}, np.nan, np.nan,
+            label=label, random=True,
         )  # fmt: skip
     return comparison_figure(
         finite, middle, low, high, comparison.rms, comparison.rms_stderr, comparison.slope,
