@@ -32,7 +32,8 @@ from tplimit.parameterizations import Parameterization
 from tplimit.regimes.counted import Regime, classify
 from tplimit.regimes.measured import classify_step
 from tplimit.training.checkpoint import Checkpoint
-from tplimit.training.comparison import Comparison, compare
+from tplimit.training.compare import compare
+from tplimit.training.comparison import Comparison
 from tplimit.training.estimates import Estimate
 from tplimit.training.train import train
 from tplimit.training.trajectory import Trajectory

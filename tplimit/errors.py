@@ -1,6 +1,8 @@
 """Errors of tplimit: each names the operation and the user's line, and says what to do."""
 
 import inspect
+import os
+import sysconfig
 import warnings
 from dataclasses import dataclass
 from typing import Self
@@ -104,15 +106,31 @@ class LimitWarning(_Explained, UserWarning):
 
 
 def warn(warning: Warning) -> None:
-    """Warn at the user's call: the innermost one outside of tplimit."""
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+    """Warn at the user's call: the innermost one outside of tplimit and of installed libraries.
+
+    JAX and others call what the user wrote, and that may call tplimit again.
+    """
+    frame, level, outside = inspect.currentframe(), 1, 0
+    while frame is not None:
+        if not _is_ours(frame.f_globals.get("__name__", "")):
+            outside = outside or level
+            if not frame.f_code.co_filename.startswith(_INSTALLED):
+                break
         frame, level = frame.f_back, level + 1
+    else:
+        level = outside or level
     warnings.warn(warning, stacklevel=level)
 
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+# Where libraries are, the standard one among them; `<frozen ..>` are parts of Python.
+_INSTALLED = (
+    "<frozen",
+    *(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib", "stdlib")),
+)
 
 
 OPAQUE = (

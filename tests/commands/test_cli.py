@@ -276,3 +276,23 @@ def test_classify_names_what_it_does_not_know():
     result = invoke("classify", "nothing")
     assert result.exit_code == 1
     assert "unknown parameterization 'nothing'" in plain(result.output)
+
+
+@pytest.mark.filterwarnings("ignore:No limit is known to compare with:tplimit.LimitWarning")
+def test_compare_shows_what_diverges(tmp_path):
+    """The table of powers and the files, and the exit status of a failure."""
+    arguments = [
+        *TINY,
+        "--data",
+        "random",
+        "--parameterization",
+        "standard",
+        "--out",
+        str(tmp_path),
+    ]
+    result = invoke("compare", *arguments)
+    assert result.exit_code == 1, result.output
+    assert "no limit is known" in result.output and "power of n" in result.output
+    assert "Traceback" not in result.output
+    assert json.loads((tmp_path / "result.json").read_text())["limit"] is None
+    assert Comparison.load(tmp_path / "result.json").limit is None

@@ -120,7 +120,7 @@ def test_trees_of_records_keep_their_shape():
     z = comparison.z_scores
     assert z["a"].shape == (3, 2)
     assert z["b"][0].tolist() == [0.0] * 5  # exact agreement
-    assert comparison.summary()["z_scores"]["count"] == 6
+    assert comparison.to_dict()["z_scores"]["count"] == 6
 
 
 def test_one_seed_has_no_error_and_one_replicate_no_correction():

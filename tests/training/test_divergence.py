@@ -246,9 +246,9 @@ def test_a_comparison_says_what_is_lost(one_seed_lost):
         "of 4 comparisons; 2 entries are not finite"
     )
     row = next(line for line in text.splitlines() if " 64 " in line)
-    assert row.count("nan") == 4 and "noise" not in row
-    assert comparison.summary()["not_finite"] == {"64": [1]}
-    assert comparison.summary()["slope"] is None
+    assert row.count("nan") == 5 and "noise" not in row
+    assert comparison.to_dict()["not_finite"] == {"64": [1]}
+    assert comparison.to_dict()["slope"] is None
 
 
 def test_statistics_and_figures_of_a_blown_up_run(tmp_path, one_seed_lost):

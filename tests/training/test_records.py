@@ -149,7 +149,7 @@ def test_another_suffix_is_warned_of(tmp_path):
         step, THETA, [1.0], widths=[4], seeds=2, samples=64, key=KEY, progress=False
     )  # fmt: skip
     with pytest.warns(tp.LimitWarning, match="Name it result.json"):
-        found.save(tmp_path / "result.safetensors")
+        found.save(tmp_path / "result.npz")
 
 
 # --- for papers

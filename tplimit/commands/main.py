@@ -30,7 +30,8 @@ from tplimit.parameterizations import Parameterization
 from tplimit.regimes import counted
 from tplimit.regimes.measured import classify_step
 from tplimit.reproduction.reproduce import Experiment, experiments, rows_of, summary
-from tplimit.training.comparison import Comparison, compare as compare_widths
+from tplimit.training.compare import compare as compare_widths
+from tplimit.training.comparison import Comparison
 
 __all__ = ["Study", "app", "run_study"]
 
@@ -246,12 +247,14 @@ def _report(study: Study, out: Path) -> None:
         raise _failed(error) from error
     console.print(comparison.table())
     figure = comparison.plot(out / "comparison.png", label="f at test point")
-    result = out / "result.json"
-    record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.summary()}
+    result = comparison.save(out / "result.json")
+    record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.to_dict()}
     write_text(result, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console.print(
         f"{seconds:.0f} s; figure: {figure}; numbers: {result}", markup=False, soft_wrap=True
     )
+    if comparison.limit is None:
+        raise typer.Exit(1)
 
 
 def _failed(error: Exception) -> typer.Exit:

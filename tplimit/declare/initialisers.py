@@ -6,7 +6,6 @@ It is traced at a few integer widths, where every leaf is an array of independen
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +22,7 @@ from tplimit.declare.entries import LAWS, alike
 from tplimit.declare.parameters import Parameter, is_parameter, long_side, orthogonal
 from tplimit.declare.walk import PARTS, Entries, Opaque, Run, run
 from tplimit.declare.widths import Scale, Width
-from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError
+from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError, warn
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.values.exponents import Size, rational
 
@@ -303,13 +302,12 @@ class _Leaf:
         for width, value in zip(self.widths if doubled else (), doubled, strict=True):
             off.append(abs(scale.at(sizes | {width.name: 2 * sizes[width.name]}) / value - 1))
         if max(off) > _LEADS:
-            warnings.warn(
+            warn(
                 LimitWarning(
                     f"A scale of the leaf {path} of make(n) is {values[0]:.3g} at n={_WIDTHS[0]}, "
                     f"and {lead:.3g} by its leading power of n, by which it is declared: networks "
                     "of finite width differ by as much from those that make returns."
-                ),
-                stacklevel=5,
+                )
             )
         return scale
 

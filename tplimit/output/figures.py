@@ -21,6 +21,7 @@ __all__ = [
     "kernel_figure",
     "panels",
     "power_lines",
+    "powers_figure",
     "save_figure",
     "trajectory_figure",
 ]
@@ -73,6 +74,7 @@ def comparison_figure(
     slope: float,
     slope_stderr: float,
     label: str = "output",
+    random: bool = False,
 ) -> Figure:
     """Finite networks closing on their limit, and their distance to it by width.
 
@@ -82,13 +84,15 @@ def comparison_figure(
         rms, rms_stderr: by width, the distance and its standard error.
         slope, slope_stderr: of log(rms) against log(width).
         label: what the curves are; the index of the entry is written behind it.
+        random: whether the limit is a law: then `limit` is its mean, and no distance is shown.
 
     Left: the two entries that move most and differently, every seed as one thin line. Middle: the
     difference to the limit, for the first of them.
     """
     finite = {n: drawable(values) for n, values in finite.items()}
     limit, low, high = (drawable(a) for a in (limit, low, high))
-    figure, (curves, differences, distance) = _figure(12.6, 4.0, columns=3)
+    figure, axes_of = _figure(8.6 if random else 12.6, 4.0, columns=2 if random else 3)
+    curves, differences, *distance = axes_of
     colours = _colours_by_width(sorted(finite))
     shown = most_moving(limit, count=2)
     steps = len(limit) - 1
@@ -103,12 +107,29 @@ def comparison_figure(
     band(differences, 0 * limit[:, first], below, above, _INK)
     for axes, title in (
         (curves, f"{label} {' and '.join(map(str, sorted(shown)))}"),
-        (differences, f"{label} {first}: finite width minus limit"),
+        (differences, f"{label} {first}: finite width minus {'mean of the ' * random}limit"),
     ):
         axes.set(xlabel="step", xlim=(0, max(steps, 1)))
         axes.set_title(title, loc="left", fontsize=11)
     _legend(curves, colours)
-    _distance(distance, rms, rms_stderr, slope, slope_stderr, colours)
+    for axes in distance:
+        _distance(axes, rms, rms_stderr, slope, slope_stderr, colours)
+    return figure
+
+
+def powers_figure(
+    sizes: Mapping[int, np.ndarray], powers: np.ndarray, steps: Sequence[int], label: str
+) -> Figure:
+    """Sizes of networks (by width, arrays (seeds, steps)) at some steps, with fitted powers."""
+    figure, (axes,) = _figure(5.6, 4.0, columns=1)
+    names = {t: f"step {t}" for t in steps}
+    power_lines(
+        axes,
+        {names[t]: {n: x[:, t] for n, x in sizes.items()} for t in steps},
+        {names[t]: float(powers[t]) for t in steps if np.isfinite(powers[t])},
+    )
+    axes.set_ylabel("root mean square over entries")
+    axes.set_title(f"size of {label}s by width", loc="left", fontsize=11)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tplimit.errors import LimitWarning
+from tplimit.errors import LimitWarning, warn
 from tplimit.program.tracing import Constant, Equation, Program, Slot
 from tplimit.program.traits import Product, Quotient, kind_of
 
@@ -62,7 +62,7 @@ def _warn(equation: Equation, what: str) -> None:
         "Take the width from the shapes: x.shape[-1] ** -0.5."
     )
     if place is None:
-        warnings.warn(text, LimitWarning, stacklevel=2)
+        warn(LimitWarning(text))
     else:
         # Told once, as Python's filters have it, although programs are traced anew in every run.
         warnings.warn_explicit(text, LimitWarning, place.file, place.line, registry=_TOLD)

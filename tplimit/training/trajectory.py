@@ -31,7 +31,7 @@ from tplimit.training.portable import (
 )
 from tplimit.training.records import BIAS_SHARE, Bias, Records
 
-__all__ = ["Records", "Trajectory", "width_label"]
+__all__ = ["Records", "Trajectory", "unpacked", "width_label"]
 
 _FORMAT = Format("tplimit.Trajectory", version=2, unchecked=1)
 
@@ -84,7 +84,7 @@ class Trajectory:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        label, steps = width_label(self.width), self._steps
+        label, steps = width_label(self.width), self.steps
         revealed = f", directions={list(self.directions)}" if self.directions else ""
         revealed += ", random limit" if self.random else ""
         return f"Trajectory(width={label}, replicates={self.count}, steps={steps}{revealed})"
@@ -96,15 +96,16 @@ class Trajectory:
         return len(leaves[0]) if leaves else 0
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """The number T of steps."""
         for part, more in (("outputs", 0), ("observations", 1)):
             for leaf in jax.tree.leaves(getattr(self.replicates, part)):
                 return int(leaf.shape[1]) - more
         return int(self.record.get("steps", 0))  # nothing was recorded
 
     @property
-    def _part(self) -> str:
-        """The records that figures and tables show."""
+    def part(self) -> str:
+        """The records that figures and tables show: "observations", or "outputs" without any."""
         return "observations" if jax.tree.leaves(self.replicates.observations) else "outputs"
 
     @property
@@ -147,7 +148,7 @@ class Trajectory:
         return self._states_at(-1)
 
     def _states_at(self, step: Any) -> tuple[Any, ...]:
-        last = self._steps
+        last = self.steps
         at = arguments.whole("step", step, least=-last - 1, most=last, example=-1)
         at = at if at >= 0 else last + 1 + at
         if at not in self.snapshots:
@@ -232,7 +233,7 @@ class Trajectory:
         >>> run.format(), run.format(digits=2, latex=True)
         ('-0.5226(2)', '$-0.52260(22)$')
         """
-        part = self._part if which is None else arguments.one_of("which", which, _PARTS)
+        part = self.part if which is None else arguments.one_of("which", which, _PARTS)
 
         def texts(x: np.ndarray) -> Any:
             length = x.shape[1]
@@ -325,7 +326,7 @@ class Trajectory:
         )
 
         lower, upper = self.interval()
-        part = self._part
+        part = self.part
         triple = zip(
             *(jax.tree.leaves(getattr(r, part)) for r in (self, lower, upper)), strict=True
         )
@@ -354,22 +355,40 @@ class Trajectory:
         Warns:
             LimitWarning: the name has the suffix of another kind of file.
         """
+        header, arrays = self.packed()
+        target = Path(path)
+        warn_of_suffix(target, ".safetensors", "for a table write run.to_pandas().to_csv(path)")
+        _FORMAT.write(target, arrays, {"header": json.dumps(header)})
+        return target
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What is saved, as JSON and named arrays; `unpacked` is the inverse.
+
+        Raises:
+            TypeError: the records contain a kind of tree that cannot be saved.
+        """
         arrays: dict[str, np.ndarray] = {}
+
+        def stored(name: str, records: Records | None) -> Any:
+            return records and _encode_records(records, arrays, store_array, name)
+
         header = {
-            "replicates": _encode_records(self.replicates, arrays, store_array),
+            "replicates": stored("", self.replicates),
             "exponents": _encode_records(self.exponents, arrays, store_exponents),
-            "fluctuations": None
-            if self.fluctuations is None
-            else _encode_records(self.fluctuations, arrays, store_array, "fluctuations "),
+            "fluctuations": stored("fluctuations ", self.fluctuations),
+            "bias": self.bias
+            and {
+                "estimate": stored("bias ", self.bias.estimate),
+                "stderr": stored("stderr of bias ", self.bias.stderr),
+                "share": self.bias.share,
+                "significant": self.bias.significant,
+            },
             "width": encode_width(self.width),
             "directions": list(self.directions),
             "random": self.random,
             "record": dict(self.record),
         }
-        target = Path(path)
-        warn_of_suffix(target, ".safetensors", "for a table write run.to_pandas().to_csv(path)")
-        _FORMAT.write(target, arrays, {"header": json.dumps(header)})
-        return target
+        return header, arrays
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Trajectory":
@@ -384,7 +403,7 @@ class Trajectory:
         """
         metadata, arrays = _FORMAT.read(existing(path))
         try:
-            return _from_header(json.loads(metadata["header"]), arrays)
+            return unpacked(json.loads(metadata["header"]), arrays)
         except Exception as error:  # whatever nonsense leads to
             raise Unreadable(
                 f"{path} is damaged: no trajectory was saved like this "
@@ -395,8 +414,8 @@ class Trajectory:
 _PARTS = ("outputs", "observations")
 
 
-def _from_header(header: Any, arrays: dict[str, np.ndarray]) -> Trajectory:
-    """A trajectory from what `save` wrote; anything else raises some exception."""
+def unpacked(header: Any, arrays: Mapping[str, np.ndarray]) -> Trajectory:
+    """A trajectory from what `Trajectory.packed` gave; anything else raises some exception."""
 
     def records(name: str, read: Any) -> Records:
         return Records(*(decode(header[name][part], read) for part in _PARTS))
@@ -404,7 +423,14 @@ def _from_header(header: Any, arrays: dict[str, np.ndarray]) -> Trajectory:
     replicates, fluctuations = records("replicates", arrays.__getitem__), None
     if header.get("fluctuations") is not None:
         fluctuations = records("fluctuations", arrays.__getitem__)
-    exponents = records("exponents", read_exponents)
+    exponents, bias = records("exponents", read_exponents), None
+    if header.get("bias") is not None:
+        found = header["bias"]
+        estimate, stderr = (
+            Records(*(decode(found[name][part], arrays.__getitem__) for part in _PARTS))
+            for name in ("estimate", "stderr")
+        )
+        bias = Bias(estimate, stderr, float(found["share"]), bool(found["significant"]))
     for each in (replicates, fluctuations or replicates):
         _check_axes(each)
         jax.tree.map(lambda *leaves: None, vars(each), vars(exponents))  # raises where they differ
@@ -420,6 +446,7 @@ def _from_header(header: Any, arrays: dict[str, np.ndarray]) -> Trajectory:
         exponents,
         decode_width(header["width"]),
         directions=tuple(directions),
+        bias=bias,
         fluctuations=fluctuations,
         random=random,
         record=record,

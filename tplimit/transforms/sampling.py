@@ -5,7 +5,6 @@ arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -23,7 +22,7 @@ from tplimit.caching.store import kept
 from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width, as_scale
-from tplimit.errors import LimitError, LimitWarning, WidthError
+from tplimit.errors import LimitError, LimitWarning, WidthError, warn
 from tplimit.gaussian import deferred, kinds, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Law
@@ -264,7 +263,7 @@ def law_of(width: Any, kind: str, tolerance: float | None) -> Law:
 def _warn_of_samples(law: Law, n: int) -> None:
     concern = kinds.KINDS[law.kind].concern(n)
     if concern is not None:
-        warnings.warn(LimitWarning(concern), stacklevel=4)
+        warn(LimitWarning(concern))
 
 
 class Draw(NamedTuple):
