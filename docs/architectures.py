@@ -219,14 +219,15 @@ TABLE: dict[tuple[str, str], Tried] = {
 }
 
 
-def place_of_width(declared: Any) -> tuple[int, int]:
-    """A leaf of the parameters, and the axis of it that is the width."""
+def width_of(declared: Any) -> Callable[[Any], int]:
+    """The width of parameters, from an axis of a leaf that is a multiple of it."""
     leaves = jax.tree.leaves(declared, is_leaf=lambda leaf: hasattr(leaf, "law"))
-    return next(
-        (i, axis)
+    leaf, axis, multiple = next(
+        (i, axis, round((1 * dim).coefficient))
         for i, leaf in enumerate(leaves) if hasattr(leaf, "law")
-        for axis, dim in enumerate(leaf.shape) if isinstance(dim, tp.Width)
+        for axis, dim in enumerate(leaf.shape) if not isinstance(dim, int)
     )  # fmt: skip
+    return lambda params: jax.tree.leaves(params)[leaf].shape[axis] // multiple
 
 
 def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple[str, str]:
@@ -234,11 +235,10 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
     start = time.perf_counter()
     try:
         declared = tp.declare(make)
-        leaf, axis = place_of_width(declared)
+        width = width_of(declared)
 
         def squares(params: Any) -> Any:
-            out = apply(params, jax.tree.leaves(params)[leaf].shape[axis])
-            return jnp.mean(out**2, axis=-1)
+            return jnp.mean(apply(params, width(params)) ** 2, axis=-1)
 
         theta = tp.sample(declared, jax.random.key(5), width=tp.inf, samples=SAMPLES)
         limit = tp.leading(squares)(theta)
@@ -261,6 +261,7 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
 
 
 def main() -> None:
+    """Try all modules, and write the page."""
     warnings.simplefilter("ignore")
     lines = [
         "| module | library | limit beside networks | first answer |",

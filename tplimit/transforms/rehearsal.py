@@ -37,7 +37,7 @@ from tplimit.matrices import matrices
 from tplimit.program import numerics
 from tplimit.program.tracing import Program
 from tplimit.values.fields import COMMON, PAIRS, map_arrays
-from tplimit.values.tensors import Matrices, Tensor, Value
+from tplimit.values.tensors import Matrices, Tensor, Value, knowing
 
 #: Numbers without a limit as they are.
 _NO_OFFSET = np.zeros(SEVERAL)
@@ -87,9 +87,9 @@ def interpreted(ctx: Context, program: Program, values: Sequence[Value]) -> list
 def _leaving(ctx: Context, value: Value) -> Value:
     if isinstance(value, Matrices):
         return matrices.absorbed(ctx, value)
-    return (
-        replace(value, space=ctx.spaces.left(value.space)) if isinstance(value, Tensor) else value
-    )
+    if not isinstance(value, Tensor) or value.finite:
+        return value
+    return knowing(replace(value, space=ctx.spaces.left(value.space)), **value.facts._asdict())
 
 
 def rehearsed(
