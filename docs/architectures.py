@@ -223,11 +223,11 @@ def width_of(declared: Any) -> Callable[[Any], int]:
     """The width of parameters, from an axis of a leaf that is a multiple of it."""
     leaves = jax.tree.leaves(declared, is_leaf=lambda leaf: hasattr(leaf, "law"))
     leaf, axis, multiple = next(
-        (i, axis, round((1 * dim).coefficient))
+        (i, axis, (1 * dim).coefficient)
         for i, leaf in enumerate(leaves) if hasattr(leaf, "law")
         for axis, dim in enumerate(leaf.shape) if not isinstance(dim, int)
     )  # fmt: skip
-    return lambda params: jax.tree.leaves(params)[leaf].shape[axis] // multiple
+    return lambda params: round(jax.tree.leaves(params)[leaf].shape[axis] / multiple)
 
 
 def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple[str, str]:
