@@ -74,9 +74,9 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         f"Which of several values that grow like n^{power} is the largest, as softmax and "
         "log-sum-exp ask, is not known: two are equal within their sampling error.",
         CancellationError,
-        "Logits of attention, inner products over a width, are divided by it, not by its square "
-        "root, where queries and keys are trained. If values are to grow: raise samples= until "
-        "their difference is larger than the error, or take another key.",
+        "Raise samples= until their difference is larger than the error, or take another key. "
+        "Logits of attention, inner products over a width, are divided by it and not by its square "
+        "root where queries and keys are trained.",
     )
     ctx.check(jnp.all(sure), tie)
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))
