@@ -12,7 +12,7 @@ SECONDS ?= 600
 CORE := $(patsubst %,tests/%.py,test_packaging test_layers rules/test_probing \
     program/test_tracing_traps transforms/test_refusals transforms/test_linear_exact)
 
-.PHONY: help venv test test-slow fuzz matrix newest wheel lint format types demo demo-small reproduce bench docs clean
+.PHONY: help venv test test-slow fuzz matrix newest wheel lint format types demo demo-small reproduce bench docs pages clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -74,8 +74,12 @@ bench: $(STAMP)  ## every script in benchmarks/ in its small form; without --sma
 	    echo "== $$script"; $(BIN)/python "$$script" --small; done
 
 docs: $(DOCS_STAMP)  ## HTML pages in docs/_build
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+	$(BIN)/sphinx-build -E -W --keep-going -b html docs docs/_build
 
+pages: $(STAMP)  ## run the code of pages that have changed: what it prints and draws, anew
+	$(BIN)/python docs/pages.py
+
+# A new pyproject.toml, of which the stamp above tells, may mean other tools.
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

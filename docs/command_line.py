@@ -25,8 +25,8 @@ tplimit kernels --data random --points 500 --depth 3 --activation erf --out fold
 tplimit reproduce hajjar2021 --only naive_ip --quick
 ```
 
-`compare` and `demo` write `comparison.png` and `result.json` into their folder; `tp.Comparison.load` reads
-the latter. `reproduce` needs a checkout, with `pip install -e ".[experiments]"`.
+`compare` and `demo` write `comparison.png` and `result.json` into their folder, which
+`tp.Comparison.load` reads. `reproduce` needs a checkout, with `pip install -e ".[experiments]"`.
 
 """
 
@@ -65,7 +65,10 @@ def _table(function: Callable[..., None]) -> str:
         what = " ".join(told.help.split()).replace("|", "\\|")
         choices = [
             f"`{choice.value}`"
-            for kind in (parameter.annotation.__origin__, *get_args(parameter.annotation.__origin__))
+            for kind in (
+                parameter.annotation.__origin__,
+                *get_args(parameter.annotation.__origin__),
+            )
             if isinstance(kind, type) and issubclass(kind, StrEnum)
             for choice in kind
         ]

@@ -18,6 +18,7 @@ autodoc_member_order = "groupwise"
 autodoc_typehints = "description"
 html_theme = "furo"
 html_title = "tplimit"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_theme_options = {"navigation_with_keys": True}

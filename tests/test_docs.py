@@ -1,64 +1,116 @@
-"""The README's code runs as printed, and generated pages are current."""
+"""The code of all pages runs and prints what stands there; nothing public lacks its place."""
 
+import importlib.util
+import inspect
 import re
 import runpy
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
+import tplimit as tp
+from tplimit import errors
 from tplimit.interpreter.table import RULES
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
-def test_readme_code_runs_as_printed(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def loaded(path: Path) -> ModuleType:
+    """A script beside the pages as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = loaded(DOCS / "pages.py")
+#: Pages whose results have tests of their own below.
+OWN = {
+    "README.md",
+    *(f"docs/{name}.md" for name in ("function-space", "modules", "observables", "optimizers")),
+    "docs/results.md",
+}
+REST = [name for page in PAGES.pages() if (name := PAGES.name(page)) not in OWN]
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page writes is gone with the test."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    printed = capsys.readouterr().out
-    finite, infinite = map(float, printed.splitlines()[0].split())
-    assert abs(finite - infinite) < 0.05
-    assert "slope" in printed
-    assert names["kernel"].method == "closed_form"  # type: ignore[attr-defined]
-    np.testing.assert_allclose(names["kernel"], names["exact"].ntk, rtol=1e-5)  # type: ignore[attr-defined]
 
 
-def test_the_example_of_training_in_function_space(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "function-space.md").read_text(), re.DOTALL
-    )
-    exec(compile(block, "function-space.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[0]) < 0.02
+def run(page: str, names: dict[str, Any] | None = None) -> str:
+    """Run a page; compare what it prints with what it shows; all that is printed."""
+    shown = [block.printed for block in PAGES.blocks(ROOT / page)]
+    printed = list(PAGES.run(ROOT / page, names))
+    assert len(printed) == len(shown) > 0
+    for now, then in zip(printed, shown, strict=True):
+        if then is not None:
+            assert_alike(now, then)
+    return "".join(printed)
 
 
-def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
+def assert_alike(now: str, then: str) -> None:
+    """The same words, and numbers that differ by two units of the last digit or 5 % at most."""
+    words = [
+        re.split(r"[\s━┃│─┏┓┗┛┡┩╇┳┴└┘]+", NUMBER.sub("#", text).strip()) for text in (now, then)
+    ]
+    assert words[0] == words[1]
+    for a, b in zip(NUMBER.findall(now), NUMBER.findall(then), strict=True):
+        mantissa, _, power = b.partition("e")
+        digit = 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+        whole = "." not in mantissa and not power
+        assert abs(float(a) - float(b)) <= 0.05 * abs(float(b)) + (whole or 2) * digit, (now, then)
+
+
+def test_alike() -> None:
+    """Words and numbers count, spaces and lines of tables do not."""
+    assert_alike("a  0.5003(3) ┃ 12", "a 0.5001(2) │ 12")
+    for other in ("b 0.5001(2) 12", "a 0.5601(2) 12", "a 0.5001(2) 15", "a 0.5001(2)"):
+        with pytest.raises(AssertionError):
+            assert_alike("a 0.5001(2) 12", other)
+
+
+def test_readme_code_runs_as_printed() -> None:
+    names: dict[str, Any] = {}
+    printed = run("README.md", names)
+    assert len(PAGES.blocks(ROOT / "README.md")) == 3
+    result = names["result"]
+    assert Path("figure.png").stat().st_size > 10_000
+    assert -0.75 < result.slope < -0.3
+    assert result.rms[1024] < 0.5 * result.rms[64]
+    assert np.max(np.abs(result.z_scores)) < 5
+    assert result.limit.outputs[-1] < 0.5 * result.limit.outputs[0]
+    assert "n^1" in printed  # the squared norm of a matrix
+    assert names["kernel"].method == "closed_form"
+    np.testing.assert_allclose(names["kernel"], names["exact"].ntk, rtol=1e-5)
+    assert re.search(r"-?\d\.\d+\(\d\)", printed)
+
+
+def test_the_example_of_training_in_function_space() -> None:
+    assert float(run("docs/function-space.md").split()[0]) < 0.02
+
+
+def test_the_examples_of_optimizers() -> None:
     """A parameterization's step, and one's own."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), re.DOTALL
-    )
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "optimizers.md", "exec"), {})
-        losses = [float(number) for number in capsys.readouterr().out.strip(" []\n").split()]
+    printed = run("docs/optimizers.md")
+    found = [np.array(text.split(), float) for text in re.findall(r"\[([^]]*)\]", printed)]
+    assert len(found) == 2
+    for losses in found:
         assert len(losses) == 5
         assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_modules() -> None:
     """Four libraries, in few lines each, and dropout."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "modules.md").read_text(), re.DOTALL
-    )
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "modules.md", "exec"), names)
-    first, losses, *shapes = capsys.readouterr().out.splitlines()
+    first, losses, *shapes = run("docs/modules.md").splitlines()
     assert first == "truncated normal n**-1/2"
     limit, finite = np.fromstring(losses.replace("[", " ").replace("]", " "), sep=" ").reshape(2, 3)
     np.testing.assert_allclose(finite, limit, atol=0.15)
@@ -67,31 +119,17 @@ def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < last < first
 
 
-def test_the_examples_of_results(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_of_results() -> None:
     """Questions, distributions, numbers for papers, records."""
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "results.md").read_text()
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "results.md", "exec"), names)
-    printed = capsys.readouterr().out
+    printed = run("docs/results.md")
     assert re.search(r"'-?\d\.\d+\(\d\)'", printed)
     assert "11 entries" in printed
 
 
-def test_the_examples_of_observables(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_of_observables() -> None:
     """Kernels, movement, sharpness, densities, and their figures."""
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "observables.md").read_text()
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "observables.md", "exec"), names)
-    assert {path.stem for path in tmp_path.iterdir()} == {"density", "kernels", "sharpness"}
-    printed = capsys.readouterr().out
+    printed = run("docs/observables.md")
+    assert {path.stem for path in Path().iterdir()} == {"density", "kernels", "sharpness"}
     found = re.findall(
         r"^(\d\.\d+)\(\d+\) \['(\d\.\d+)\(\d+\)', '\d\.\d+\(\d+\)'\]$", printed, re.M
     )
@@ -99,9 +137,91 @@ def test_the_examples_of_observables(
     assert abs(limit - finite) < 0.1
 
 
+@pytest.mark.parametrize("page", REST)
+def test_pages_print_what_they_show(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    run(page)
+    for figure in PAGES.figures(ROOT / page):
+        assert Path(figure.name).stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("page", map(PAGES.name, PAGES.pages()))
+def test_figures_are_of_the_code_beside_them(page: str) -> None:
+    """Else `python docs/pages.py` draws them anew."""
+    assert not PAGES.stale(ROOT / page)
+
+
+def test_no_figure_is_left_over_and_all_are_in_the_gallery() -> None:
+    drawn = {figure for page in PAGES.pages() for figure in PAGES.figures(page)}
+    assert drawn == set(PAGES.FIGURES.glob("*.png"))
+    gallery = (DOCS / "gallery.md").read_text()
+    assert {path.name for path in drawn} == set(re.findall(r"\bfigures/(\S+\.png)", gallery))
+
+
+def test_public_names_have_their_place() -> None:
+    """Modules are documented as a whole: by their `__all__`."""
+    page = (DOCS / "api.md").read_text()
+    written = set(re.findall(r"^\.\. (?:auto)?(?:class|function|data):: ([\w.]+)", page, re.M))
+    whole = set(re.findall(r"^\.\. automodule:: tplimit\.(\w+)\n   :members:\n", page, re.M))
+    assert whole == {"kernels", "observables", "parameterizations"}
+    (refusals,) = re.findall(r"automodule:: tplimit\.errors\n   :members: (.*)", page)
+    there = written | whole | set(refusals.split(", "))
+    elsewhere = {name for module in whole for name in getattr(tp, module).__all__}
+    assert set(tp.__all__) - there - elsewhere == set()
+    for name in written - {"inf"}:  # nothing without a text
+        value = tp if name.startswith("tplimit.") else getattr(tp, name)
+        assert inspect.getdoc(value)
+
+
+def test_errors_have_their_entries() -> None:
+    """A section each with a program that raises it, and a line in the table of messages."""
+    text = (DOCS / "errors.md").read_text()
+    kinds = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.LimitError | errors.LimitWarning)
+    }
+    assert set(tp.__all__) & set(kinds) == set(kinds) - {"OpaqueAttributeError"}
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    table = "".join(re.findall(r"^\|.*\n", text, re.M))
+    for name in kinds:
+        assert f"`{name}`" in table
+        section = sections["LimitError" if name == "OpaqueAttributeError" else name]
+        assert "```python" in section
+        shown = "looks like" if name == "LimitWarning" else f"{name}: "
+        assert any(shown in text for text in re.findall(r"```text\n(.*?)```", section, re.S))
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
-    script = runpy.run_path(str(ROOT / "docs" / "operations.py"))
+    script = runpy.run_path(str(DOCS / "operations.py"))
     assert script["page"]() == script["PAGE"].read_text(), "run python docs/operations.py"
     names = {script["name_of"](line) for line in RULES.describe().splitlines()[2:]}
     assert {p.name for p in RULES.known()} == names
+
+
+def test_the_page_of_the_command_line_is_current() -> None:
+    script = loaded(DOCS / "command_line.py")
+    assert script.page() == script.PAGE.read_text(), "run python docs/command_line.py"
+    assert len(script.commands()) == 6
+    assert {"--optimizer", "--batch-size"} <= set(
+        script.options(script.commands()["tplimit compare"])
+    )
+
+
+def test_every_page_is_in_the_contents() -> None:
+    trees = re.findall(r"```\{toctree\}.*?\n\n(.*?)```", (DOCS / "index.md").read_text(), re.S)
+    listed = [name for tree in trees for name in tree.split()]
+    assert len(listed) == len(set(listed))
+    there = {
+        page.relative_to(DOCS).with_suffix("").as_posix()
+        for page in DOCS.rglob("*.md")
+        if "_build" not in page.parts
+    }
+    assert set(listed) == there - {"index"}
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 20
+    assert all((ROOT / link).is_file() for link in links)

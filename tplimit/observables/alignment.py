@@ -24,9 +24,9 @@ def target_kernel(y: Any) -> Array:
 def alignment(kernel: Any, other: Any, *, centred: bool = True) -> Array:
     """Alignment of two kernels over the same points: the cosine of the angle between the matrices.
 
-        A(K, L) = <HKH, HLH>_F / (|HKH|_F |HLH|_F),      H = 1 - 1 1^T / P
+        A(K, L) = <HKH, HLH>_F / (‖HKH‖_F ‖HLH‖_F),      H = 1 - 1 1^T / P
 
-    With ``centred=False``, without H: then ``A(K, y y^T) = y^T K y / (|K|_F |y|^2)``. It does not
+    With ``centred=False``, without H: then ``A(K, y y^T) = y^T K y / (‖K‖_F ‖y‖²)``. It does not
     depend on the scale of either kernel, nor, centred, on a constant that is added to features. It
     lies between 0 and 1 for positive semidefinite kernels. The alignment with the targets is
     ``alignment(kernel, target_kernel(y))``, that with the kernel before training

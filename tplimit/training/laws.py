@@ -22,7 +22,7 @@ class Law:
 
     Attributes:
         mean_z: a tree like the records: difference of the means in standard errors (Welch).
-        covariance: distance of the covariance matrices of all entries, |C_n - C_inf| / |C_inf| in
+        covariance: distance of the covariance matrices of all entries, ‖C_n - C_inf‖ / ‖C_inf‖ in
             the Frobenius norm, both norms without bias; 0 where it is below the noise, NaN with
             fewer than 4 seeds or replicates. What is large in its own units counts most.
         covariance_p: p-value of that difference: how many of 499 permutations of all networks
