@@ -1,5 +1,8 @@
 """Sphinx configuration: `make docs` builds the pages with warnings as errors, and no network."""
 
+import re
+from typing import Any
+
 project = "tplimit"
 author = "The tplimit authors"
 extensions = [
@@ -15,7 +18,8 @@ extensions = [
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "groupwise"
-autodoc_typehints = "description"
+autodoc_typehints = "none"  # docstrings say what arguments are
+default_role = "literal"  # `names` in docstrings are code
 html_theme = "furo"
 html_title = "tplimit"
 html_show_copyright = False
@@ -23,3 +27,31 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_theme_options = {"navigation_with_keys": True}
 exclude_patterns = ["_build"]
+
+
+def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Formulas of docstrings, paragraphs that are indented, keep their lines; bars are bars."""
+    found: list[str] = []
+    outer = kind = ""  # the last line that is not indented; what the paragraph is
+    for line in lines:
+        begins = not found or not found[-1]
+        indented = line.startswith("    ")
+        if line.lstrip().startswith(">>>"):
+            kind = "example"
+        elif begins and indented and not re.fullmatch(r"[A-Z]\w*:", outer):
+            if kind != "formula" and not outer.endswith("::"):
+                found += ["::", ""]
+            kind = "formula"
+        elif begins and line:
+            kind = "text"
+        if line and not indented:
+            outer = line
+        if kind in ("text", ""):
+            line = re.sub(r"(`[^`]*`)|\|", lambda part: part[1] or r"\|", line)
+        found.append(line)
+    lines[:] = found
+
+
+def setup(app: Any) -> None:
+    # Before napoleon, which reads the sections of a docstring.
+    app.connect("autodoc-process-docstring", as_written, priority=400)

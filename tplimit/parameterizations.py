@@ -85,13 +85,13 @@ mup = Parameterization((0, _HALF, 1), 0, -1, name="mup")
 #: at 0 (Prop. 2.3.1).
 naive_ip = Parameterization((0, 1, 1), 0, (-1, -2, -1), name="naive_ip")
 
-#: Mean-field scaling: with one hidden layer the same as muP, with more the same as `naive_ip`.
+#: Mean-field scaling, with one hidden layer the same as muP, with more the same as `naive_ip`.
 mean_field = naive_ip(name="mean_field")
 
 #: Neural tangent parameterization (Jacot, Gabriel and Hongler).
 ntk = Parameterization((0, _HALF, _HALF), 0, 0, name="ntk")
 
-#: Standard scaling: variance 1/fan_in, learning rates without powers of n. Its first step diverges.
+#: Standard scaling, variance 1/fan_in, learning rates without powers of n. Its first step diverges.
 standard = Parameterization(0, (0, _HALF, _HALF), 0, name="standard")
 
 #: Integrable with large initial learning rates: the first step uses `large_first_rates`, later ones
@@ -110,7 +110,7 @@ def _ip_bias_biases(model: Model) -> list[Fraction]:
     return [-Fraction(depth - l + 2, 2) for l in range(1, depth + 1)] + [Fraction(0)]
 
 
-#: Integrable weights with biases that carry no power of n, in every layer: `mlp(..., bias=True)`.
+#: Integrable weights, with biases in every layer (`mlp(..., bias=True)`) without a power of n.
 #: First step: -(L+1)/2, -(L-l+4)/2, -1 for weights and -(L-l+2)/2, 0 for biases (HCG App. A.12).
 ip_bias = naive_ip(
     first=_ip_bias_weights,
@@ -124,7 +124,7 @@ ip_bias = naive_ip(
 #: A.12). Other means: `ip_non_centered(mean=(0, u, u_out))`.
 ip_non_centered = naive_ip(mean=(0.0, 1.0, 1.0), name="ip_non_centered")
 
-#: Hybrid of muP and integrable: muP, but after the first step the initial hidden weights shrink,
+#: Hybrid of muP and integrable, muP, but after the first step the initial hidden weights shrink,
 #: W^l(1) = n^-1 U^l + ΔW^l(1) for l = 2 .. L (HCG Sec. 2.4).
 hp = mup(shrink=(0, _HALF, 0), name="hp")
 
@@ -195,11 +195,11 @@ def intermediate(q: float | Fraction, reference: float = _REFERENCE) -> Paramete
     return golikov(-q, 2 * q - 1, reference=reference)(name=f"intermediate({q})")
 
 
-#: Symmetric default: the standard initial scale with learning rates ρ^1/2 for input and ρ^-1/2 for
+#: Symmetric default, the standard initial scale with learning rates ρ^1/2 for input and ρ^-1/2 for
 #: output weights, `golikov(-1/2, 1/2)` (G-DS). Logits grow like ρ^1/2, their sign has a limit.
 sym_default = golikov(-_HALF, _HALF)(name="sym_default")
 
-#: Mean field with corrected initialisation: mean-field dynamics from the initial function of the
+#: Mean field with corrected initialisation, mean-field dynamics from the initial function of the
 #: default-initialised network, which is kept (G-DS). Equals the reference network at its width.
 ic_mean_field = golikov(-1, 1)(initial_a=(0, _HALF, _HALF), name="ic_mean_field")
 
