@@ -172,6 +172,16 @@ def test_public_names_have_their_place() -> None:
         assert inspect.getdoc(getattr(tp, name))
 
 
+def test_names_that_pages_mention_exist() -> None:
+    """Fields of instances apart: what begins with `tp.` and is looked up in modules and classes."""
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for name in set(re.findall(r"\btp\.([A-Za-z_.]+\w)", page.read_text())):
+            value: Any = tp
+            for part in name.split("."):
+                assert hasattr(value, part), f"{page.name}: tp.{name}"
+                value = getattr(value, part)
+
+
 def test_errors_have_their_entries() -> None:
     """A section each with a program that raises it, and a line in the table of messages."""
     text = (DOCS / "errors.md").read_text()
