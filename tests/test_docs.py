@@ -12,15 +12,25 @@ from tplimit.interpreter.table import RULES
 ROOT = Path(__file__).parent.parent
 
 
+def blocks_of(page: str) -> list[str]:
+    """The code of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def run(page: str) -> dict[str, object]:
+    """Run the code of a page, one block after the other; returns its names."""
+    names: dict[str, object] = {}
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
 def test_readme_code_runs_as_printed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks_of("README.md")) == 3
+    names = run("README.md")
     printed = capsys.readouterr().out
     finite, infinite = map(float, printed.splitlines()[0].split())
     assert abs(finite - infinite) < 0.05
@@ -30,18 +40,13 @@ def test_readme_code_runs_as_printed(
 
 
 def test_the_example_of_training_in_function_space(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "function-space.md").read_text(), re.DOTALL
-    )
-    exec(compile(block, "function-space.md", "exec"), {})
+    run("docs/function-space.md")
     assert float(capsys.readouterr().out.split()[0]) < 0.02
 
 
 def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
     """A parameterization's step, and one's own."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), re.DOTALL
-    )
+    blocks = blocks_of("docs/optimizers.md")
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, "optimizers.md", "exec"), {})
@@ -52,12 +57,7 @@ def test_the_examples_of_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_examples_of_modules(capsys: pytest.CaptureFixture[str]) -> None:
     """Four libraries, in few lines each, and dropout."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "modules.md").read_text(), re.DOTALL
-    )
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "modules.md", "exec"), names)
+    run("docs/modules.md")
     first, losses, *shapes = capsys.readouterr().out.splitlines()
     assert first == "truncated normal n**-1/2"
     limit, finite = np.fromstring(losses.replace("[", " ").replace("]", " "), sep=" ").reshape(2, 3)
@@ -72,10 +72,7 @@ def test_the_examples_of_results(
 ) -> None:
     """Questions, distributions, numbers for papers, records."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "results.md").read_text()
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "results.md", "exec"), names)
+    run("docs/results.md")
     printed = capsys.readouterr().out
     assert re.search(r"'-?\d\.\d+\(\d\)'", printed)
     assert "11 entries" in printed
@@ -86,10 +83,7 @@ def test_the_examples_of_observables(
 ) -> None:
     """Kernels, movement, sharpness, densities, and their figures."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "observables.md").read_text()
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "observables.md", "exec"), names)
+    run("docs/observables.md")
     assert {path.stem for path in tmp_path.iterdir()} == {"density", "kernels", "sharpness"}
     printed = capsys.readouterr().out
     found = re.findall(
