@@ -188,14 +188,7 @@ class Context:
 
     def resolve(self, params: Any) -> Any:
         """Parameters with every ``Size`` replaced by the length at hand."""
-        if isinstance(params, Size):
-            return self.size(params)
-        if isinstance(params, dict):
-            return {name: self.resolve(value) for name, value in params.items()}
-        if isinstance(params, (tuple, list)):
-            parts = [self.resolve(part) for part in params]
-            return type(params)(*parts) if hasattr(params, "_fields") else type(params)(parts)
-        return params
+        return jax.tree.map(lambda v: self.size(v) if isinstance(v, Size) else v, params)
 
     def cancelling(self, balance: Balance, axis: int | None) -> np.ndarray | None:
         """Mask of the entries of a sum that are exactly zero though its summands are not (see
