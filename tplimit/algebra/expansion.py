@@ -40,7 +40,7 @@ from tplimit.values.exponents import (
     Exponent,
     Exponents,
 )
-from tplimit.values.parity import EVEN, Parity
+from tplimit.values.parity import EVEN, Parity, marginal_of_sum
 from tplimit.values.rearranging import restricted
 from tplimit.values.tensors import Patch, Tensor, Term, leading_term, tensor, with_parity
 
@@ -155,7 +155,9 @@ def _added(
     stderr = arithmetic.combined_stderr(*stderrs)
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, shape)
-    parity = functools.reduce(operator.and_, [part.parity for part in parts])
+    parities = [part.parity for part in parts]
+    marginal = marginal_of_sum(parity.marginal for parity in parities)
+    parity = replace(functools.reduce(operator.and_, parities), marginal=marginal)
     if known != top:
         coefficient = jnp.where(known.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
     zeros = parts[0].zeros

@@ -42,7 +42,7 @@ from tplimit.program.traits import (
     Smooth,
 )
 from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, SLOWLY, Exponent
-from tplimit.values.parity import Marginal
+from tplimit.values.parity import Marginal, marginal_of_sum
 from tplimit.values.tensors import Tensor, Term, Value, knowing
 
 #: An order from which on it is not known: a share of the coordinates that vanishes, no more.
@@ -69,15 +69,6 @@ _RANGE = np.linspace(-8, 8, 129)
 
 #: Whether a function grows like a polynomial is looked at here.
 _FAR = 1e4
-
-
-def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
-    """The law of a sum, where terms of order 0 without atoms are constants."""
-    every = list(marginals)
-    moving = [one for one in every if one.order or one.atoms]
-    smooth = [one.order for one in moving if not one.atoms]
-    order = min(smooth) if smooth else max((one.order for one in moving), default=0)
-    return Marginal(order, bool(moving) and not smooth, any(one.heavy for one in every))
 
 
 def marginal_of_product(marginals: Iterable[Marginal]) -> Marginal:

@@ -6,6 +6,7 @@ widths held fixed, leaves the law of the network unchanged. So the average of a 
 in some source is exactly zero, which no number of particles could tell from a small one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -36,6 +37,17 @@ class Marginal(NamedTuple):
 
 #: Of a number.
 CONSTANT = Marginal(order=0)
+
+
+def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
+    """The law of a sum, where terms of order 0 without atoms are constants."""
+    every = list(marginals)
+    if len(every) == 1:
+        return every[0]
+    moving = [one for one in every if one.order or one.atoms]
+    smooth = [one.order for one in moving if not one.atoms]
+    order = min(smooth) if smooth else max((one.order for one in moving), default=0)
+    return Marginal(order, bool(moving) and not smooth, any(one.heavy for one in every))
 
 
 @dataclass(frozen=True)
