@@ -43,7 +43,7 @@ def test_round_off_does_not_lead(name, theta):
     with pytest.raises(CancellationError, match="cancel but for round-off") as caught:
         tp.limit(moved)(theta, stored)
     assert "test_stored_vectors.py" in str(caught.value)
-    assert "Keep the parameters in the state" in str(caught.value)
+    assert "keep the parameters in the state" in str(caught.value)
 
 
 def test_one_row_of_several(theta):

@@ -199,9 +199,10 @@ class Context:
         if unseen and axis is not None and not self.exact:
             error = self.error(
                 "Vectors that are added up cancel but for round-off, and it is not known whether "
-                "they are the same: one of them comes from an earlier call.",
+                "they are the same.",
                 CancellationError,
-                "Keep the parameters in the state, and compute both in one function.",
+                "Where one of them comes from an earlier call, keep the parameters in the state "
+                "and compute both in one function.",
             )
             self.check(~round_off(summands, axis), error)
         return mask

@@ -115,7 +115,9 @@ def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out:
     positive, away = _sides(equation, kind, operands, out.terms[0])
     first, *others = (_marginal(equation, kind, operands, term) for term in out.terms)
     laws = [first._replace(positive=positive, away=away), *others]
-    terms = tuple(_with(t, law, heavy) for t, law in zip(out.terms, laws, strict=True))
+    mixed = _mixed(kind, operands)
+    laws = [law._replace(heavy=heavy, mixed=mixed) for law in laws]
+    terms = tuple(_with(t, law) for t, law in zip(out.terms, laws, strict=True))
     return knowing(replace(out, terms=terms), **out.facts._asdict())
 
 
@@ -130,8 +132,8 @@ def _with_sides(equation: Equation, kind: Kind, operands: Sequence[Tensor], out:
     return knowing(replace(out, terms=(first, *others)), **out.facts._asdict())
 
 
-def _with(term: Term, one: Marginal, heavy: bool) -> Term:
-    one = one._replace(order=min(one.order, UNKNOWN_ORDER), heavy=heavy)
+def _with(term: Term, one: Marginal) -> Term:
+    one = one._replace(order=min(one.order, UNKNOWN_ORDER))
     return replace(term, parity=replace(term.parity, marginal=one))
 
 
@@ -265,6 +267,13 @@ def _heavy(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
     if isinstance(kind, Smooth) and not _polynomial(kind):
         return not all(vector.parity.fresh for vector in vectors)
     return False
+
+
+def _mixed(kind: Kind, operands: Sequence[Tensor]) -> bool:
+    """Whether a result is more than a function of one vector."""
+    vectors = [v for v in operands if not v.finite]
+    several = any(v is not vectors[0] for v in vectors) and not isinstance(kind, Linear)
+    return several or any(term.parity.marginal.mixed for v in vectors for term in v.terms)
 
 
 def _marginals(terms: Iterable[Term]) -> list[Marginal]:

@@ -128,10 +128,12 @@ def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
 
     A matrix acts on a row as a whole, so only the size of the error counts, not its place. The size
     of the image is that of the row, an average over particles. Its error is no larger than what the
-    spread of the image shows where moments are matched, but not where particles are drawn inside of
-    the program, or are a share of those of a width.
+    spread of the image shows where moments are matched, but not of products of vectors, or where
+    particles are drawn inside of the program or are a share of those of a width.
     """
-    unmatched = (ctx.spaces.drawn or x.space is None) and not ctx.exact
+    apart = ctx.spaces.drawn or x.space is None
+    apart = apart or any(term.parity.marginal.mixed for term in x.terms)
+    unmatched = apart and not ctx.exact
     if x.stderr is None and not unmatched:
         return None
     rows = ctx.ledger.rows(x)
