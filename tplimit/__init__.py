@@ -28,13 +28,13 @@ from tplimit.interpreter.table import rule
 from tplimit.kernels import nngp, ntk
 from tplimit.networks.models import Model, mlp
 from tplimit.output.citations import cite
+from tplimit.output.estimates import Estimate
 from tplimit.parameterizations import Parameterization
 from tplimit.regimes.counted import Regime, classify
 from tplimit.regimes.measured import classify_step
 from tplimit.training.checkpoint import Checkpoint
 from tplimit.training.compare import compare
 from tplimit.training.comparison import Comparison
-from tplimit.training.estimates import Estimate
 from tplimit.training.train import train
 from tplimit.training.trajectory import Trajectory
 from tplimit.transforms.limits import Leading, Series, leading, limit, series

@@ -299,3 +299,70 @@ def test_fluctuations():
     finite = 256 * np.cov(finite.T)
     size = np.sqrt((np.outer(np.diag(finite), np.diag(finite)) + finite**2) / 300)
     assert np.all(np.abs(found - finite) < 5 * size)
+
+
+def test_the_size_of_a_mask():
+    theta = tp.sample({"v": THETA["v"]}, random.key(0), width=tp.inf, samples=M)
+    found = tp.leading(lambda t, k: jnp.sum(random.bernoulli(k, 0.3, t["v"].shape)))(theta, KEY)
+    assert found.exponent == 1
+    assert abs(found.coefficient - 0.3) < 5 * found.stderr
+
+
+SMALL = {
+    # what is drawn, the power of the share of coordinates below n^(-1/2), which decides
+    "uniform": (lambda k, shape: random.uniform(k, shape, minval=1.0, maxval=2.0) - 1.5, 1 / 2),
+    "square": (lambda k, shape: random.normal(k, shape) ** 2, 1 / 4),
+    "cube": (lambda k, shape: jnp.abs(random.normal(k, shape)) ** 3, 1 / 6),
+    "cosine": (lambda k, shape: 1 + jnp.cos(jnp.pi * random.uniform(k, shape)), 1 / 4),
+}
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_orders_of_zeros(name, declared):
+    """``n^p mean(sign(x + v / sqrt(n)) - sign(x))`` is of order 1: refused, never 0."""
+    draw, power = SMALL[name]
+    laws = tp.declare(lambda n: {"x": draw(KEY, (n,)), "v": random.normal(random.key(1), (n,))})
+    theta = tp.sample(laws, random.key(0), width=tp.inf, samples=M)
+
+    def moved(t, key):
+        x = t["x"] if declared else draw(key, t["v"].shape)
+        n = t["v"].shape[0]
+        return n**power * jnp.mean(jnp.abs(jnp.sign(x + t["v"] / n**0.5) - jnp.sign(x)))
+
+    network = lambda k: moved(tp.sample(laws, k, width=2**14), random.fold_in(k, 1))
+    values = [network(key) for key in random.split(random.key(2), 8)]
+    assert np.mean(values) > 0.1
+    with pytest.raises(LimitError, match="not known"):
+        tp.limit(moved)(theta, KEY)
+
+
+def test_laws_that_are_never_negative_stay_so():
+    laws = tp.declare(lambda n: {"x": jnp.abs(random.normal(KEY, (n,))) ** 3})
+    for width in (tp.inf, 2**16):
+        theta = tp.sample(laws, random.key(0), width=width)
+        assert tp.limit(lambda t: jnp.mean(jnp.sign(t["x"])))(theta) == 1
+        mean = tp.limit(lambda t: jnp.mean(t["x"]))(theta)
+        assert abs(mean - 2 * (2 / np.pi) ** 0.5) < 5 * (15 / 2**14) ** 0.5
+
+
+def test_bars_of_what_is_drawn_between_matrices():
+    """The size of an image is an average over particles: its error, a spread of 24 samples, is
+    within the bar. Bounds 1/1.5 and 5, and 40 % for the spread (3 sigma)."""
+    names = "W", "v"
+    theta = {name: THETA[name] for name in names}
+
+    def size(t, key):
+        mask = random.bernoulli(key, 0.5, t["v"].shape)
+        return mean_square(t["W"].T @ (mask * (t["W"] @ t["v"])))
+
+    for noise in ("sobol", "random"):
+        found = [
+            tp.leading(size)(
+                tp.sample(theta, random.key(i), width=tp.inf, samples=512, noise=noise), KEY
+            )
+            for i in range(24)
+        ]
+        spread = np.std([one.coefficient for one in found], ddof=1)
+        bar = np.mean([one.stderr**2 for one in found]) ** 0.5
+        assert 1 / 1.5 / 1.4 < bar / spread < 5 * 1.4

@@ -29,7 +29,6 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
 from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -40,7 +39,7 @@ from tplimit.values.exponents import (
     Exponent,
     Exponents,
 )
-from tplimit.values.parity import EVEN, Parity
+from tplimit.values.parity import EVEN, Parity, marginal_of_sum
 from tplimit.values.rearranging import restricted
 from tplimit.values.tensors import Patch, Tensor, Term, leading_term, tensor, with_parity
 
@@ -114,11 +113,12 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
 def _cancelled(
     ctx: Context, parts: list[Tensor], top: Exponents, axis: int | None
 ) -> Exponents | None:
-    """Where the sum of the parts that have these exponents cancels (``arithmetic.cancelled``)."""
+    """1 where the sum of the parts that have these exponents cancels, else 0; None if nowhere."""
     if len(parts) == 1 or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in parts):
         return None
     summands = [arithmetic.at_exponents(part, top) for part in parts]
-    return arithmetic.cancelled(ctx, lambda: of_summands(summands), axis)
+    mask = ctx.cancelling_sum(summands, axis)
+    return None if mask is None else Exponents(mask.astype(object))
 
 
 def _lost(
@@ -155,7 +155,9 @@ def _added(
     stderr = arithmetic.combined_stderr(*stderrs)
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, shape)
-    parity = functools.reduce(operator.and_, [part.parity for part in parts])
+    parities = [part.parity for part in parts]
+    marginal = marginal_of_sum(parity.marginal for parity in parities)
+    parity = replace(functools.reduce(operator.and_, parities), marginal=marginal)
     if known != top:
         coefficient = jnp.where(known.mask(NEVER), jnp.zeros_like(coefficient), coefficient)
     zeros = parts[0].zeros

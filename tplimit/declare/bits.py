@@ -241,25 +241,32 @@ def _law_of_core(core: _Core) -> Law:
     values, counts = np.unique(x, return_counts=True)
     if len(values) == 2 and abs(counts[0] - counts[1]) <= 1e-3 * len(x):
         return Law(float(x[0] + x[-1]) / 2, float(x[-1] - x[0]) / 2, "rademacher")
+    known = _entry(core)
+    assert known is not None
     quantiles = _quantiles(x, smooth=bool(counts.max() <= _ATOM))
+    quantiles = quantiles._replace(order=known.order, heavy=known.heavy)
     mean = 0.0 if quantiles.symmetric else float(np.mean(x))
     return Law(mean, quantiles.std, "other", quantiles)
 
 
-class NearZero(NamedTuple):
-    """How an entry that is a function of one draw lies about 0.
+class Entry(NamedTuple):
+    """The law of an entry, as far as signs and moments hang on it.
 
     Attributes:
-        order: a share ``eps^(1/order)`` of the entries is below ``eps`` and not 0; 0 where none is.
+        order: the largest of zeros of it and of it with a number added: a share ``eps^(1/order)``
+            of the entries is nearer than ``eps`` to some value, and not equal to it; 0 where all
+            entries are single values.
         atoms: whether single values have a probability.
         heavy: whether not all moments are known to be finite.
         positive: whether none is negative.
+        away: whether all are away from 0.
     """
 
     order: int
     atoms: bool
     heavy: bool
     positive: bool
+    away: bool
 
 
 #: Operations after which moments may be infinite.
@@ -267,34 +274,43 @@ _POLES = frozenset(
     ["cosh", "div", "exp", "exp2", "expm1", "integer_pow", "pow", "rsqrt", "sinh", "tan"]
 )
 
-#: Shares of the entries are counted below these, in root mean squares; orders are rounded up but
-#: for so much.
+#: The entries within these lengths are counted, in root mean squares; orders are rounded up but for
+#: so much.
 _FAR, _NEAR, _DOUBT = 1e-2, 1e-3, 0.3
 
 
 @functools.lru_cache(maxsize=256)
-def _near_zero(core: _Core) -> NearZero | None:
+def _entry(core: _Core) -> Entry | None:
     x = _sorted(core.chain, sources_of(core.chain), 1)
     if not np.all(np.isfinite(x)):
         return None
-    size = np.abs(x) / max(float(np.sqrt(np.mean(x**2))), np.finfo(float).tiny)
-    far, near = (int(np.sum((size > 0) & (size < bound))) for bound in (_FAR, _NEAR))
-    order = 0 if far == 0 and (x[0] > 0 or x[-1] < 0) else 1
-    if near:
+    size = max(float(np.sqrt(np.mean(x**2))), np.finfo(float).tiny)
+    values, counts = np.unique(x, return_counts=True)
+    single = np.isin(x, values[counts > _ATOM])
+    smooth, order = x[~single] / size, 0
+    if len(smooth):
+        far, near = (_most(smooth, length) for length in (_FAR, _NEAR))
         order = max(1, round(math.log(_FAR / _NEAR) / math.log(max(far / near, 1.1)) + _DOUBT))
-    atoms = bool(np.unique(x, return_counts=True)[1].max() > _ATOM)
-    return NearZero(order, atoms, bool(_names(core.chain) & _POLES), bool(x[0] >= 0))
+    away = (x[0] > 0 or x[-1] < 0) and float(np.min(np.abs(x))) > _FAR * size
+    poles = _has_poles(core.chain)
+    return Entry(order, bool(single.any()), poles, bool(x[0] >= 0), bool(away))
 
 
-def near_zero(chain: Chain) -> NearZero | None:
-    """How entries lie about 0; None where they may be infinite or no numbers."""
-    return _near_zero(_Core(chain))
+def _most(x: np.ndarray, length: float) -> int:
+    """The most of sorted numbers that stand within a length."""
+    return int(np.max(np.searchsorted(x, x + length, "right") - np.arange(len(x))))
 
 
-def _names(chain: Chain) -> frozenset[str]:
+def entry_of(chain: Chain) -> Entry | None:
+    """What is known of the law of an entry; None where it may be infinite or no number."""
+    return _entry(_Core(chain))
+
+
+def _has_poles(chain: Chain) -> bool:
     if not isinstance(chain, Operation):
-        return frozenset()
-    return frozenset((chain.name,)).union(*map(_names, chain.operands))
+        return False
+    power = chain.name == "integer_pow" and "-" not in chain.params
+    return (chain.name in _POLES and not power) or any(map(_has_poles, chain.operands))
 
 
 def _quantiles(x: np.ndarray, smooth: bool) -> Quantiles:
@@ -304,8 +320,11 @@ def _quantiles(x: np.ndarray, smooth: bool) -> Quantiles:
     symmetric = bool(np.max(uneven) < _SYMMETRIC)
     if symmetric:
         table = (table - table[::-1]) / 2
-    # The moments of the table are those of the law, but for single values: these are exact.
-    if smooth:
+    # The moments of the table are those of the law, but for single values: these are exact. What is
+    # never negative stays so.
+    if smooth and (x[0] >= 0 or x[-1] <= 0):
+        table = table * (np.mean(x) / np.mean(table))
+    elif smooth:
         middle = 0.0 if symmetric else np.mean(x)
         table = middle + (table - np.mean(table)) * (std / np.std(table))
     return Quantiles(tuple(map(float, table)), std, symmetric, smooth)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tplimit import _jax
@@ -37,26 +38,29 @@ def with_draws(program: Program) -> Program:
     found: dict[Slot, _Drawn] = {}
     equations: list[Equation] = []
     for equation in program.equations:
-        equation = replace(equation, params=_inside(equation.params))
+        equation = replace(equation, params=jax.tree.map(_with_draws_inside, equation.params))
         drawn = _drawn(equation, found, len(equations))
         if drawn is not None:
             found[equation.outputs[0]] = drawn
-        draws = drawn is not None and drawn.origins and not isinstance(drawn.chain, Source)
-        equations.append(_draw(equation, drawn) if drawn is not None and draws else equation)
+            if _ends(equation, drawn):
+                equation = _draw(equation, drawn)
+        equations.append(equation)
     changed = replace(program, equations=tuple(equations))
     outputs = [output for output in program.outputs if isinstance(output, Slot)]
     return replace(changed, equations=tuple(changed.slice(outputs)))
 
 
-def _inside(value: Any) -> Any:
-    """Parameters in which the programs of branches and loops have their draws."""
-    if isinstance(value, Program):
-        return with_draws(value)
-    if isinstance(value, dict):
-        return {name: _inside(part) for name, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(_inside, value))
-    return value
+def _ends(equation: Equation, drawn: _Drawn) -> bool:
+    """Whether what an equation gives is a draw: bits are no value by themselves, and numbers of a
+    mask are those of any mask."""
+    if not drawn.origins or isinstance(drawn.chain, Source):
+        return False
+    return [aval.dtype.kind for aval in equation.in_avals] != ["b"]
+
+
+def _with_draws_inside(parameter: Any) -> Any:
+    """Programs of branches and loops have draws as well."""
+    return with_draws(parameter) if isinstance(parameter, Program) else parameter
 
 
 def _drawn(equation: Equation, found: dict[Slot, _Drawn], number: int) -> _Drawn | None:

@@ -31,12 +31,15 @@ class Quantiles(NamedTuple):
         symmetric: whether the law is symmetric about 0.
         smooth: whether no value has a probability of its own; then the quantile function is
             interpolated.
+        order, heavy: see `bits.Entry`.
     """
 
     table: tuple[float, ...]
     std: float
     symmetric: bool
     smooth: bool
+    order: int = 1
+    heavy: bool = False
 
     @property
     def mirrored(self) -> "Quantiles":
@@ -75,6 +78,8 @@ class EntryLaw(NamedTuple):
             there is nothing to draw.
         symmetric: whether the law is symmetric.
         smooth: whether no value has a probability of its own.
+        order, heavy: see `bits.Entry`.
+        positive: whether no entry is negative.
     """
 
     std: float
@@ -82,6 +87,9 @@ class EntryLaw(NamedTuple):
     of_normal: Callable[[Array], Array] | None = None
     symmetric: bool = True
     smooth: bool = True
+    order: int = 1
+    heavy: bool = False
+    positive: bool = False
 
 
 def _from_normal(function: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -120,8 +128,10 @@ def _constant(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 def by_quantiles(quantiles: Quantiles) -> EntryLaw:
     """The law with these quantiles."""
     function = quantiles.of_normal
-    draw, smooth = _from_normal(function), quantiles.smooth
-    return EntryLaw(quantiles.std, draw, function, quantiles.symmetric, smooth)
+    return EntryLaw(
+        quantiles.std, _from_normal(function), function, quantiles.symmetric, quantiles.smooth,
+        quantiles.order, quantiles.heavy, quantiles.table[0] >= 0,
+    )  # fmt: skip
 
 
 #: By the names that declarations have.

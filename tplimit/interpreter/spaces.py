@@ -21,6 +21,11 @@ class Spaces:
         """
         return self._draws.setdefault(width, _DRAWS + len(self._draws))
 
+    @property
+    def drawn(self) -> bool:
+        """Whether anything has been drawn along a width."""
+        return bool(self._draws)
+
     def find(self, space: int) -> int:
         """The label that stands for a space and all that are one with it."""
         while (parent := self.classes.get(space, space)) != space:

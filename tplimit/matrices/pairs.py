@@ -23,12 +23,11 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_averages
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
-from tplimit.interpreter.zeros import marginal_of_sum
 from tplimit.matrices.memory import require_room
 from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share, share_of_sum
 from tplimit.values.exponents import NEVER, Exponent, Exponents
 from tplimit.values.fields import FINITE, PAIRS, STATIC
-from tplimit.values.parity import UNKNOWN, Marginal
+from tplimit.values.parity import UNKNOWN, Marginal, marginal_of_sum
 from tplimit.values.tensors import Tensor, Term, tensor
 
 EVERY = slice(None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, expansion
 from tplimit.gaussian import noise
-from tplimit.gaussian.sampling import share_of_averages
+from tplimit.gaussian.sampling import error_of_mean, share_of_averages
 from tplimit.interpreter.context import Context
 from tplimit.matrices import pairs
 from tplimit.matrices.low_rank import LowRank
@@ -126,16 +126,24 @@ def _nothing(ctx: Context, matrix: Matrix, x: Tensor, unknown: Exponents = EXACT
 def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     """Standard error of an image from that of the vector: the same share of each row.
 
-    A matrix acts on a row as a whole, so only the size of the error counts, not its place.
+    A matrix acts on a row as a whole, so only the size of the error counts, not its place. The size
+    of the image is that of the row, an average over particles. Its error is no larger than what the
+    spread of the image shows where moments are matched, but not of products of vectors, or where
+    particles are drawn inside of the program or are a share of those of a width.
     """
-    if x.stderr is None:
+    apart = ctx.spaces.drawn or x.space is None
+    apart = apart or any(term.parity.marginal.mixed for term in x.terms)
+    unmatched = apart and not ctx.exact
+    if x.stderr is None and not unmatched:
         return None
-    errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.stderr, x.shape), axis=x.axis))
     rows = ctx.ledger.rows(x)
-    size = jnp.mean(rows * rows, axis=1, keepdims=True)
-    share = jnp.sqrt(
-        jnp.mean(errors * errors, axis=1, keepdims=True) / jnp.where(size > 0, size, 1)
-    )
+    squares = rows * rows
+    size = jnp.mean(squares, axis=1, keepdims=True)
+    size = jnp.where(size > 0, size, 1)
+    share = error_of_mean(squares, 1)[:, None] / (2 * size) if unmatched else 0
+    if x.stderr is not None:
+        errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.stderr, x.shape), axis=x.axis))
+        share = share + jnp.sqrt(jnp.mean(errors * errors, axis=1, keepdims=True) / size)
     return share * jnp.abs(image)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tplimit.observables.densities import density
+from tplimit.output import estimates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,21 +77,19 @@ def plot_density(
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
     ['n = 64', 'n = ∞']
     """
-    from scipy.special import stdtrit  # as slow to import
-
     from tplimit.output.figures import COLOURS, band
 
     rows = np.atleast_2d(np.asarray(draws, float))
     at, values = density(rows.reshape(-1, rows.shape[-1]))
-    mean, error = values.mean(axis=0), 0 * values[0]
+    mean = estimates.mean(values)
+    low, high = mean, mean
     if len(values) > 1:
-        quantile = stdtrit(len(values) - 1, 0.975)
-        error = quantile * values.std(axis=0, ddof=1) / len(values) ** 0.5
+        low, high = (end(values) for end in estimates.interval(0.95, len(values)))
     place = axes if axes is not None else _axes(None, 1, (4.6, 3.4))[0]
     for colour, (name, units) in zip(COLOURS[1:] * 9, (networks or {}).items(), strict=False):
         heights, edges = np.histogram(np.ravel(units), bins=40, range=(at[0], at[-1]), density=True)
         place.stairs(heights, edges, color=colour, alpha=0.9, lw=1.2, label=name)
-    band(place, mean, mean - error, mean + error, COLOURS[0], at)
+    band(place, mean, low, high, COLOURS[0], at)
     place.plot([], [], color=COLOURS[0], lw=1.5, label=label)
     place.set(xlabel="value", ylabel="density", xlim=(at[0], at[-1]))
     place.set_ylim(bottom=0)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tplimit._jax import primitives as p
-from tplimit.declare.bits import Chain, evaluated, near_zero, sources_of
+from tplimit.declare.bits import Chain, entry_of, evaluated, sources_of
 from tplimit.declare.draws import draw_p
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
@@ -62,7 +62,7 @@ def _marginal(ctx: Context, chain: Chain) -> Marginal:
     (aval,) = ctx.equation.out_avals
     if aval.dtype.kind == "b":
         return Marginal(order=0, atoms=True)
-    known = near_zero(chain)
+    known = entry_of(chain)
     if known is None:
         ctx.fail("Random numbers along a width may be infinite, or no numbers.", NoLimitError)
-    return Marginal(known.order, known.atoms, known.heavy, known.positive, known.order == 0)
+    return Marginal(*known)

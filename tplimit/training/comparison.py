@@ -13,10 +13,10 @@ import numpy as np
 
 from tplimit.arguments import inf
 from tplimit.errors import DivergenceError, LimitError
+from tplimit.output.estimates import quiet
 from tplimit.output.files import warn_of_suffix, write_text
 from tplimit.output.tables import TextTable
 from tplimit.training import archive, reports
-from tplimit.training.estimates import quiet
 from tplimit.training.laws import Law, compare_laws
 from tplimit.training.records import Records
 from tplimit.training.statistics import (

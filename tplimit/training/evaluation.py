@@ -11,7 +11,7 @@ import numpy as np
 from tplimit import arguments
 from tplimit.caching.store import compiled
 from tplimit.errors import WidthError
-from tplimit.training.estimates import Estimate
+from tplimit.output.estimates import Estimate
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.limits import exponent_of, raw, to_limit
 from tplimit.transforms.sampling import is_limit

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tplimit.training.estimates import quiet
+from tplimit.output.estimates import quiet
 from tplimit.training.statistics import normal_deviate, root
 
 __all__ = ["Law", "compare_laws"]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tplimit.training import estimates
+from tplimit.output import estimates
 
 __all__ = ["BIAS_SHARE", "Bias", "Records"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tplimit.training.estimates import quiet
+from tplimit.output.estimates import quiet
 
 __all__ = [
     "intercept_weights",

@@ -14,9 +14,9 @@ import numpy as np
 from tplimit import arguments
 from tplimit.arguments import Deferred
 from tplimit.errors import LimitWarning, warn
+from tplimit.output import estimates
+from tplimit.output.estimates import Estimate
 from tplimit.output.files import Format, Unreadable, existing, warn_of_suffix
-from tplimit.training import estimates
-from tplimit.training.estimates import Estimate
 from tplimit.training.evaluation import evaluated
 from tplimit.training.portable import (
     decode,

@@ -462,8 +462,8 @@ class _Sampler:
             random = tensor(spread.coefficient * drawn, spread.exponents, EXACT_ZERO, axis, space)
             sources = frozenset(() if space is None else (space,))
             odd, unknown = (sources, frozenset()) if law.symmetric else (frozenset(), sources)
-            atoms = Marginal(atoms=not law.smooth)
-            parts.append(with_parity(random, Parity(odd, unknown, law.smooth, atoms)))
+            entry = Marginal(law.order, not law.smooth, law.heavy, law.positive)
+            parts.append(with_parity(random, Parity(odd, unknown, law.smooth, entry)))
         if not location.vanishes or not parts:
             constant = jnp.broadcast_to(location.coefficient, drawn.shape)
             same = tensor(constant, location.exponents, EXACT_ZERO, axis, space)

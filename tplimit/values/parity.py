@@ -6,6 +6,7 @@ widths held fixed, leaves the law of the network unchanged. So the average of a 
 in some source is exactly zero, which no number of particles could tell from a small one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,8 @@ class Marginal(NamedTuple):
         heavy: whether it is not known that all its moments are finite.
         positive: whether no coordinate is negative.
         away: whether all are away from 0, though not from other numbers.
+        mixed: whether it is more than a function of one vector: moments of single vectors and of
+            pairs are matched, not those of their products.
     """
 
     order: int = 1
@@ -32,10 +35,23 @@ class Marginal(NamedTuple):
     heavy: bool = False
     positive: bool = False
     away: bool = False
+    mixed: bool = False
 
 
 #: Of a number.
 CONSTANT = Marginal(order=0)
+
+
+def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
+    """The law of a sum, where terms of order 0 without atoms are constants."""
+    every = list(marginals)
+    if len(every) == 1:
+        return every[0]
+    moving = [one for one in every if one.order or one.atoms]
+    smooth = [one.order for one in moving if not one.atoms]
+    order = min(smooth) if smooth else max((one.order for one in moving), default=0)
+    heavy, mixed = (any(one[place] for one in every) for place in (2, 5))
+    return Marginal(order, bool(moving) and not smooth, heavy, mixed=mixed)
 
 
 @dataclass(frozen=True)

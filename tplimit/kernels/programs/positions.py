@@ -80,7 +80,7 @@ def _of_each(e: Equation, numbers: np.ndarray, others: list[Any]) -> np.ndarray 
         arrays = [np.int32(-1)]
     elif kind.places != (0,):
         return None
-    params = {name: _with_length_one(value) for name, value in e.params.items()}
+    params = jax.tree.map(lambda v: 1 if isinstance(v, Size) else v, e.params)
     with jax.ensure_compile_time_eval():
         given = [jnp.asarray(array) for array in arrays]
         each = [
@@ -88,15 +88,6 @@ def _of_each(e: Equation, numbers: np.ndarray, others: list[Any]) -> np.ndarray 
             for k in range(numbers.shape[-1])
         ]
     return None if e.primitive.multiple_results else np.stack(list(map(np.asarray, each)), axis=-1)
-
-
-def _with_length_one(value: Any) -> Any:
-    if isinstance(value, Size):
-        return 1
-    if isinstance(value, (tuple, list)):
-        parts = [_with_length_one(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
 
 
 def settled(x: Field) -> Field:
