@@ -13,6 +13,7 @@ networks with one hidden layer).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import chain
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -146,6 +147,22 @@ def classify(
             corrected = parameterization.initial_a is not None
             return replace(regime, name=f"IC-{name}" if corrected else name)
     return replace(regime, name=regime.name or _name(powers, last))
+
+
+def effective_exponents(
+    parameterization: Parameterization,
+    model: Model,
+    optimizer: "optax.GradientTransformation | None" = None,
+) -> tuple[Exponent, ...]:
+    """What the regime depends on: exponents of effective weights and biases, and of their updates.
+
+    Equal for parameterizations that differ by (a, b, c) → (a + θ, b - θ, c - 2θ) only.
+    """
+    powers = _Powers.of(parameterization, model, _degree(parameterization, model, optimizer))
+    return (
+        *powers.weights, *powers.biases, *powers.rates, *powers.bias_rates,
+        *powers.kept, *chain(*powers.first), *(powers.corrected or ()),
+    )  # fmt: skip
 
 
 def _degree(
