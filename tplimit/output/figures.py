@@ -250,7 +250,7 @@ def distances(
             label += f" ± {error:.3f}" if np.isfinite(error) else ""
             _power(axes, widths, slope, _centre(seen), _centre(y), color=colour, lw=1.2)
         axes.errorbar(
-            seen, y, yerr=[np.minimum(bars, 0.95 * y), bars], fmt="osD^vP*X"[i % 8], ms=4,
+            np.array(seen, float), y, yerr=[np.minimum(bars, 0.95 * y), bars], fmt="osD^vP*X"[i % 8], ms=4,
             color=colour, elinewidth=1.0, label=label,
         )  # fmt: skip
     finite = [y for values, *_ in series.values() for y in values.values() if y > 0]
@@ -317,8 +317,8 @@ def axes_of(given: Any, count: int = 1, size: tuple[float, float] = (3.3, 2.5)) 
         made = panels(Figure(layout="constrained", facecolor="white", dpi=200), count, size)
         for axes in made:
             axes.tick_params(which="both", labelsize=8)
-            axes.xaxis.label.set_size(9)
-            axes.yaxis.label.set_size(9)
+            axes.xaxis.label.set_fontsize(9)
+            axes.yaxis.label.set_fontsize(9)
         return made
     found = list(np.ravel(np.asarray(given, dtype=object)))
     if len(found) != count:

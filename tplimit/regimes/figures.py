@@ -4,15 +4,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tplimit import arguments, parameterizations
 from tplimit.networks.models import Model
 from tplimit.networks.scaling import Parameterization
-from tplimit.regimes.counted import classify, effective_exponents
+from tplimit.regimes.counted import classified, classify, degree_of, effective_exponents
 from tplimit.regimes.planes import Place, Plane, located, rounded
+from tplimit.values.exponents import Exponent
 
 if TYPE_CHECKING:
     import optax
@@ -59,7 +60,8 @@ def plot_regimes(
         model: the network, from `tplimit.mlp`; with one hidden layer, regimes are Golikov's.
         points: parameterizations to show, by name; by default NTK, muP, mean-field, integrable and
             standard. Circles are in the plane, up to (a, b, c) → (a + θ, b - θ, c - 2θ); diamonds
-            are not, and stand at the closest place. They have the colour of their own regime.
+            are not, and stand at the closest place. They have the colour of their own regime,
+            black where that has no colour here.
         optimizer: as for `tplimit.classify`.
         step: exact multiples of it are where points are found, and where lines begin and end.
         axes: where to draw; by default in a new figure, `axes.figure`.
@@ -77,74 +79,67 @@ def plot_regimes(
     >>> golikov = tp.parameterizations.golikov
     >>> axes = plot_regimes(golikov, (-1, -0.5), (0, 1), tp.mlp(1, inputs=3), step=0.25)
     >>> axes.get_xlabel(), [text.get_text() for text in axes.get_legend().get_texts()]
-    ('q_sigma', ['MF–NTK', 'NTK–sym-def', 'post-MF', 'post-NTK', 'sym-def–MF'])
+    ('q_sigma', ['MF–NTK', 'NTK–sym-def', 'post-NTK', 'sym-def–MF'])
     """
     from tplimit.output.figures import axes_of, legend  # Matplotlib is slow to import
 
     arguments.function("family", family, "(x, y) -> Parameterization")
     exact = Fraction(arguments.positive("step", step)).limit_denominator(1000)
     ends = rounded("x", x, exact), rounded("y", y, exact)
-    plane = Plane(lambda *at: classify(family(*at), model, optimizer).name, *ends, exact)
-    plane.name_at(ends[0][0], ends[1][0])  # what is no parameterization is refused here
-    shown = _placed(plane, family, model, optimizer, _NAMED if points is None else points)
+    corner = family(ends[0][0], ends[1][0])
+    classify(corner, model, optimizer)  # what has no regime is refused here
+    degree = degree_of(corner, model, optimizer)  # the optimizer is tried once
+    plane = Plane(lambda *at: classified(family(*at), model, degree).name, *ends, exact)
+    shown = _placed(plane, family, model, degree, _NAMED if points is None else points)
     colours = _colours(plane)
     (place,) = axes_of(axes, size=(3.3, 3.1))
     place.grid(False)
     _draw_areas(place, plane, colours)
-    for name, pieces in sorted(plane.lines.items()):
-        joined = [v for start, end in pieces for v in (start, end, (np.nan, np.nan))]
-        xs, ys = np.array(joined, float).T
-        place.plot(xs, ys, color=colours[name], lw=2.0, solid_capstyle="round", label=name)
-    taken = {at for at, inside in shown if inside}
+    _draw_lines(place, plane, colours)
     for at, name in plane.points.items():
-        if at not in taken:
+        if at not in [dot.at for dot in shown if dot.inside]:
             _dot(place, at, name, _INK, "o", plane)
-    for (at, inside), found in shown.items():
-        regime = classify(found[0][1], model, optimizer).name
-        label = ", ".join(name for name, _ in found)
-        _dot(
-            place,
-            at,
-            label,
-            _GREYS.get(regime) or colours.get(regime, _INK),
-            "o" if inside else "D",
-            plane,
-        )
-    first, second = islice(inspect.signature(family).parameters, 2)
-    place.set(xlim=map(float, ends[0]), ylim=map(float, ends[1]), xlabel=first, ylabel=second)
-    if not all(inside for _, inside in shown):
+    for dot in shown:
+        colour = _GREYS.get(dot.regime) or colours.get(dot.regime, _INK)
+        _dot(place, dot.at, ", ".join(dot.names), colour, "o" if dot.inside else "D", plane)
+    if not all(dot.inside for dot in shown):
         place.plot([], [], "D", ms=4, mfc="none", mec=_INK, label="not in the plane")
     if place.get_legend_handles_labels()[1]:
         legend(place, loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=3)
+    first, second = (*islice(inspect.signature(family).parameters, 2), "x", "y")[:2]
+    place.set(xlim=map(float, ends[0]), ylim=map(float, ends[1]), xlabel=first, ylabel=second)
     return place
 
 
-Shown = dict[tuple[Place, bool], list[tuple[str, Parameterization]]]
+class _Dot(NamedTuple):
+    """A parameterization, its names, the place in the plane closest to it, and whether it is it."""
+
+    names: list[str]
+    at: Place
+    inside: bool
+    regime: str
 
 
 def _placed(
     plane: Plane,
     family: Callable[[Fraction, Fraction], Parameterization],
     model: Model,
-    optimizer: "optax.GradientTransformation | None",
+    degree: Fraction,
     points: Mapping[str, Parameterization],
-) -> Shown:
-    """Parameterizations by their place, inside of the rectangle, and whether they are in the plane.
-
-    One place in the plane is one parameterization, of several names; beside it each is for itself.
-    """
-    found: Shown = {}
+) -> list[_Dot]:
+    """Parameterizations whose place is in the rectangle; equal ones are one, of several names."""
+    found: dict[tuple[Exponent, ...], _Dot] = {}
+    exponents_at = lambda *at: effective_exponents(family(*at), model)
     for name, p in points.items():
-        at, inside = located(
-            lambda *place: effective_exponents(family(*place), model, optimizer),
-            effective_exponents(p, model, optimizer),
-            plane.x,
-            plane.y,
-        )
-        ends = zip(at, (plane.x, plane.y), strict=True)
-        if all(low <= coordinate <= high for coordinate, (low, high) in ends):
-            found.setdefault((at, inside), []).append((name, p))
-    return found
+        exponents = effective_exponents(p, model)
+        if exponents in found:
+            found[exponents].names.append(name)
+            continue
+        at, inside = located(exponents_at, exponents, plane.x, plane.y)
+        if all(low <= c <= high for c, (low, high) in zip(at, (plane.x, plane.y), strict=True)):
+            regime = classified(p, model, degree).name
+            found[exponents] = _Dot([name], at, inside, regime)
+    return list(found.values())
 
 
 def _colours(plane: Plane) -> dict[str, Any]:
@@ -177,12 +172,21 @@ def _draw_areas(place: "Axes", plane: Plane, colours: Mapping[str, Any]) -> None
         _text(place, name, at, ha="center", va="center", color="#555555")
 
 
+def _draw_lines(place: "Axes", plane: Plane, colours: Mapping[str, Any]) -> None:
+    for name, pieces in sorted(plane.lines.items()):
+        gap = (np.nan, np.nan)
+        x, y = np.array([v for start, end in pieces for v in (start, end, gap)], float).T
+        place.plot(x, y, color=colours[name], lw=2.0, solid_capstyle="round", label=name)
+
+
 def _dot(place: "Axes", at: Place, label: str, colour: Any, marker: str, plane: Plane) -> None:
     xy = float(at[0]), float(at[1])
-    place.plot(*xy, marker, ms=5, mfc=colour, mec=_INK, mew=0.9, zorder=4, clip_on=False)
+    # A diamond is larger and below: a circle may be at the same place.
+    look = {"ms": 5, "zorder": 4} if marker == "o" else {"ms": 7, "zorder": 3.5}
+    place.plot(*xy, marker, mfc=colour, mec=_INK, mew=0.9, clip_on=False, **look)
     right, top = (
         at[i] > (1 - share) * ends[0] + share * ends[1]
-        for i, (share, ends) in enumerate(((Fraction(3, 4), plane.x), (Fraction(9, 10), plane.y)))
+        for i, (share, ends) in enumerate(((Fraction(18, 25), plane.x), (Fraction(9, 10), plane.y)))
     )
     # Names of two kinds at one place stand above and below it.
     up = (marker == "o") != bool(top)

@@ -132,7 +132,7 @@ def plot_convergence(
     ... )
     >>> axes = plot_convergence(by_hand, entries=[1])
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
-    ['outputs[1]: slope −0.500 ± 0.000', 'slope −1/2']
+    ['slope −1/2', 'outputs[1]: slope −0.500 ± 0.000']
     """
     from tplimit.output.figures import axes_of, distances, legend
 
