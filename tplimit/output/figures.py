@@ -250,8 +250,8 @@ def distances(
             label += f" ± {error:.3f}" if np.isfinite(error) else ""
             _power(axes, widths, slope, _centre(seen), _centre(y), color=colour, lw=1.2)
         axes.errorbar(
-            np.array(seen, float), y, yerr=[np.minimum(bars, 0.95 * y), bars], fmt="osD^vP*X"[i % 8], ms=4,
-            color=colour, elinewidth=1.0, label=label,
+            np.array(seen, float), y, yerr=[np.minimum(bars, 0.95 * y), bars],
+            fmt="osD^vP*X"[i % 8], ms=4, color=colour, elinewidth=1.0, label=label,
         )  # fmt: skip
     finite = [y for values, *_ in series.values() for y in values.values() if y > 0]
     if finite:
