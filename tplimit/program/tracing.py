@@ -32,8 +32,8 @@ from tplimit.program.powers import (
     fit_constant,
     fit_dim,
 )
+from tplimit.program.rewriting import rewritten
 from tplimit.program.traits import Control, kind_of
-from tplimit.program.windows import rewritten
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
