@@ -24,6 +24,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
+from tplimit.program import known
 from tplimit.program.powers import (
     Fitted,
     Misfit,
@@ -398,9 +399,11 @@ class _Builder:
     def equation(
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> list[Operand]:
-        bodies = [_jax.inner_program(equation) for equation in equations]
+        widths = [self.widths_of(operand) for operand in operands]
+        constants = [_known_array(operand) for operand in operands]
+        bodies = known.written(equations, widths, constants)
+        bodies = bodies or [_jax.inner_program(equation) for equation in equations]
         if bodies[0] is None:
-            widths = [self.widths_of(operand) for operand in operands]
             bodies = rewritten(equations, widths) or bodies
         if bodies[0] is not None:
             self.refuse_by_name(equations, operands, where)
@@ -485,6 +488,15 @@ class _Builder:
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
+
+
+def _known_array(operand: Operand) -> np.ndarray | None:
+    """A constant that is the same at every width, without one."""
+    if not isinstance(operand, Constant) or operand.aval.width_axes or _jax.is_key(operand.aval):
+        return None
+    fitted = operand.fitted
+    same = set(fitted.exponents.levels()) <= {0, NEVER} and fitted.remainder == EXACT_ZERO
+    return np.asarray(fitted.coefficient) if same and fitted.logs is None else None
 
 
 def _grows(value: Any) -> bool:
