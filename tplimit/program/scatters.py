@@ -18,57 +18,59 @@ import numpy as np
 from jax import lax
 
 
-def summed_axes(dimension_numbers: Any, updates: int) -> tuple[int, ...]:
+def meeting(dimension_numbers: Any, updates: int) -> tuple[int, ...]:
     """Axes of the updates along which they meet in common entries: those of the indices, but for
     those that have an operand for each of their places."""
-    windows = set(dimension_numbers.update_window_dims)
-    over = [axis for axis in range(updates) if axis not in windows]
-    # They are in the order of the axes of the indices, whose last one holds the components.
-    each_its_own = set(dimension_numbers.scatter_indices_batching_dims)
-    return tuple(axis for place, axis in enumerate(over) if place not in each_its_own)
+    apart = set(dimension_numbers.scatter_indices_batching_dims)
+    over = _over(dimension_numbers, updates)
+    return tuple(axis for place, axis in enumerate(over) if place not in apart)
+
+
+def _over(dimension_numbers: Any, updates: int) -> list[int]:
+    """Axes of the updates that are axes of the indices, in their order."""
+    return [axis for axis in range(updates) if axis not in dimension_numbers.update_window_dims]
 
 
 def into_bins(equation: Any, widths: Sequence[Mapping[int, int]]) -> Callable[..., Any] | None:
     """``scatter_add`` whose updates are summed over a width, by masks; None for others."""
-    operand, _, updates = (var.aval for var in equation.invars)
+    updates = equation.invars[2].aval
     numbers = equation.params["dimension_numbers"]
-    over = summed_axes(numbers, updates.ndim)
     bins = numbers.scatter_dims_to_operand_dims
-    plain = set(numbers.inserted_window_dims) == set(bins) and not numbers.operand_batching_dims
-    if not any(axis in widths[2] for axis in over) or any(axis in widths[0] for axis in bins):
+    over_width = any(axis in widths[2] for axis in meeting(numbers, updates.ndim))
+    # Windows of several bins at once are refused, and so are bins along a width.
+    one_by_one = set(numbers.inserted_window_dims) == set(bins)
+    if not over_width or not one_by_one or any(axis in widths[0] for axis in bins):
         return None
-    if not plain:  # windows of several bins at once
-        return None
-    lengths = [operand.shape[axis] for axis in bins]
     clip = equation.params["mode"] is lax.GatherScatterMode.CLIP
-    return functools.partial(_into_bins, numbers, over, lengths, clip)
+    return functools.partial(_into_bins, numbers, clip)
 
 
-def _into_bins(
-    numbers: Any, over: tuple[int, ...], lengths: Sequence[int], clip: bool, *operands: Any
-) -> Any:
-    operand, index, updates = operands
-    kept = [axis for axis in range(operand.ndim) if axis not in numbers.inserted_window_dims]
+def _into_bins(numbers: Any, clip: bool, operand: Any, index: Any, updates: Any) -> Any:
+    bins, apart = numbers.scatter_dims_to_operand_dims, numbers.scatter_indices_batching_dims
+    over, windows = _over(numbers, updates.ndim), numbers.update_window_dims
     # Axes: those of the indices, then the bins, then what is left of the operand.
-    windows = numbers.update_window_dims
     summands = lax.transpose(updates, (*over, *windows))
-    bins = range(len(over), len(over) + len(lengths))
+    lengths = [operand.shape[axis] for axis in bins]
     shape = (*summands.shape[: len(over)], *lengths, *summands.shape[len(over) :])
     marks = []
-    for place, (axis, length) in enumerate(zip(bins, lengths, strict=True)):
-        component = lax.index_in_dim(index, place, index.ndim - 1, keepdims=False)
-        component = jnp.clip(component, 0, length - 1) if clip else component
-        at = lax.broadcast_in_dim(component, shape, range(len(over)))
-        names = lax.broadcast_in_dim(np.arange(length, dtype=index.dtype), shape, (axis,))
-        marks.append(at == names)
+    for component, length in enumerate(lengths):
+        place = lax.index_in_dim(index, component, index.ndim - 1, keepdims=False)
+        place = jnp.clip(place, 0, length - 1) if clip else place
+        names = np.arange(length, dtype=index.dtype)
+        at = lax.broadcast_in_dim(place, shape, range(len(over)))
+        marks.append(at == lax.broadcast_in_dim(names, shape, (len(over) + component,)))
     there = functools.reduce(operator.and_, marks)
-    values = lax.broadcast_in_dim(
-        summands, shape, (*range(len(over)), *range(bins.stop, len(shape)))
-    )
+    rest = range(len(over) + len(bins), len(shape))
+    values = lax.broadcast_in_dim(summands, shape, (*range(len(over)), *rest))
     found = lax.select(there, values, lax.full_like(values, 0))
-    total = lax.reduce(found, np.zeros((), found.dtype), lax.add, range(len(over)))
-    order = np.argsort([*numbers.scatter_dims_to_operand_dims, *kept])
-    return operand + lax.transpose(total, order)
+    met = [place for place in range(len(over)) if place not in apart]
+    total = lax.reduce(found, np.zeros((), found.dtype), lax.add, met)
+    # What is left, by the axis of the operand that it is.
+    own = dict(zip(apart, numbers.operand_batching_dims, strict=True))
+    used = {*bins, *own.values()}
+    left = [own[place] for place in sorted(own)]
+    left += [*bins, *(axis for axis in range(operand.ndim) if axis not in used)]
+    return operand + lax.transpose(total, np.argsort(left))
 
 
-__all__ = ["into_bins", "summed_axes"]
+__all__ = ["into_bins", "meeting"]

@@ -400,8 +400,7 @@ class _Builder:
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> list[Operand]:
         widths = [self.widths_of(operand) for operand in operands]
-        constants = [_known_array(operand) for operand in operands]
-        bodies = known.written(equations, widths, constants)
+        bodies = known.written(equations, widths, lambda place: self.known_array(operands[place]))
         bodies = bodies or [_jax.inner_program(equation) for equation in equations]
         if bodies[0] is None:
             bodies = rewritten(equations, widths) or bodies
@@ -456,6 +455,25 @@ class _Builder:
                 shares[axis] = count
         return shares
 
+    def known_array(self, operand: Operand) -> np.ndarray | None:
+        """A constant that is the same at every width, or what is computed from such ones."""
+        if _jax.is_key(self.aval_of(operand)) or self.aval_of(operand).width_axes:
+            return None
+        if isinstance(operand, Constant):
+            fitted = operand.fitted
+            same = set(fitted.exponents.levels()) <= {0, NEVER} and fitted.remainder == EXACT_ZERO
+            return np.asarray(fitted.coefficient) if same and fitted.logs is None else None
+        maker = self.makers.get(operand)
+        if maker is None or maker.plain is None or isinstance(kind_of(maker.primitive), Control):
+            return None
+        arrays = [self.known_array(given) for given in maker.inputs]
+        if any(array is None for array in arrays):
+            return None
+        with jax.ensure_compile_time_eval():
+            out = maker.primitive.bind(*map(jax.numpy.asarray, arrays), **maker.plain)
+        found = out if maker.primitive.multiple_results else [out]
+        return np.asarray(found[maker.outputs.index(operand)])
+
     def refuse_by_name(
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> None:
@@ -488,15 +506,6 @@ class _Builder:
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
-
-
-def _known_array(operand: Operand) -> np.ndarray | None:
-    """A constant that is the same at every width, without one."""
-    if not isinstance(operand, Constant) or operand.aval.width_axes or _jax.is_key(operand.aval):
-        return None
-    fitted = operand.fitted
-    same = set(fitted.exponents.levels()) <= {0, NEVER} and fitted.remainder == EXACT_ZERO
-    return np.asarray(fitted.coefficient) if same and fitted.logs is None else None
 
 
 def _grows(value: Any) -> bool:

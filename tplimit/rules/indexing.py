@@ -16,7 +16,7 @@ from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
-from tplimit.program.scatters import summed_axes
+from tplimit.program.scatters import meeting
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
 from tplimit.rules.terms import unsupported
 from tplimit.values import patches
@@ -325,8 +325,8 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
             ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
     updates = ctx.equation.in_avals[2]
-    meeting = summed_axes(params["dimension_numbers"], len(updates.shape))
-    if any(axis in updates.width_axes for axis in meeting):
+    met = meeting(params["dimension_numbers"], len(updates.shape))
+    if any(axis in updates.width_axes for axis in met):
         _meet(ctx)
     if ctx.equation.primitive is p.scatter_p:
         return _at_places(moved(ctx, value, index, update, places=(0, 2)), index)

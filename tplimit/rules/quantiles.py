@@ -23,7 +23,7 @@ _FALSE_ALARM = 1e-6
 
 
 @RULES(quantile_p)
-def quantile(ctx: Context, value: Tensor, level: Tensor, axis: int) -> Tensor:
+def quantile(ctx: Context, value: Tensor, level: Tensor, axis: int, method: str) -> Tensor:
     """Quantile of the limiting law; refused where that jumps. Networks fluctuate by n^(-1/2).
 
     Its error is that of the share of particles below it over the density there (R. R. Bahadur, A
@@ -33,14 +33,15 @@ def quantile(ctx: Context, value: Tensor, level: Tensor, axis: int) -> Tensor:
     assert value.axis == axis
     value = leading_term(patches.remainder_everywhere(value))
     level = leading_term(level)
-    _refuse_extremes(ctx, level)
     exponents, remainder = (_across(e, axis, level) for e in (value.exponents, value.remainder))
     if value.exponents == EXACT_ZERO:
         shape = (*level.shape, *(d for i, d in enumerate(value.shape) if i != axis))
         return tensor(np.zeros(shape, value.dtype), EXACT_ZERO, remainder)
-    found = _quantiles(jnp.moveaxis(jnp.asarray(value.coefficient), axis, -1), level, value.dtype)
     if ctx.exact:
-        return tensor(found.value, exponents, remainder)
+        out = jnp.quantile(value.coefficient, level.coefficient, axis, method=method)
+        return tensor(out, exponents, remainder)
+    _refuse_extremes(ctx, level)
+    found = _quantiles(jnp.moveaxis(jnp.asarray(value.coefficient), axis, -1), level, value.dtype)
     ctx.check(jnp.all(found.enough), _too_few(ctx))
     ctx.check(jnp.all(found.continuous), _jump(ctx))
     stderr = found.error
