@@ -60,13 +60,16 @@ def written(equations: Sequence[Any], widths: Widths, constants: Constants) -> l
         widths: the width axes of every operand.
         constants: gives operands that are numbers known before the run.
     """
-    name = str(equations[0].params.get("name", "")).strip("_")
-    if name not in _KNOWN or not any(widths) or len(equations[0].outvars) != 1:
+    first = equations[0]
+    name = str(first.params.get("name", first.primitive.name)).strip("_")
+    if name not in _KNOWN or not any(widths) or len(first.outvars) != 1:
+        return None
+    if _jax.inner_program(first) is None:  # it is no call
         return None
     readings = [_KNOWN[name](equation, widths, constants) for equation in equations]
     places = (0, _WIDER % len(equations))
     for number in range(len(readings[0])):
-        if all(_tried(equations[k], readings[k][number], number) for k in places):
+        if all(_tried(name, number, equations[k], readings[k][number]) for k in places):
             return [
                 _jax.program_of(reading[number].function, equation)
                 for equation, reading in zip(equations, readings, strict=True)
@@ -74,11 +77,11 @@ def written(equations: Sequence[Any], widths: Widths, constants: Constants) -> l
     return None
 
 
-def _tried(equation: Any, reading: Reading, number: int) -> bool:
+def _tried(name: str, number: int, equation: Any, reading: Reading) -> bool:
     """Whether a call computes what a reading of its name says, of arrays drawn at random."""
     body = _jax.inner_program(equation)
     test = functools.partial(_agrees, body, reading)
-    return kept("known", test, body, equation.params["name"], number)
+    return kept("known", test, body, name, number)
 
 
 def _agrees(body: Any, reading: Reading) -> bool:
