@@ -29,8 +29,9 @@ from tplimit.kernels import nngp, ntk
 from tplimit.networks.models import Model, mlp
 from tplimit.output.citations import cite
 from tplimit.parameterizations import Parameterization
-from tplimit.regimes.counted import Regime, classify
+from tplimit.regimes.counted import classify
 from tplimit.regimes.measured import classify_step
+from tplimit.regimes.regime import Regime
 from tplimit.training.checkpoint import Checkpoint
 from tplimit.training.compare import compare
 from tplimit.training.comparison import Comparison

@@ -13,7 +13,7 @@ import tplimit as tp
 from tplimit.commands import data, main
 from tplimit.commands.optimizers import Optimizer
 from tplimit.errors import DivergenceError
-from tplimit.regimes.counted import MEANINGS
+from tplimit.regimes.regime import MEANINGS
 from tplimit.training.comparison import Comparison
 
 SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "1", "--steps", "1", "--samples", "64"]

@@ -4,7 +4,6 @@ import ast
 import functools
 import inspect
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -353,11 +352,10 @@ def classify(
     rows = ("name", "stable", "trivial", "feature_learning", "kernel")
     for row in rows:
         table.add_row(row.replace("_", " "), *(str(getattr(r, row)) for r in found.values()), "")
-    names = dict.fromkeys(name for regime in found.values() for name in regime.exponents)
-    for name in names:
+    meanings = {n: m for regime in found.values() for n, m in regime.meanings().items()}
+    for name, meaning in meanings.items():
         powers = [regime.exponents.get(name) for regime in found.values()]
         form = "{}" if name == "r" else "n^{}"
-        meaning = counted.MEANINGS.get(re.sub(r"_\d+$", "_l", name), counted.MEANINGS.get(name, ""))
         table.add_row(name, *("" if e is None else form.format(e) for e in powers), meaning)
     console.print(table)
 

@@ -22,7 +22,7 @@ from tplimit.errors import LimitError
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program import dependence
 from tplimit.program.tracing import Aval, Equation, Program, Slot
-from tplimit.regimes.counted import Regime, regime_of
+from tplimit.regimes.regime import Regime, regime_of
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import LimitValue
 from tplimit.transforms.sampling import sample

@@ -1,0 +1,359 @@
+"""What a regime is, and how it is told: tables, sentences, the rates that mend it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from tplimit.networks.scaling import Parameterization
+from tplimit.output.tables import TextTable
+from tplimit.values.exponents import NEVER, Exponent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["MEANINGS", "Change", "Fault", "Mended", "Power", "Regime", "Row", "regime_of"]
+
+Known = Literal["exact", "bound", "generic"]
+
+#: What of a parameter is too large: its initial values, the rate of every step or of the first, or
+#: the initial values that a kept initial function is made with.
+Part = Literal["initial", "rate", "first", "kept"]
+
+#: How an exponent is marked, and what is known where it has the mark.
+MARKS: dict[Known, tuple[str, str]] = {
+    "exact": ("", "exact, nothing is assumed"),
+    "bound": ("≤ ", "a bound, the exponent is this or smaller"),
+    "generic": ("~ ", "generic, this if no symmetry makes a coefficient vanish, else smaller"),
+}
+
+#: What the exponents of a regime are exponents of; a layer ``l`` is a number in their names.
+MEANINGS = {
+    "f_0": "initial outputs",
+    "df_1": "first change of the outputs",
+    "df": "later changes of the outputs",
+    "r": "minus changes of the features",
+    "h": "preactivations",
+    "h_l": "initial preactivations",
+    "first_update_l": "(W_1 - W_0) x",
+    "update_l": "(W_(t+1) - W_t) x, later",
+    "weights_l": "W_t - W_0, relative to W_0",
+    "e0": "initial outputs",
+    "eK": "tangent kernel",
+    "s": "changes of weights, relative",
+}
+
+
+def in_words(exponent: Exponent) -> str:
+    """A power of the width.
+
+    >>> from fractions import Fraction
+    >>> in_words(Fraction(-1, 2)), in_words(Fraction(1)), in_words(NEVER)
+    ('n^(-1/2)', 'n^1', '0')
+    """
+    if exponent == NEVER:
+        return "0"
+    text = str(exponent)
+    return f"n^{text}" if text.isdigit() else f"n^({text})"
+
+
+class Power(NamedTuple):
+    """A power of the width, and what is known of it: it is exact, a bound, or generic.
+
+    >>> print(Power(-1, "bound"))
+    ≤ n^(-1)
+    """
+
+    exponent: Exponent
+    known: Known = "exact"
+
+    def __str__(self) -> str:
+        mark = "" if self.exponent == NEVER else MARKS[self.known][0]
+        return mark + in_words(self.exponent)
+
+
+class Row(NamedTuple):
+    """What becomes of one parameter: powers of the width at the last step that was looked at.
+
+    Attributes:
+        parameter: its name.
+        initial: entries of the initial value p_0.
+        change: entries of p_t - p_0.
+        layer: what p_t - p_0 adds to the sum that it enters, such as (W_t - W_0) x_t.
+        outputs: what it adds to the outputs through that.
+        features: how far the activations of its layer have moved, x_t - x_0; None where it feeds
+            the outputs.
+    """
+
+    parameter: str
+    initial: Power
+    change: Power
+    layer: Power
+    outputs: Power
+    features: Power | None
+
+
+class Fault(NamedTuple):
+    """What grows first, and because of which parameter.
+
+    Attributes:
+        step: steps that were made before; 0 is the initial network.
+        parameter: its name.
+        part: what of it is too large.
+        what: what grows.
+        power: as which power of the width, by this parameter.
+    """
+
+    step: int
+    parameter: str
+    part: Part
+    what: str
+    power: Power
+
+    def __str__(self) -> str:
+        when = "At the start" if self.step == 0 else f"After step {self.step}"
+        which, rate = {
+            "initial": ("initial values", "them"),
+            "kept": ("initial multiplier", "it"),
+            "rate": ("update", "its learning rate"),
+            "first": ("update", "its first learning rate"),
+        }[self.part]
+        return (
+            f"{when} {self.what} grow like {self.power} by the {which} of {self.parameter}: "
+            f"lower {rate} by {in_words(-self.power.exponent)}."
+        )
+
+
+class Change(NamedTuple):
+    """Powers of the width that a parameter's initial values and learning rates are multiplied by.
+
+    `first` is the factor of the rate of the first step; it is `rate` where steps are alike.
+    """
+
+    parameter: str
+    initial: Exponent
+    first: Exponent
+    rate: Exponent
+
+    @property
+    def nothing(self) -> bool:
+        return not any(self[1:])
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A program with other powers of the width, classified again.
+
+    Attributes:
+        changes: a `Change` for each parameter.
+        regime: of the program with these changes.
+        faults: what grew, in the order in which it was found.
+        parameterization: with these changes, where one was classified.
+    """
+
+    changes: tuple[Change, ...]
+    regime: "Regime"
+    faults: tuple[Fault, ...] = ()
+    parameterization: Parameterization | None = None
+
+    def __getitem__(self, parameter: str) -> Change:
+        return next(change for change in self.changes if change.parameter == parameter)
+
+
+@dataclass(frozen=True, repr=False)
+class Regime:
+    """The behaviour of a parameterization as the width n → ∞, at any fixed number of steps.
+
+    Attributes:
+        stable: preactivations, activations and outputs stay O(1).
+        trivial: stable, and the outputs never move: f_t - f_0 → 0.
+        feature_learning: stable, not trivial, and some layer's activations move by Θ(1): r = 0.
+        kernel: stable, not trivial, and no activation moves: r > 0.
+        exponents: powers of n, `-inf` for what is exactly 0; `classify` lists them.
+        name: "unstable", "trivial", "kernel", or for feature learning "muP-like" (all layers move
+            and initial hidden weights matter), "mean-field" (all move, and they do not matter),
+            "feature learning" (anything else). With one hidden layer, Golikov's region.
+        known: what is known of each of the exponents: it is "exact", a "bound", or "generic".
+        rows: what becomes of each parameter, see `tplimit.regimes.regime.Row`.
+
+    Printed, it is a table of its rows and exponents. Two regimes are equal if they behave alike,
+    whatever the parameters are called.
+    """
+
+    stable: bool
+    trivial: bool
+    feature_learning: bool
+    kernel: bool
+    exponents: Mapping[str, Exponent] = field(hash=False)
+    name: str
+    known: Mapping[str, Known] = field(hash=False, compare=False, default_factory=dict)
+    rows: tuple[Row, ...] = field(compare=False, default=())
+    mending: Callable[[bool], Mended] | None = field(compare=False, default=None)
+
+    def power(self, name: str) -> Power:
+        """One of `exponents`, with what is known of it."""
+        return Power(self.exponents[name], self.known.get(name, "exact"))
+
+    def mended(self, features: bool = False) -> Mended:
+        """The same program with powers of the width that mend it.
+
+        What grows is lowered, in the order in which it is met: initial values, then learning rates
+        of the parameters by whose update it grows. With `features` every layer moves besides, by
+        Θ(1), as far as this can be had: rates are the largest with which nothing grows, and the
+        initial values of the output layer are at most n^-1, since what moves below is aligned
+        with them. Whether that is enough tells `regime` of what is returned, found by classifying
+        again.
+
+        Raises:
+            ValueError: no changes of this kind were found.
+
+        >>> import tplimit as tp
+        >>> model = tp.mlp(3, inputs=3)
+        >>> regime = tp.classify(tp.parameterizations.standard, model)
+        >>> [str(change.rate) for change in regime.mended().changes]
+        ['0', '-1', '-1', '-1']
+        >>> mended = regime.mended(features=True)
+        >>> mended.regime.name, str(mended["W4"].initial)
+        ('muP-like', '-1/2')
+        """
+        if self.mending is None:
+            raise ValueError("this regime does not know the program it is of")
+        return self.mending(features)
+
+    def explain(self, features: bool = True) -> TextTable:
+        """What happens and what mends it: sentences, and a table of factors for every parameter.
+
+        The factors are those of `mended`: with which nothing grows, and, if `features`, with which
+        the features of every layer move.
+
+        >>> import tplimit as tp
+        >>> regime = tp.classify(tp.parameterizations.mup(c=(-1, -2, -1)), tp.mlp(2, inputs=3))
+        >>> print(regime.explain().splitlines()[1].replace(": ", ":\\n"))
+        After step 1 the preactivations of layer 2 grow like ~ n^1 by the update of W2:
+        lower its learning rate by n^(-1).
+        """
+        stable = self.mended()
+        learning = self.mended(features=True) if features else None
+        lines = [f"The regime is {self.name}: {self._verdict()}.", *map(str, stable.faults)]
+        if stable.faults:
+            lines.append(f"With that it is {stable.regime.name}: {stable.regime._verdict()}.")
+        if learning is not None:
+            lines += _to_move(stable, learning)
+        both = (stable,) if learning is None else (stable, learning)
+        nothing = all(change.nothing for one in both for change in one.changes)
+        if nothing:
+            lines.append("There is nothing to mend.")
+        told = [_changes(stable, learning)] if not nothing else []
+        return with_legend("\n".join(lines), *told)
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def table(self) -> TextTable:
+        """The rows and exponents."""
+        from rich.table import Table  # slow to import
+
+        exponents = Table(title=f"{self.name}: {self._verdict()}")
+        for name in ("", "power of n", "exponent of"):
+            exponents.add_column(name)
+        for name, meaning in self.meanings().items():
+            power = self.power(name)
+            shown = f"{MARKS[power.known][0]}{power.exponent}"
+            exponents.add_row(name, shown, meaning)
+        rows = [_rows(self.rows)] if self.rows else []
+        return with_legend(*rows, exponents)
+
+    def meanings(self) -> dict[str, str]:
+        """What the exponents are exponents of."""
+        found = {}
+        for name in self.exponents:
+            stem, _, layer = name.rpartition("_")
+            found[name] = MEANINGS.get(f"{stem}_l" if layer.isdigit() else name) or MEANINGS[name]
+        return found
+
+    def _verdict(self) -> str:
+        if not self.stable:
+            return "something grows with the width, and there is no limit"
+        if self.trivial:
+            return "nothing grows, but the outputs do not move in the limit"
+        if self.kernel:
+            return "nothing grows, the outputs move, and no features do"
+        return "nothing grows, and features move"
+
+
+def regime_of(stable: bool, exponents: Mapping[str, Exponent]) -> Regime:
+    """The regime that exponents `df` and `r` tell; without a name where features are learnt."""
+    trivial = stable and exponents["df"] < 0
+    learns = stable and not trivial and exponents["r"] == 0
+    kernel = stable and not trivial and not learns
+    name = "" if learns else "kernel" if kernel else "trivial" if trivial else "unstable"
+    return Regime(stable, trivial, learns, kernel, exponents, name)
+
+
+def _to_move(stable: Mended, learning: Mended) -> list[str]:
+    """What keeps parameters from moving their layers once nothing grows, and what makes them."""
+    lowered, raised = [], []
+    for row in stable.regime.rows:
+        now, wanted = stable[row.parameter], learning[row.parameter]
+        lower = wanted.initial - now.initial
+        if lower:
+            lowered.append(
+                f"What moves below {row.parameter} is aligned with its initial values, and would "
+                f"make the outputs grow: lower them by {in_words(lower)}."
+            )
+        if row.layer.exponent < 0:
+            raised.append(
+                f"{row.parameter} does not move its layer in the limit, it adds {row.layer}: "
+                + _rates(wanted.first - now.first, wanted.rate - now.rate)
+            )
+    if not lowered + raised:
+        return ["Every parameter moves its layer."]
+    regime = learning.regime
+    return [*lowered, *raised, f"With that it is {regime.name}: {regime._verdict()}."]
+
+
+def _rates(first: Exponent, rate: Exponent) -> str:
+    if first != rate:
+        later = f", later ones by {in_words(rate)}" if rate else ", and no other"
+        return f"raise the rate of its first step by {in_words(first)}{later}."
+    return f"raise its learning rate by {in_words(rate)}." if rate else "others do it, see below."
+
+
+def _rows(rows: Sequence[Row]) -> "Table":
+    from rich.table import Table  # slow to import
+
+    table = Table(title="parameters")
+    for name in ("", "initial", "change", "adds to its layer", "to the outputs", "features move"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row.parameter, *("" if power is None else str(power) for power in row[1:]))
+    return table
+
+
+def _changes(stable: Mended, learning: Mended | None) -> "Table":
+    from rich.table import Table  # slow to import
+
+    told = {"nothing grows": stable}
+    if learning is not None:
+        told["every layer moves"] = learning
+    table = Table(title="factors of initial values and learning rates")
+    table.add_column("")
+    columns: list[tuple[Mended, str]] = []
+    for goal, mended in told.items():
+        own = any(change.first != change.rate for change in mended.changes)
+        parts = {"initial": "initial values", "first": "first rate", "rate": "rate"}
+        for part, title in parts.items():
+            if part != "first" or own:
+                columns.append((mended, part))
+                table.add_column(f"{goal}:\n{title}")
+    for change in stable.changes:
+        cells = [getattr(mended[change.parameter], part) for mended, part in columns]
+        table.add_row(change.parameter, *(in_words(cell) if cell else "1" for cell in cells))
+    return table
+
+
+def with_legend(*parts: "Table | str") -> TextTable:
+    """Tables and sentences, and below what the marks of exponents in them mean."""
+    text = TextTable(*parts)
+    used = [f"{mark}: {told}" for mark, told in MARKS.values() if mark.strip() and mark in text]
+    exact = f"{'others' if used else 'exponents'}: {MARKS['exact'][1]}"
+    return TextTable(*parts, "\n".join([*used, exact]))
