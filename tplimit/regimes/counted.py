@@ -21,8 +21,10 @@ from tplimit.networks.optimizers import degree, intensive
 from tplimit.networks.scaling import Parameterization
 from tplimit.regimes.mending import largest, settle
 from tplimit.regimes.powers import Pass, Powers, effect, train
-from tplimit.regimes.regime import Change, Known, Mended, Power, Regime, Row, regime_of
+from tplimit.regimes.regime import Change, Mended, Regime, regime_of
+from tplimit.transforms.growth import Row
 from tplimit.values.exponents import HALF, NEVER, Exponent
+from tplimit.values.powers import Known, Power
 
 if TYPE_CHECKING:
     import optax
@@ -107,7 +109,7 @@ def classify(
         name=name,
         known={name: _known(powers, start if name in _AT_START else last) for name in exponents}
         | {f"h_{l}": _known(powers, start, l) for l in range(1, model.layers)},
-        rows=tuple(_rows(powers, parameterization, model, start, last)),
+        look=lambda: tuple(_rows(powers, parameterization, model, start, last)),
         mending=functools.partial(_mended, parameterization, model, optimizer),
     )
 

@@ -10,8 +10,9 @@ from operator import add
 from typing import NamedTuple
 
 from tplimit.regimes.powers import Moved, Pass, Powers, effect, one_pass, train
-from tplimit.regimes.regime import Fault, Known, Part, Power
+from tplimit.transforms.growth import Fault, Part
 from tplimit.values.exponents import NEVER, Exponent
+from tplimit.values.powers import Known, Power
 
 __all__ = ["largest", "name_of_sum", "settle"]
 

@@ -1,30 +1,20 @@
 """What a regime is, and how it is told: tables, sentences, the rates that mend it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tplimit.networks.scaling import Parameterization
 from tplimit.output.tables import TextTable
-from tplimit.values.exponents import NEVER, Exponent
+from tplimit.transforms.growth import Fault, Row
+from tplimit.values.exponents import Exponent
+from tplimit.values.powers import MARKS, Known, Power, in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["MEANINGS", "Change", "Fault", "Mended", "Power", "Regime", "Row", "regime_of"]
-
-Known = Literal["exact", "bound", "generic"]
-
-#: What of a parameter is too large: its initial values, the rate of every step or of the first, or
-#: the initial values that a kept initial function is made with.
-Part = Literal["initial", "rate", "first", "kept"]
-
-#: How an exponent is marked, and what is known where it has the mark.
-MARKS: dict[Known, tuple[str, str]] = {
-    "exact": ("", "exact, nothing is assumed"),
-    "bound": ("≤ ", "a bound, the exponent is this or smaller"),
-    "generic": ("~ ", "generic, this if no symmetry makes a coefficient vanish, else smaller"),
-}
+__all__ = ["MEANINGS", "Change", "Mended", "Regime", "regime_of"]
 
 #: What the exponents of a regime are exponents of; a layer ``l`` is a number in their names.
 MEANINGS = {
@@ -41,86 +31,6 @@ MEANINGS = {
     "eK": "tangent kernel",
     "s": "changes of weights, relative",
 }
-
-
-def in_words(exponent: Exponent) -> str:
-    """A power of the width.
-
-    >>> from fractions import Fraction
-    >>> in_words(Fraction(-1, 2)), in_words(Fraction(1)), in_words(NEVER)
-    ('n^(-1/2)', 'n^1', '0')
-    """
-    if exponent == NEVER:
-        return "0"
-    text = str(exponent)
-    return f"n^{text}" if text.isdigit() else f"n^({text})"
-
-
-class Power(NamedTuple):
-    """A power of the width, and what is known of it: it is exact, a bound, or generic.
-
-    >>> print(Power(-1, "bound"))
-    ≤ n^(-1)
-    """
-
-    exponent: Exponent
-    known: Known = "exact"
-
-    def __str__(self) -> str:
-        mark = "" if self.exponent == NEVER else MARKS[self.known][0]
-        return mark + in_words(self.exponent)
-
-
-class Row(NamedTuple):
-    """What becomes of one parameter: powers of the width at the last step that was looked at.
-
-    Attributes:
-        parameter: its name.
-        initial: entries of the initial value p_0.
-        change: entries of p_t - p_0.
-        layer: what p_t - p_0 adds to the sum that it enters, such as (W_t - W_0) x_t.
-        outputs: what it adds to the outputs through that.
-        features: how far the activations of its layer have moved, x_t - x_0; None where it feeds
-            the outputs.
-    """
-
-    parameter: str
-    initial: Power
-    change: Power
-    layer: Power
-    outputs: Power
-    features: Power | None
-
-
-class Fault(NamedTuple):
-    """What grows first, and because of which parameter.
-
-    Attributes:
-        step: steps that were made before; 0 is the initial network.
-        parameter: its name.
-        part: what of it is too large.
-        what: what grows.
-        power: as which power of the width, by this parameter.
-    """
-
-    step: int
-    parameter: str
-    part: Part
-    what: str
-    power: Power
-
-    def __str__(self) -> str:
-        when = "At the start" if self.step == 0 else f"After step {self.step}"
-        which, rate = {
-            "initial": ("initial values", "them"),
-            "kept": ("initial multiplier", "it"),
-            "rate": ("update", "its learning rate"),
-            "first": ("update", "its first learning rate"),
-        }[self.part]
-        return (
-            f"{when} {self.what} grow like {self.power} by the {which} of {self.parameter}: "
-            f"lower {rate} by {in_words(-self.power.exponent)}."
-        )
 
 
 class Change(NamedTuple):
@@ -173,7 +83,6 @@ class Regime:
             and initial hidden weights matter), "mean-field" (all move, and they do not matter),
             "feature learning" (anything else). With one hidden layer, Golikov's region.
         known: what is known of each of the exponents: it is "exact", a "bound", or "generic".
-        rows: what becomes of each parameter, see `tplimit.regimes.regime.Row`.
 
     Printed, it is a table of its rows and exponents. Two regimes are equal if they behave alike,
     whatever the parameters are called.
@@ -186,8 +95,13 @@ class Regime:
     exponents: Mapping[str, Exponent] = field(hash=False)
     name: str
     known: Mapping[str, Known] = field(hash=False, compare=False, default_factory=dict)
-    rows: tuple[Row, ...] = field(compare=False, default=())
+    look: Callable[[], tuple[Row, ...]] = field(compare=False, default=tuple)
     mending: Callable[[bool], Mended] | None = field(compare=False, default=None)
+
+    @functools.cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """What becomes of each parameter, see `Row`; found when it is asked for."""
+        return self.look()
 
     def power(self, name: str) -> Power:
         """One of `exponents`, with what is known of it."""
