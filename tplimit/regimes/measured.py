@@ -6,9 +6,10 @@ compares the series of these variables from step to step.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +19,19 @@ from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter
 from tplimit.errors import LimitError
-from tplimit.regimes.regime import Regime, regime_of
+from tplimit.regimes.regime import Change, Mended, Regime, regime_of
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.forward import Pass, largest
-from tplimit.transforms.growth import Row, Steps, difference, greatest, moved
+from tplimit.transforms.growth import Fault, Row, Steps, difference, greatest, leaves_of, moved
+from tplimit.transforms.opaque import aval_of
 from tplimit.transforms.sampling import sample
+from tplimit.values.exponents import Exponent, Size
 from tplimit.values.powers import Power
 
 __all__ = ["classify_step"]
+
+#: So many faults are mended, one after the other.
+_MOST = 100
 
 
 def classify_step(
@@ -60,10 +66,13 @@ def classify_step(
         steps: steps that are run.
         samples: Monte Carlo particles; coefficients only have to be told from 0.
 
-    Returns: as `classify`. `exponents` has, of those that occur: `f_0`, `df_1` and `df` (outputs
-        and their increments), `h` (largest of any preactivation or activation), `r` (minus the
-        largest exponent of an increment of an activation). Where all known terms of an increment
-        vanish, its exponent is the bound that its remainder gives.
+    Returns: as `classify`. Its `rows` are those of the parameters that the forward pass reads, by
+        their paths in the state: printing it, or asking for them, evaluates the network once more
+        for each. `explain` and `mended` run the program with the rates that mend it. `exponents`
+        has, of those that occur: `f_0`, `df_1` and `df` (outputs and their increments), `h`
+        (largest of any preactivation or activation), `r` (minus the largest exponent of an
+        increment of an activation). They are exact; where all known terms of an increment vanish,
+        its exponent is the bound that its remainder gives.
 
     Raises:
         TypeError: an argument is of another kind, such as an integer as `key`.
@@ -92,9 +101,8 @@ def classify_step(
     state = sample(theta, key, width=inf, samples=samples, terms=2, rank_tolerance=0.0)
     if init is not None:
         state = Evaluator(init)((state,), {})
-    training = Steps(step, state, "theta" if init is None else "state")
-    training.run([batch] * (steps + 1))
-    return _regime(training)
+    root = "theta" if init is None else "state"
+    return _classified(_Program(step, state, [batch] * (steps + 1), root))
 
 
 def _check_numbers(name: str, tree: Any) -> None:
@@ -116,7 +124,58 @@ def _check_numbers(name: str, tree: Any) -> None:
             )
 
 
-def _regime(training: Steps) -> Regime:
+class _Program(NamedTuple):
+    """A training step with its first state, the batches of the passes, and what states are called.
+
+    The factors of initial values and of updates are powers of the width, by parameter.
+    """
+
+    step: Callable[[Any, Any], Any]
+    state: Any
+    batches: list[Any]
+    root: str
+    initial: Mapping[str, Exponent] = MappingProxyType({})
+    rates: Mapping[str, Exponent] = MappingProxyType({})
+
+    def run(self) -> Steps:
+        state = self.state
+        if any(self.initial.values()):
+            state = Evaluator(lambda state: self._scaled(state, self.initial))((state,), {})
+        step = self._with_rates if any(self.rates.values()) else self.step
+        training = Steps(step, state, self.root)
+        training.run(self.batches)
+        return training
+
+    def _scaled(self, state: Any, factors: Mapping[str, Exponent], origin: Any = None) -> Any:
+        """A state times powers of the width; the distance from an `origin` times them."""
+        found = {} if origin is None else leaves_of(origin)
+        n = self._width(state)
+
+        def scaled(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path)
+            power = float(factors.get(self.root + name, 0))
+            if not power:
+                return leaf
+            return found[name] + n**power * (leaf - found[name]) if found else n**power * leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, state)
+
+    def _with_rates(self, state: Any, batch: Any) -> Any:
+        after, out = self.step(state, batch)
+        return self._scaled(after, self.rates, origin=state), out
+
+    def _width(self, state: Any) -> float:
+        """The width, up to a constant, of a state at any width."""
+        for path, leaf in leaves_of(self.state).items():
+            for axis, length in enumerate(aval_of(leaf).shape):
+                if isinstance(length, Size):
+                    return float(leaves_of(state)[path].shape[axis])
+        raise AssertionError("a program without a width has no powers of it")
+
+
+def _classified(program: _Program, training: Steps | None = None) -> Regime:
+    """The regime of a program, from its training."""
+    training = program.run() if training is None else training
     passes = training.passes
     start, later = passes[0], passes[1:]
     stable = all(one.largest <= 0 for one in passes)
@@ -128,14 +187,50 @@ def _regime(training: Steps) -> Regime:
     }
     if later:
         r = greatest(features)
-        powers |= {"df_1": change[0], "df": greatest(change), "r": r._replace(exponent=-r.exponent)}
+        powers |= {
+            "df_1": change[0],
+            "df": greatest(change),
+            "r": r._replace(exponent=-r.exponent),
+        }
     regime = regime_of(stable, {name: power.exponent for name, power in powers.items()})
     return replace(
         regime,
         name=regime.name or _name(passes),
         known={name: power.known for name, power in powers.items()},
         look=functools.partial(_rows, training),
+        mending=functools.partial(_mended, program, training),
     )
+
+
+def _mended(program: _Program, training: Steps, features: bool) -> Mended:
+    """The program with initial values and updates times powers of the width, run again each time.
+
+    What grows is lowered. Nothing can be raised: of a small update beside a large value two terms
+    do not say what is left of it in the difference.
+    """
+    met: list[Fault] = []
+    while training.grows:
+        found = training.faults()
+        met += found
+        initial, rates = dict(program.initial), dict(program.rates)
+        for one in found:
+            factors = initial if one.part == "initial" else rates
+            factors[one.parameter] = factors.get(one.parameter, 0) - one.power.exponent
+        if not found or len(met) > _MOST:
+            raise ValueError("what grows is not the doing of one of the parameters")
+        program = program._replace(initial=initial, rates=rates)
+        try:
+            training = program.run()
+        except LimitError as error:
+            raise ValueError(f"the mended program has no known limit: {error.reason}") from error
+    regime = _classified(program, training)
+    if features and any(row.layer.exponent < 0 for row in regime.rows):
+        raise ValueError("rates of a program that is run are only lowered, not raised")
+    changes = []
+    for name in training.parameters:
+        rate = program.rates.get(name, 0)
+        changes.append(Change(name, program.initial.get(name, 0), rate, rate))
+    return Mended(tuple(changes), regime, tuple(met))
 
 
 def _rows(training: Steps) -> tuple[Row, ...]:

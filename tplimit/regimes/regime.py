@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tplimit.networks.scaling import Parameterization
 from tplimit.output.tables import TextTable
 from tplimit.transforms.growth import Fault, Row
-from tplimit.values.exponents import Exponent
+from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.powers import MARKS, Known, Power, in_words
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Regime:
         """What happens and what mends it: sentences, and a table of factors for every parameter.
 
         The factors are those of `mended`: with which nothing grows, and, if `features`, with which
-        the features of every layer move.
+        the features of every layer move. Of a step that was run (`classify_step`) rates are only
+        lowered: what does not move is named, and what is advised of it is not checked.
 
         >>> import tplimit as tp
         >>> regime = tp.classify(tp.parameterizations.mup(c=(-1, -2, -1)), tp.mlp(2, inputs=3))
@@ -145,19 +146,26 @@ class Regime:
         After step 1 the preactivations of layer 2 grow like ~ n^1 by the update of W2:
         lower its learning rate by n^(-1).
         """
-        stable = self.mended()
-        learning = self.mended(features=True) if features else None
-        lines = [f"The regime is {self.name}: {self._verdict()}.", *map(str, stable.faults)]
-        if stable.faults:
-            lines.append(f"With that it is {stable.regime.name}: {stable.regime._verdict()}.")
-        if learning is not None:
-            lines += _to_move(stable, learning)
-        both = (stable,) if learning is None else (stable, learning)
-        nothing = all(change.nothing for one in both for change in one.changes)
-        if nothing:
+        lines, told = [f"The regime is {self.name}: {self._verdict()}."], dict[str, Mended]()
+        try:
+            stable = told["nothing grows"] = self.mended()
+            lines += map(str, stable.faults)
+            if stable.faults:
+                lines.append(f"With that it is {stable.regime.name}: {stable.regime._verdict()}.")
+        except ValueError as error:
+            lines.append(f"No powers were found with which nothing grows: {error}.")
+            return with_legend("\n".join(lines))
+        if features:
+            try:
+                learning = told["every layer moves"] = self.mended(features=True)
+                lines += _to_move(stable, learning)
+            except ValueError:
+                lines += _unmoved(stable.regime)
+        if any(not change.nothing for one in told.values() for change in one.changes):
+            return with_legend("\n".join(lines), _changes(told))
+        if len(lines) == 1 or told.keys() > {"nothing grows"}:
             lines.append("There is nothing to mend.")
-        told = [_changes(stable, learning)] if not nothing else []
-        return with_legend("\n".join(lines), *told)
+        return with_legend("\n".join(lines))
 
     def __repr__(self) -> str:
         return str(self.table())
@@ -225,6 +233,18 @@ def _to_move(stable: Mended, learning: Mended) -> list[str]:
     return [*lowered, *raised, f"With that it is {regime.name}: {regime._verdict()}."]
 
 
+def _unmoved(stable: Regime) -> list[str]:
+    """What does not move in a stable regime; that what is advised moves it is not checked."""
+    return [
+        f"{row.parameter} is not trained."
+        if row.layer.exponent == NEVER
+        else f"{row.parameter} does not move its layer in the limit, it adds {row.layer}: raise "
+        f"its learning rate by {in_words(-row.layer.exponent)} and classify again."
+        for row in stable.rows
+        if row.layer.exponent < 0
+    ]
+
+
 def _rates(first: Exponent, rate: Exponent) -> str:
     if first != rate:
         later = f", later ones by {in_words(rate)}" if rate else ", and no other"
@@ -243,12 +263,10 @@ def _rows(rows: Sequence[Row]) -> "Table":
     return table
 
 
-def _changes(stable: Mended, learning: Mended | None) -> "Table":
+def _changes(told: Mapping[str, Mended]) -> "Table":
+    """Factors of every parameter, by what they are good for."""
     from rich.table import Table  # slow to import
 
-    told = {"nothing grows": stable}
-    if learning is not None:
-        told["every layer moves"] = learning
     table = Table(title="factors of initial values and learning rates")
     table.add_column("")
     columns: list[tuple[Mended, str]] = []
@@ -259,7 +277,7 @@ def _changes(stable: Mended, learning: Mended | None) -> "Table":
             if part != "first" or own:
                 columns.append((mended, part))
                 table.add_column(f"{goal}:\n{title}")
-    for change in stable.changes:
+    for change in next(iter(told.values())).changes:
         cells = [getattr(mended[change.parameter], part) for mended, part in columns]
         table.add_row(change.parameter, *(in_words(cell) if cell else "1" for cell in cells))
     return table

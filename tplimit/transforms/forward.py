@@ -130,7 +130,7 @@ class _Found:
             for slots in (watched.before, watched.after, watched.outputs)
         )
         both = [Sum(leaves[slot]._value, leaves[slot]._origin) for slot in _sums(watched)]
-        return Pass(before, after, outputs, products, both, watched.enters)  # type: ignore[arg-type]
+        return Pass(before, after, outputs, products, both, watched.enters)
 
 
 def _sums(watched: _Watched) -> list[Slot]:
@@ -224,7 +224,7 @@ def _tree(watched: _Watched) -> Any:
 
 
 def _avals(program: Program, slots: Sequence[Any]) -> tuple[Aval, ...]:
-    known = dict(zip(program.outputs, program.out_avals, strict=True))
+    known: dict[Any, Aval] = dict(zip(program.outputs, program.out_avals, strict=True))
     for equation in program.equations:
         known |= dependence.avals(equation)
     return tuple(known[slot] for slot in slots)

@@ -20,7 +20,7 @@ from tplimit.values.exponents import NEVER, Exponent, Exponents
 from tplimit.values.powers import Power, in_words
 from tplimit.values.tensors import Tensor, exactly
 
-__all__ = ["Fault", "Part", "Row", "Steps", "difference", "greatest", "moved"]
+__all__ = ["Fault", "Part", "Row", "Steps", "difference", "greatest", "leaves_of", "moved"]
 
 #: Differences below this many units of round-off are none.
 _ROUND_OFF = 300
@@ -147,6 +147,11 @@ class Steps:
             rows.append(Row(self._root + path, initial, change, adds, outputs, features))
         return tuple(rows)
 
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters, those of the rows."""
+        return [self._root + path for path in self._parameters]
+
     def faults(self) -> tuple[Fault, ...]:
         """What makes the first of the sums grow that do; nothing where none does.
 
@@ -165,27 +170,30 @@ class Steps:
         enters = {path: seen.enters[self._number[path]][0] for path in self._parameters}
         own = [path for path, sum_ in enters.items() if sum_ == number]
         below = [path for path, sum_ in enters.items() if sum_ < number]
-        step, what = len(self.passes) - 1, str(seen.sums[number])
-        found = []
+        step = len(self.passes) - 1
+
+        def fault(path: str, part: Part, power: Power) -> Fault:
+            return Fault(step, self._root + path, part, str(seen.sums[number]), power)
+
+        updates: list[Fault] = []
+        through: list[Fault] = []
+        untrained = seen
         if step:
-            last, initial, *others = self._seen(
+            last, untrained, *others = self._seen(
                 self.state,
                 self._without(*own),
                 *map(self._without, own),
                 *(self._without(*own, path) for path in below),
             )
             for path, other in zip([*own, *below], others, strict=True):
-                against = last if path in own else initial
-                pair = against.sums[number].value, other.sums[number].value
-                found.append(Fault(step, self._root + path, "rate", what, difference(*pair)))
-            found = [fault for fault in found if fault.power.exponent > 0]
-            seen = initial
-        size = Power(seen.sums[number].value.exponents.max())
-        if size.exponent > 0 and not any(
-            fault.parameter[len(self._root) :] in below for fault in found
-        ):
-            found += [Fault(step, self._root + path, "initial", what, size) for path in own]
-        return tuple(found)
+                against = last if path in own else untrained
+                power = difference(against.sums[number].value, other.sums[number].value)
+                if power.exponent > 0:
+                    (updates if path in own else through).append(fault(path, "rate", power))
+        size = Power(untrained.sums[number].value.exponents.max())
+        if size.exponent > 0 and not through:
+            through = [fault(path, "initial", size) for path in own]
+        return *updates, *through
 
     def _seen(self, *states: Any) -> list[Pass]:
         return self._forward.passes(states, self._batch)
@@ -211,11 +219,11 @@ class Steps:
 
     @functools.cached_property
     def _before(self) -> dict[str, Any]:
-        return _leaves(self.start)
+        return leaves_of(self.start)
 
     @functools.cached_property
     def _after(self) -> dict[str, Any]:
-        return _leaves(self.state)
+        return leaves_of(self.state)
 
     @functools.cached_property
     def _number(self) -> dict[str, int]:
@@ -223,7 +231,8 @@ class Steps:
         return {path: number for number, path in enumerate(self._after)}
 
 
-def _leaves(state: Any) -> dict[str, Any]:
+def leaves_of(state: Any) -> dict[str, Any]:
+    """The leaves of a state by their paths."""
     found = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
@@ -235,6 +244,7 @@ def _sizes(pairs: list[tuple[Any, Any]]) -> list[tuple[Power, Power]]:
         return [(jnp.mean(a**2), jnp.mean((b - a) ** 2)) for a, b in pairs]
 
     def root(leaf: LimitValue) -> Power:
+        assert isinstance(leaf._value, Tensor)
         power = difference(leaf._value, zero)
         return power._replace(exponent=power.exponent / 2)
 
