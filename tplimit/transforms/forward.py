@@ -147,7 +147,7 @@ class Forward:
 
     def __init__(self, step: Callable[..., Any]) -> None:
         def outs(states: list[Any], batch: Any) -> list[Any]:
-            return [step(state, batch)[1] for state in states]
+            return [_pair(step(state, batch))[1] for state in states]
 
         self._step = Evaluator(step, change=_beside, jit=False)
         self._alone = Evaluator(outs, change=_instead, jit=False)
@@ -186,15 +186,19 @@ def _check_values(leaves: Sequence[LimitValue]) -> None:
             )
 
 
-def _beside(program: Program, tree: Any, out_tree: Any, leaves: Any) -> tuple[Program, Any]:
-    """The program of a step with the watched variables as outputs besides."""
-    (state, batch), _ = jax.tree.unflatten(tree, list(program.inputs))
-    outs = jax.tree.unflatten(out_tree, list(program.outputs))
-    if not isinstance(outs, (tuple, list)) or len(outs) != 2:
+def _pair(result: Any) -> Any:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise LimitError(
             "The step does not return a pair.", advice="Return (state, loss), as for tp.train."
         )
-    watched = _watched(program, state, batch, outs[1])
+    return result
+
+
+def _beside(program: Program, tree: Any, out_tree: Any, leaves: Any) -> tuple[Program, Any]:
+    """The program of a step with the watched variables as outputs besides."""
+    (state, batch), _ = jax.tree.unflatten(tree, list(program.inputs))
+    _, out = _pair(jax.tree.unflatten(out_tree, list(program.outputs)))
+    watched = _watched(program, state, batch, out)
     outputs = (*program.outputs, *watched.slots)
     more = replace(program, outputs=outputs, out_avals=_avals(program, outputs))
     return more, jax.tree_util.treedef_tuple((out_tree, _tree(watched)))

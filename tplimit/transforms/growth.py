@@ -155,9 +155,10 @@ class Steps:
     def faults(self) -> tuple[Fault, ...]:
         """What makes the first of the sums grow that do; nothing where none does.
 
-        These are updates of the parameters that enter the sum, and updates below it by what they
-        do to its inputs: to its initial weights times these. If it grows by neither, or is that of
-        a network which was not trained, it is by the initial values that enter it.
+        These are updates of the parameters that enter the sum. If it does not grow by them, it is
+        by updates below, by what they do to its inputs: to its initial weights times these. If it
+        grows by neither, or is that of a network which was not trained, it is by the initial values
+        that enter it.
 
         Raises:
             LimitError: as `rows`.
@@ -172,28 +173,26 @@ class Steps:
         below = [path for path, sum_ in enters.items() if sum_ < number]
         step = len(self.passes) - 1
 
-        def fault(path: str, part: Part, power: Power) -> Fault:
-            return Fault(step, self._root + path, part, str(seen.sums[number]), power)
+        def by_updates(base: Any, paths: Sequence[str], kept: Sequence[str]) -> list[Fault]:
+            """What makes `base` grow among updates, beside those that are `kept` out of it."""
+            with_all, *others = self._seen(base, *(self._without(*kept, path) for path in paths))
+            values = [one.sums[number].value for one in others]
+            powers = [difference(with_all.sums[number].value, value) for value in values]
+            return [
+                Fault(step, self._root + path, "rate", str(seen.sums[number]), power)
+                for path, power in zip(paths, powers, strict=True)
+                if power.exponent > 0
+            ]
 
-        updates: list[Fault] = []
-        through: list[Fault] = []
-        untrained = seen
+        found: list[Fault] = []
         if step:
-            last, untrained, *others = self._seen(
-                self.state,
-                self._without(*own),
-                *map(self._without, own),
-                *(self._without(*own, path) for path in below),
-            )
-            for path, other in zip([*own, *below], others, strict=True):
-                against = last if path in own else untrained
-                power = difference(against.sums[number].value, other.sums[number].value)
-                if power.exponent > 0:
-                    (updates if path in own else through).append(fault(path, "rate", power))
-        size = Power(untrained.sums[number].value.exponents.max())
-        if size.exponent > 0 and not through:
-            through = [fault(path, "initial", size) for path in own]
-        return *updates, *through
+            found = by_updates(self.state, own, [])
+            found = found or by_updates(self._without(*own), below, own)
+        if not found:
+            size = Power(seen.sums[number].value.exponents.max())
+            name = str(seen.sums[number])
+            found = [Fault(step, self._root + path, "initial", name, size) for path in own]
+        return tuple(found)
 
     def _seen(self, *states: Any) -> list[Pass]:
         return self._forward.passes(states, self._batch)
