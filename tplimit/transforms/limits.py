@@ -76,8 +76,7 @@ def to_limit(leaf: LimitValue, name: str = "An output") -> Any:
         value = first
     if value.remainder.max() >= 0:
         raise CancellationError(
-            f"The limit of an output is not known: the unknown part is of order "
-            f"n^{value.remainder.max()}.",
+            f"{name} has no known limit: the unknown part is of order n^{value.remainder.max()}.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
