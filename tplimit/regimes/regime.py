@@ -107,6 +107,10 @@ class Regime:
         """One of `exponents`, with what is known of it."""
         return Power(self.exponents[name], self.known.get(name, "exact"))
 
+    def mark(self, name: str) -> str:
+        """How one of `exponents` is marked, see `explain`."""
+        return MARKS[self.power(name).known][0]
+
     def mended(self, features: bool = False) -> Mended:
         """The same program with powers of the width that mend it.
 
@@ -178,9 +182,7 @@ class Regime:
         for name in ("", "power of n", "exponent of"):
             exponents.add_column(name)
         for name, meaning in self.meanings().items():
-            power = self.power(name)
-            shown = f"{MARKS[power.known][0]}{power.exponent}"
-            exponents.add_row(name, shown, meaning)
+            exponents.add_row(name, f"{self.mark(name)}{self.exponents[name]}", meaning)
         rows = [_rows(self.rows)] if self.rows else []
         return with_legend(*rows, exponents)
 
@@ -286,6 +288,6 @@ def _changes(told: Mapping[str, Mended]) -> "Table":
 def with_legend(*parts: "Table | str") -> TextTable:
     """Tables and sentences, and below what the marks of exponents in them mean."""
     text = TextTable(*parts)
-    used = [f"{mark}: {told}" for mark, told in MARKS.values() if mark.strip() and mark in text]
+    used = [f"{mark.strip()}: {told}" for mark, told in MARKS.values() if mark.strip() and mark in text]
     exact = f"{'others' if used else 'exponents'}: {MARKS['exact'][1]}"
     return TextTable(*parts, "\n".join([*used, exact]))
