@@ -288,6 +288,7 @@ def _changes(told: Mapping[str, Mended]) -> "Table":
 def with_legend(*parts: "Table | str") -> TextTable:
     """Tables and sentences, and below what the marks of exponents in them mean."""
     text = TextTable(*parts)
-    used = [f"{mark.strip()}: {told}" for mark, told in MARKS.values() if mark.strip() and mark in text]
+    marked = [(mark.strip(), told) for mark, told in MARKS.values() if mark]
+    used = [f"{mark}: {told}" for mark, told in marked if f"{mark} " in text]
     exact = f"{'others' if used else 'exponents'}: {MARKS['exact'][1]}"
     return TextTable(*parts, "\n".join([*used, exact]))
