@@ -99,6 +99,25 @@ def test_the_examples_of_observables(
     assert abs(limit - finite) < 0.1
 
 
+def test_the_examples_of_regimes(capsys: pytest.CaptureFixture[str]) -> None:
+    """What moves in kernel regimes; what mends a parameterization, and a program."""
+    page = (ROOT / "docs" / "regimes.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    told = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert (len(blocks), len(told)) == (3, 2)
+    exec(compile(blocks[0], "regimes.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert told[0] in printed
+    assert printed.splitlines()[-4:] == ["W1 0 1", "W2 0 0", "W3 -1/2 -1", "muP-like"]
+    exec(compile(blocks[1], "net.py", "exec"), {})
+    printed = capsys.readouterr().out
+    for line in told[1].splitlines():
+        assert re.sub(r"net\.py:\d+", "", line) in re.sub(r"net\.py:\d+", "", printed)
+    assert printed.count("theta['v']: lower its learning rate by n^(-1/2).") == 2
+    assert "outputs at step 1 grows like n^1." in printed
+    exec(compile(blocks[2], "regimes.md", "exec"), {})
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))
