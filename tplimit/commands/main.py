@@ -72,7 +72,8 @@ def _report(study: Study, out: Path) -> None:
     except (LimitError, TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         raise failed(error) from error
     console.print(comparison.table())
-    figure = comparison.plot(out / "comparison.png", label=None if study.step else "f at test point")
+    label = None if study.step else "f at test point"
+    figure = comparison.plot(out / "comparison.png", label=label)
     result = comparison.save(out / "result.json")
     record = {"study": asdict(study), "seconds": round(seconds, 1), **comparison.to_dict()}
     write_text(result, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -83,6 +83,7 @@ class Regime:
             and initial hidden weights matter), "mean-field" (all move, and they do not matter),
             "feature learning" (anything else). With one hidden layer, Golikov's region.
         known: what is known of each of the exponents: it is "exact", a "bound", or "generic".
+        look, mending: what finds `rows`, and `mended`.
 
     Printed, it is a table of its rows and exponents. Two regimes are equal if they behave alike,
     whatever the parameters are called.
@@ -221,8 +222,8 @@ def _to_move(stable: Mended, learning: Mended) -> list[str]:
         lower = wanted.initial - now.initial
         if lower:
             lowered.append(
-                f"What moves below {row.parameter} is aligned with its initial values, and would "
-                f"make the outputs grow: lower them by {in_words(lower)}."
+                f"Once what is below {row.parameter} moves, its initial values make something "
+                f"grow: lower them by {in_words(lower)}."
             )
         if row.layer.exponent < 0:
             raised.append(
@@ -250,8 +251,10 @@ def _unmoved(stable: Regime) -> list[str]:
 def _rates(first: Exponent, rate: Exponent) -> str:
     if first != rate:
         later = f", later ones by {in_words(rate)}" if rate else ", and no other"
-        return f"raise the rate of its first step by {in_words(first)}{later}."
-    return f"raise its learning rate by {in_words(rate)}." if rate else "others do it, see below."
+        return f"multiply the rate of its first step by {in_words(first)}{later}."
+    if rate == 0:
+        return "it will with the changes of others."
+    return f"{'raise' if rate > 0 else 'lower'} its learning rate by {in_words(rate)}."
 
 
 def _rows(rows: Sequence[Row]) -> "Table":

@@ -171,7 +171,7 @@ class Steps:
         enters = {path: seen.enters[self._number[path]][0] for path in self._parameters}
         own = [path for path, sum_ in enters.items() if sum_ == number]
         below = [path for path, sum_ in enters.items() if sum_ < number]
-        step = len(self.passes) - 1
+        step, name = len(self.passes) - 1, str(seen.sums[number])
 
         def by_updates(base: Any, paths: Sequence[str], kept: Sequence[str]) -> list[Fault]:
             """What makes `base` grow among updates, beside those that are `kept` out of it."""
@@ -179,7 +179,7 @@ class Steps:
             values = [one.sums[number].value for one in others]
             powers = [difference(with_all.sums[number].value, value) for value in values]
             return [
-                Fault(step, self._root + path, "rate", str(seen.sums[number]), power)
+                Fault(step, self._root + path, "rate", name, power)
                 for path, power in zip(paths, powers, strict=True)
                 if power.exponent > 0
             ]
@@ -190,7 +190,6 @@ class Steps:
             found = found or by_updates(self._without(*own), below, own)
         if not found:
             size = Power(seen.sums[number].value.exponents.max())
-            name = str(seen.sums[number])
             found = [Fault(step, self._root + path, "initial", name, size) for path in own]
         return tuple(found)
 
