@@ -53,7 +53,7 @@ def changed(p, model, mended, names):
 
 
 @hypothesis.given(programs())
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_what_is_mended_is_stable(program):
     """Classified again; faults are named where something grows, and only there."""
     p, model, optimizer = program
@@ -69,7 +69,7 @@ def test_what_is_mended_is_stable(program):
 
 
 @hypothesis.given(programs())
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_what_is_named_is_at_fault(program):
     """Without the changes of any one of the parameters that are named, something grows."""
     p, model, optimizer = program
@@ -83,7 +83,7 @@ def test_what_is_named_is_at_fault(program):
 
 
 @hypothesis.given(programs())
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_every_layer_can_be_made_to_move(program):
     """Nothing grows, and every parameter adds Θ(1) to the sum that it enters."""
     p, model, optimizer = program

@@ -9,7 +9,7 @@ from fractions import Fraction
 from operator import add
 from typing import NamedTuple
 
-from tplimit.regimes.powers import Moved, Pass, Powers, effect, one_pass, train
+from tplimit.regimes.powers import Moved, Pass, Powers, effect, first_pass, one_pass, train
 from tplimit.transforms.growth import Fault, Part
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.powers import Known, Power
@@ -162,7 +162,7 @@ def largest(powers: Powers) -> Powers:
     if less:
         powers = _lowered(powers, _Excess(0, powers.depth, False, "initial", less, powers.depth))
     powers, settled = _moving(powers)
-    start = train(powers)[0]
+    start = first_pass(powers)
     biases = tuple(NEVER if rate == NEVER else Fraction(0) for rate in powers.bias_rates)
 
     def rates(here: Pass) -> tuple[tuple[Exponent, ...], tuple[Exponent, ...]]:
@@ -181,12 +181,11 @@ def largest(powers: Powers) -> Powers:
 
 def _moving(powers: Powers) -> tuple[Powers, Pass]:
     """A pass in which every sum has moved by Θ(1), from below; initial values do not grow in it."""
-    nothing: tuple[Exponent, ...] = (NEVER,) * (powers.depth + 1)
     biases = tuple(NEVER if rate == NEVER else Fraction(0) for rate in powers.bias_rates)
-    change = list(nothing)
+    change: list[Exponent] = [NEVER] * (powers.depth + 1)
     for l in range(powers.depth + 1):
         while True:
-            start = one_pass(powers, Moved(nothing, nothing, nothing), None)
+            start = first_pass(powers)
             here = one_pass(powers, Moved(tuple(change), tuple(change), biases), start)
             excess = here.terms[l].initial
             if excess <= 0:

@@ -15,7 +15,7 @@ from tplimit.networks.models import Model
 from tplimit.networks.scaling import Parameterization
 from tplimit.values.exponents import HALF, NEVER, Exponent
 
-__all__ = ["Moved", "Pass", "Powers", "Terms", "effect", "one_pass", "train"]
+__all__ = ["Moved", "Pass", "Powers", "Terms", "effect", "first_pass", "one_pass", "train"]
 
 # A step that moves an exponent moves it by a fixed amount at least, so that counting ends: at a
 # fixed point, or where something diverges.
@@ -51,7 +51,7 @@ class Powers(NamedTuple):
     def corrected_start(self) -> "Pass":
         """The first pass, with the weights of the kept initial function where there is one."""
         kept = self.weights if self.corrected is None else self.corrected
-        return train(self._replace(weights=kept))[0]
+        return first_pass(self._replace(weights=kept))
 
     def parameterization(self, p: Parameterization, model: Model) -> Parameterization:
         """`p` with exponents b, c, first and initial_a that have these powers: the inverse of `of`.
@@ -193,6 +193,12 @@ class Pass(NamedTuple):
     @property
     def largest(self) -> Exponent:
         return max(*self.h, *self.x, self.f, self.df)
+
+
+def first_pass(powers: Powers) -> Pass:
+    """The pass at initialisation."""
+    nothing: tuple[Exponent, ...] = (NEVER,) * len(powers.weights)
+    return one_pass(powers, Moved(nothing, nothing, nothing), None)
 
 
 def train(powers: Powers) -> list[Pass]:

@@ -276,6 +276,8 @@ def _changes(told: Mapping[str, Mended]) -> "Table":
     table.add_column("")
     columns: list[tuple[Mended, str]] = []
     for goal, mended in told.items():
+        if all(change.nothing for change in mended.changes):
+            continue
         own = any(change.first != change.rate for change in mended.changes)
         parts = {"initial": "initial values", "first": "first rate", "rate": "rate"}
         for part, title in parts.items():

@@ -26,8 +26,7 @@ def growing(
 
     The first steps are made once more, until preactivations or outputs of a network grow in the
     forward pass, and compared with the same without the training of single parameters. Where that
-    tells nothing the error is as it was: what grows is no part of a network, or does so later. A
-    record of which only a bound is known is one that grows, if the network does.
+    tells nothing the error is as it was: what grows is no part of a network, or does so later.
     """
     # Whatever goes wrong here, what the user has to see is the error that there was.
     with contextlib.suppress(Exception):
@@ -41,10 +40,12 @@ def growing(
         faults = training.faults()
         if faults:
             more = "tp.classify_step(step, theta, batch).explain() tells all that has to be mended."
-            return DivergenceError(
+            # What grows is wanted by some: then an unknown coefficient has reasons of its own.
+            other = [] if isinstance(error, DivergenceError) else [error.advice or ""]
+            return type(error)(
                 error.reason,
                 operation=error.operation,
                 location=error.location,
-                advice="\n".join([*map(str, faults), more]),
+                advice="\n".join([*map(str, faults), more, *other]),
             )
     return error
