@@ -128,7 +128,7 @@ def demo(study: Study, out: Path) -> None:
 @app.command()
 @_with_options(out="tplimit-compare")
 def compare(study: Study, out: Path) -> None:
-    """Networks of growing width, of your choice, close on their limit."""
+    """Networks of growing width close on their limit: built-in ones, or your own (--step)."""
     _report(study, out)
 
 
