@@ -97,14 +97,31 @@ def test_the_examples_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Runs, convergence, spectra, planes of regimes."""
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "figures.md").read_text()
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "figures.md", "exec"), names)
+    run("docs/figures.md")
     written = {path.name for path in tmp_path.iterdir()}
     assert written == set(re.findall(r'savefig\("(.*\.png)"\)', page))
     shown = re.findall(r"\]\(figures/(.*?)\)", page)
     assert len(shown) == 3
     assert all(name in written and (ROOT / "docs" / "figures" / name).exists() for name in shown)
+
+
+def test_the_examples_of_regimes(capsys: pytest.CaptureFixture[str]) -> None:
+    """What moves in kernel regimes; what mends a parameterization, and a program."""
+    page = (ROOT / "docs" / "regimes.md").read_text()
+    blocks = blocks_of("docs/regimes.md")
+    told = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert (len(blocks), len(told)) == (3, 2)
+    exec(compile(blocks[0], "regimes.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert told[0] in printed
+    assert printed.splitlines()[-4:] == ["W1 0 1", "W2 0 0", "W3 -1/2 -1", "muP-like"]
+    exec(compile(blocks[1], "net.py", "exec"), {})
+    printed = capsys.readouterr().out
+    for line in told[1].splitlines():
+        assert re.sub(r"net\.py:\d+", "", line) in re.sub(r"net\.py:\d+", "", printed)
+    assert printed.count("theta['v']: lower its learning rate by n^(-1/2).") == 2
+    assert "outputs at step 1 grows like n^1." in printed
+    exec(compile(blocks[2], "regimes.md", "exec"), {})
 
 
 def test_the_table_of_operations_is_current() -> None:
