@@ -33,8 +33,8 @@ PAGES = loaded(DOCS / "pages.py")
 #: Pages whose results have tests of their own below.
 OWN = {
     "README.md",
-    *(f"docs/{name}.md" for name in ("function-space", "modules", "observables", "optimizers")),
-    "docs/results.md",
+    *(f"docs/{name}.md" for name in ("figures", "function-space", "modules", "observables")),
+    *(f"docs/{name}.md" for name in ("optimizers", "regimes", "results")),
 }
 REST = [name for page in PAGES.pages() if (name := PAGES.name(page)) not in OWN]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
@@ -135,6 +135,34 @@ def test_the_examples_of_observables() -> None:
     )
     limit, finite = map(float, found[0])
     assert abs(limit - finite) < 0.1
+
+
+def test_the_examples_of_figures() -> None:
+    """Runs, convergence, spectra, planes of regimes."""
+    run("docs/figures.md")
+    written = {path.name for path in Path().iterdir()}
+    page = (DOCS / "figures.md").read_text()
+    assert written == set(re.findall(r'savefig\("(.*\.png)"\)', page))
+    assert len(PAGES.figures(DOCS / "figures.md")) == 3
+
+
+def test_the_examples_of_regimes(capsys: pytest.CaptureFixture[str]) -> None:
+    """What moves in kernel regimes; what mends a parameterization, and a program."""
+    page = (DOCS / "regimes.md").read_text()
+    blocks = [block.code for block in PAGES.blocks(DOCS / "regimes.md")]
+    told = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert (len(blocks), len(told)) == (3, 2)
+    exec(compile(blocks[0], "regimes.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert told[0] in printed
+    assert printed.splitlines()[-4:] == ["W1 0 1", "W2 0 0", "W3 -1/2 -1", "muP-like"]
+    exec(compile(blocks[1], "net.py", "exec"), {})
+    printed = capsys.readouterr().out
+    for line in told[1].splitlines():
+        assert re.sub(r"net\.py:\d+", "", line) in re.sub(r"net\.py:\d+", "", printed)
+    assert printed.count("theta['v']: lower its learning rate by n^(-1/2).") == 2
+    assert "outputs at step 1 grows like n^1." in printed
+    exec(compile(blocks[2], "regimes.md", "exec"), {})
 
 
 @pytest.mark.parametrize("page", REST)

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import tplimit as tp
-from tplimit.commands import data, main
+from tplimit.commands import data, main, study
 from tplimit.commands.optimizers import Optimizer
 from tplimit.errors import DivergenceError
-from tplimit.regimes.counted import MEANINGS
+from tplimit.regimes.regime import MEANINGS
 from tplimit.training.comparison import Comparison
 
 SMALL = ["--widths", "8,16", "--seeds", "2", "--replicates", "1", "--steps", "1", "--samples", "64"]
@@ -76,7 +76,7 @@ def test_compare_passes_its_options_on(tmp_path, studies):
     assert studies == [
         main.Study(
             depth=3, activation="relu", parameterization="standard",
-            data=main.Source.random, train=6, test=2, steps=5, batch_size=3, lr=0.1, widths=(4, 8),
+            data="random", train=6, test=2, steps=5, batch_size=3, lr=0.1, widths=(4, 8),
             seeds=3, samples=32, replicates=2, seed=7, optimizer=Optimizer.adam,
         )
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_samples_are_chosen_by_the_run(monkeypatch, tmp_path):
         seen.append(samples)
         raise DivergenceError("grows like n^1/2")
 
-    monkeypatch.setattr(main, "compare_widths", fake)
+    monkeypatch.setattr(study, "compare", fake)
     for options in ([], ["--samples", "64"]):
         invoke("compare", "--data", "random", "--optimizer", "adam", *options)
     assert seen == [None, 64]
@@ -179,7 +179,7 @@ def test_an_optimizer_sees_pixels_that_vary(monkeypatch):
     assert digits.x.shape == (32, 48)
     assert digits.x_test.shape == (8, 48)
     seen = []
-    monkeypatch.setattr(main, "compare_widths", lambda step, theta, *_, **__: seen.append(theta))
+    monkeypatch.setattr(study, "compare", lambda step, theta, *_, **__: seen.append(theta))
     for optimizer in (None, Optimizer.adam):
         main.run_study(main.Study(optimizer=optimizer))
     assert [theta["W1"].shape[0] for theta in seen] == [64, 48]
@@ -221,7 +221,7 @@ def test_digits_are_balanced_and_scaled():
 
 def test_minibatches_cycle_through_the_data():
     points = data.random_points(train=4, test=1, inputs=2)
-    batches = main._minibatches(points, 2, 3)
+    batches = study.minibatches(points, 2, 3)
     assert [b[1].tolist() for b in batches] == [
         points.y[:2].tolist(), points.y[2:].tolist(), points.y[:2].tolist(),
     ]  # fmt: skip
@@ -240,15 +240,20 @@ def test_every_exponent_has_a_meaning():
         shown = plain(invoke("classify", "ntk", "--depth", str(depth)).output)
         for name in regime.exponents:
             meaning = MEANINGS.get(re.sub(r"_\d+$", "_l", name)) or MEANINGS[name]
-            assert re.search(rf"{name} +n?\^?\S+ +{re.escape(meaning)}", shown), (name, shown)
+            pattern = rf"{name} +[~≤]? ?n?\^?\S+ +{re.escape(meaning)}"
+            assert re.search(pattern, shown), (name, shown)
 
 
 def test_classify_prints_the_regime():
     shown = plain(invoke("classify", "ntk", "--depth", "3", "--activation", "relu").output)
     assert "name ┃" not in shown
     assert re.search(r"name kernel", shown)
-    assert "r 1/2" in shown
-    assert "df_1 n^0" in shown
+    assert "r ~ 1/2" in shown
+    assert "df_1 ~ n^0" in shown
+    assert "f_0 n^0" in shown
+    # What the signs and the marks mean is said once.
+    assert shown.count("A positive power grows with the width n") == 1
+    assert shown.count("~: generic, this if no symmetry makes a coefficient vanish") == 1
 
 
 @pytest.mark.slow

@@ -209,7 +209,8 @@ def test_the_default_scaling_is_refused_as_divergent(name, loss):
         train()
     assert caught.value.location.file == __file__
     assert caught.value.location.line == line_of(train)
-    assert "unstable here: rescale the initialisation or the learning rate" in str(caught.value)
+    assert "by the update of theta[" in str(caught.value)
+    assert "lower its learning rate by n^(-" in str(caught.value)
 
 
 def test_a_default_network_written_by_hand_is_refused_at_its_own_line():

@@ -1,5 +1,6 @@
-"""Small data for the command line: real handwritten digits, or random points."""
+"""Small data for the command line: real handwritten digits, random points, or a user's file."""
 
+import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from tplimit import arguments
 
-__all__ = ["SOURCES", "Data", "digits", "points_of", "random_points", "varying"]
+__all__ = ["SOURCES", "Data", "digits", "of_file", "points_of", "random_points", "varying"]
 
 
 class Data(NamedTuple):
@@ -64,12 +65,14 @@ def varying(data: Data) -> Data:
 
 
 def points_of(path: str) -> np.ndarray:
-    """The array (points, features) of a .npy file, as `numpy.save` writes it.
+    """The array (points, features) of a .npy file, as `numpy.save` writes it, or x of a .npz file.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no such file, is damaged, or holds something else.
     """
+    if path.endswith(".npz"):
+        return _points(path, _arrays(path, ("x",))["x"])
     try:
         # Mapped, so that the file has to be as long as its header says before memory is taken.
         x = np.lib.format.open_memmap(path, mode="r")
@@ -78,9 +81,90 @@ def points_of(path: str) -> np.ndarray:
             f"{path} is no .npy file of numbers, or damaged ({error}): write the inputs with "
             "numpy.save(path, x)"
         ) from error
+    return _points(path, x)
+
+
+def _points(path: str, x: np.ndarray) -> np.ndarray:
     if x.ndim != 2:
         raise ValueError(f"{path} has shape {x.shape}, (points, features) is expected")
     return np.array(arguments.points(path, x))
+
+
+def of_file(path: str, train: int, test: int) -> Data:
+    """The first points of a file for training, the next for testing; labels are real numbers.
+
+    A .csv file has a point in each row, its label in the last column, perhaps names in the first
+    row. A .npz file, as `numpy.savez` writes it, has x (points, features) and y (points,), and
+    test points of its own if it has x_test and y_test.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or has fewer points.
+    """
+    if path.endswith(".csv"):
+        table = _table(path)
+        x, y = table[:, :-1], table[:, -1]
+    else:
+        found = _arrays(path, ("x", "y"))
+        x, y = found["x"], found["y"]
+        if "x_test" in found and "y_test" in found:
+            _enough(path, len(x), train, 0)
+            _enough(path, len(found["x_test"]), 0, test)
+            x = np.concatenate([x[:train], found["x_test"][:test]])
+            y = np.concatenate([y[:train], found["y_test"][:test]])
+    x = _points(path, x)
+    if y.shape != (len(x),):
+        raise ValueError(f"{path}: labels have shape {y.shape}, one for each of {len(x)} points")
+    if not np.all(np.isfinite(y)):
+        raise ValueError(f"{path}: a label is no finite number")
+    _enough(path, len(x), train, test)
+    return _split(x[: train + test], y[: train + test], train)
+
+
+def _enough(path: str, count: int, train: int, test: int) -> None:
+    if count < train + test:
+        wanted = " ".join(f"--{n} {k}" for n, k in (("train", train), ("test", test)) if k)
+        raise ValueError(f"{path} has {count} points, {wanted} are more: ask for fewer")
+
+
+def _table(path: str) -> np.ndarray:
+    with open(path, encoding="utf-8") as file:
+        first = file.readline()
+    names = any(not _is_number(cell) for cell in first.split(","))
+    try:
+        table = np.loadtxt(path, delimiter=",", skiprows=int(names), ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of numbers with commas ({error})") from error
+    if table.shape[1] < 2:
+        raise ValueError(f"{path} has one column: write inputs, and the label in the last column")
+    return table
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _arrays(path: str, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file."""
+    try:
+        with np.load(path) as file:
+            found = {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no .npz file of numbers, or damaged ({error}): write it with "
+            "numpy.savez(path, x=x, y=y)"
+        ) from error
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{path} has {', '.join(found) or 'nothing'}, and no {' and no '.join(lacking)}: write "
+            "it with numpy.savez(path, x=x, y=y)"
+        )
+    return found
 
 
 def _split(x: np.ndarray, y: np.ndarray, train: int) -> Data:

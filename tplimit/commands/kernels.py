@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from tplimit.commands.console import failed, plain_warnings
 from tplimit.commands.data import SOURCES, points_of
 from tplimit.errors import LimitError
 from tplimit.kernels import gram, mlp
@@ -27,7 +28,10 @@ class Which(StrEnum):
 
 
 Inputs = Annotated[
-    str, typer.Option(help="digits, random, or a .npy file of inputs (points, features).")
+    str,
+    typer.Option(
+        help="digits, random, or inputs (points, features): a .npy file, or x of a .npz file."
+    ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Number of points of digits and random.")]
 Depth = Annotated[int, typer.Option(min=0, help="Hidden layers.")]
@@ -62,15 +66,11 @@ def kernels(
         network = mlp(depth, activation, w_std, b_std)
         start = time.monotonic()
         dtype = np.float64 if float64 else np.float32
-        with jax.enable_x64(float64):
+        with plain_warnings(), jax.enable_x64(float64):
             matrix = gram(network, x, which=kernel.value, dtype=dtype)
         seconds = time.monotonic() - start
     except (LimitError, ValueError, OSError, ModuleNotFoundError) as error:
-        # The message is for the user; a traceback would only hide it.
-        Console(stderr=True).print(
-            f"tplimit: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     settings = {
         "data": data, "depth": depth, "activation": activation,
         "w_std": w_std, "b_std": b_std, "kernel": kernel.value, "seed": seed,
@@ -98,6 +98,8 @@ def _inputs(data: str, points: int, seed: int) -> tuple[np.ndarray, np.ndarray |
     if data in SOURCES:
         found = SOURCES[data](points, 0, seed=seed)
         return found.x, found.y
-    if not data.endswith(".npy"):
-        raise ValueError(f"unknown data {data!r}: digits, random, or a file that ends in .npy")
+    if not data.endswith((".npy", ".npz")):
+        raise ValueError(
+            f"unknown data {data!r}: digits, random, or a file that ends in .npy, or .npz with x"
+        )
     return points_of(data), None

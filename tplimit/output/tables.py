@@ -11,21 +11,26 @@ __all__ = ["TextTable"]
 
 
 class TextTable(str):
-    """A table and the sentences below it as plain text; a rich console draws them with colours."""
+    """Tables and sentences as plain text; a rich console draws the tables with colours."""
 
-    parts: "tuple[Table, str]"
+    parts: "tuple[Table | str, ...]"
 
-    def __new__(cls, table: "Table", below: str) -> "TextTable":
+    def __new__(cls, *parts: "Table | str") -> "TextTable":
         from rich.console import Console  # slow to import
 
         buffer = io.StringIO()
-        Console(file=buffer, width=100, color_system=None).print(table)
-        text = super().__new__(cls, buffer.getvalue() + below)
-        text.parts = (table, below)
+        console = Console(file=buffer, width=100, color_system=None)
+        for part in parts:
+            if isinstance(part, str):
+                buffer.write(f"{part}\n")
+            else:
+                console.print(part)
+        text = super().__new__(cls, buffer.getvalue().removesuffix("\n"))
+        text.parts = parts
         return text
 
     def __rich__(self) -> "Group":
         from rich.console import Group
         from rich.text import Text
 
-        return Group(self.parts[0], Text(self.parts[1]))
+        return Group(*(Text(part) if isinstance(part, str) else part for part in self.parts))

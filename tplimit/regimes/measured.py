@@ -5,34 +5,33 @@ preactivations, activations and outputs of a network, runs a few steps at infini
 compares the series of these variables from step to step.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tplimit import arguments
-from tplimit._jax import primitives as p
 from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter
 from tplimit.errors import LimitError
-from tplimit.matrices.scaled_gaussian import ScaledGaussian
-from tplimit.program import dependence
-from tplimit.program.tracing import Aval, Equation, Program, Slot
-from tplimit.regimes.counted import Regime, regime_of
+from tplimit.regimes.regime import Change, Mended, Regime, regime_of
 from tplimit.transforms.compilation import Evaluator
-from tplimit.transforms.opaque import LimitValue
+from tplimit.transforms.forward import Pass, largest
+from tplimit.transforms.growth import Fault, Row, Steps, difference, greatest, leaves_of, moved
+from tplimit.transforms.opaque import aval_of
 from tplimit.transforms.sampling import sample
-from tplimit.values.exponents import HALF, NEVER, Exponent, Exponents
-from tplimit.values.tensors import Matrices, Tensor
+from tplimit.values.exponents import Exponent, Size
+from tplimit.values.powers import Power
 
 __all__ = ["classify_step"]
 
-#: Differences below this many units of round-off are none.
-_ROUND_OFF = 300
+#: So many faults are mended, one after the other.
+_MOST = 100
 
 
 def classify_step(
@@ -67,10 +66,13 @@ def classify_step(
         steps: steps that are run.
         samples: Monte Carlo particles; coefficients only have to be told from 0.
 
-    Returns: as `classify`. `exponents` has, of those that occur: `f_0`, `df_1` and `df` (outputs
-        and their increments), `h` (largest of any preactivation or activation), `r` (minus the
-        largest exponent of an increment of an activation). Where all known terms of an increment
-        vanish, its exponent is the bound that its remainder gives.
+    Returns: as `classify`. Its `rows` are those of the parameters that the forward pass reads, by
+        their paths in the state: printing it, or asking for them, evaluates the network once more
+        for each. `explain` and `mended` run the program with the rates that mend it. `exponents`
+        has, of those that occur: `f_0`, `df_1` and `df` (outputs and their increments), `h`
+        (largest of any preactivation or activation), `r` (minus the largest exponent of an
+        increment of an activation). They are exact; where all known terms of an increment vanish,
+        its exponent is the bound that its remainder gives.
 
     Raises:
         TypeError: an argument is of another kind, such as an integer as `key`.
@@ -99,17 +101,8 @@ def classify_step(
     state = sample(theta, key, width=inf, samples=samples, terms=2, rank_tolerance=0.0)
     if init is not None:
         state = Evaluator(init)((state,), {})
-    watcher, passes = _Watcher(step), []
-    for _ in range(steps + 1):
-        try:
-            (state, _), seen = watcher(state, batch)
-        except LimitError as error:
-            passes.append(_growing(step, state, batch, error))
-            break
-        passes.append(seen)
-        if seen.largest > 0:
-            break
-    return _regime(passes)
+    root = "theta" if init is None else "state"
+    return _classified(_Program(step, state, [batch] * (steps + 1), root))
 
 
 def _check_numbers(name: str, tree: Any) -> None:
@@ -131,306 +124,129 @@ def _check_numbers(name: str, tree: Any) -> None:
             )
 
 
-def _check_values(leaves: Sequence[LimitValue]) -> None:
-    """NaN has no exponent. Vectors may hold infinities, where a mask takes entries out."""
-    for leaf in leaves:
-        value = leaf._value
-        if not isinstance(value, Tensor):
-            continue
-        numbers = [np.asarray(term.coefficient) for term in value.terms]
-        if any(np.any(np.isnan(x)) or (value.finite and np.any(np.isinf(x))) for x in numbers):
-            raise ValueError(
-                "the forward pass has NaN or infinite values at infinite width.\n"
-                f"at: {leaf._origin}\n"
-                "Is there a 0/0, a root or a logarithm without value, or is the learning rate so "
-                "large that training diverges within the steps that are run?"
-            )
+class _Program(NamedTuple):
+    """A training step with its first state, the batches of the passes, and what states are called.
 
-
-def _growing(step: Callable[..., Any], state: Any, batch: Any, error: LimitError) -> "_Pass":
-    """The forward pass of a step that has no limit, if that is because something grows."""
-    try:
-        _, seen = _Watcher(step, forward=True)(state, batch)
-    except LimitError:
-        raise error from None
-    if seen.largest <= 0:
-        raise error
-    return seen
-
-
-@dataclass(frozen=True, eq=False)
-class _Watched:
-    """Variables of the forward pass.
-
-    Attributes:
-        before, after: arguments and results of nonlinearities, vectors along a width.
-        outputs: finite values.
-        products: matrices of the program, the vectors that they are multiplied with, the results,
-            and these after all factors.
+    The factors of initial values and of updates are powers of the width, by parameter.
     """
 
-    before: list[Slot]
-    after: list[Slot]
-    outputs: list[Slot]
-    products: list[tuple[Slot, Slot, Slot, Slot]]
+    step: Callable[[Any, Any], Any]
+    state: Any
+    batches: list[Any]
+    root: str
+    initial: Mapping[str, Exponent] = MappingProxyType({})
+    rates: Mapping[str, Exponent] = MappingProxyType({})
 
-    @property
-    def slots(self) -> list[Slot]:
-        others = [slot for product in self.products for slot in product]
-        return [*self.before, *self.after, *self.outputs, *others]
+    def run(self) -> Steps:
+        state = self.state
+        if any(self.initial.values()):
+            state = Evaluator(lambda state: self._scaled(state, self.initial))((state,), {})
+        step = self._with_rates if any(self.rates.values()) else self.step
+        training = Steps(step, state, self.root)
+        training.run(self.batches)
+        return training
 
+    def _scaled(self, state: Any, factors: Mapping[str, Exponent], origin: Any = None) -> Any:
+        """A state times powers of the width; the distance from an `origin` times them."""
+        found = {} if origin is None else leaves_of(origin)
+        n = self._width(state)
 
-@dataclass(frozen=True)
-class _Pass:
-    """Values of the watched variables in one forward pass."""
+        def scaled(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path)
+            power = float(factors.get(self.root + name, 0))
+            if not power:
+                return leaf
+            return found[name] + n**power * (leaf - found[name]) if found else n**power * leaf
 
-    before: list[Tensor]
-    after: list[Tensor]
-    outputs: list[Tensor]
-    products: list[tuple[Matrices, Tensor, Tensor, Tensor]]
+        return jax.tree_util.tree_map_with_path(scaled, state)
 
-    @property
-    def hidden(self) -> Exponent:
-        """Largest exponent of a preactivation or activation."""
-        return _largest([*self.before, *self.after])
+    def _with_rates(self, state: Any, batch: Any) -> Any:
+        after, out = self.step(state, batch)
+        return self._scaled(after, self.rates, origin=state), out
 
-    @property
-    def largest(self) -> Exponent:
-        return max(self.hidden, _largest(self.outputs))
-
-    @property
-    def random_weights(self) -> list[Exponent]:
-        """Exponents of what the initial hidden matrices contribute to preactivations."""
-        return [
-            part.scale.exponents.max()
-            + HALF
-            + x.exponents.max()
-            # Factors after the product, such as n^(-1/2).
-            + (end.exponents.max() - out.exponents.max())
-            for matrices, x, out, end in self.products
-            for matrix in matrices.items.flat
-            for part in matrix.parts
-            if isinstance(part, ScaledGaussian) and out.exponents.max() != NEVER
-        ]
+    def _width(self, state: Any) -> float:
+        """The width, up to a constant, of a state at any width."""
+        for path, leaf in leaves_of(self.state).items():
+            for axis, length in enumerate(aval_of(leaf).shape):
+                if isinstance(length, Size):
+                    return float(leaves_of(state)[path].shape[axis])
+        raise AssertionError("a program without a width has no powers of it")
 
 
-def _largest(values: Iterable[Tensor]) -> Exponent:
-    return max((value.exponents.max() for value in values), default=NEVER)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Found:
-    """Values of watched variables, as outputs of a program."""
-
-    values: list[Any]
-    watched: _Watched = field(metadata={"static": True})
-
-
-class _Watcher:
-    """A step that also returns the watched variables.
-
-    ``forward``: or nothing but these, of the forward pass alone.
-    """
-
-    def __init__(self, step: Callable[..., Any], forward: bool = False) -> None:
-        self.forward = forward
-        self.evaluator = Evaluator(step, change=self._extended, jit=False)
-
-    def __call__(self, state: Any, batch: Any) -> Any:
-        out, found = self.evaluator((state, batch), {})
-        _check_values([*found.values, *jax.tree.leaves(None if self.forward else out[1])])
-        watched = found.watched
-        values = {slot: leaf._value for slot, leaf in zip(watched.slots, found.values, strict=True)}
-        products = [tuple(values[slot] for slot in one) for one in watched.products]
-        before, after, outputs = (
-            [values[slot] for slot in slots]
-            for slots in (watched.before, watched.after, watched.outputs)
-        )
-        return out, _Pass(before, after, outputs, products)
-
-    def _extended(
-        self, program: Program, tree: Any, out_tree: Any, leaves: list[Any]
-    ) -> tuple[Program, Any]:
-        """The program with the watched variables as outputs besides, or with nothing else."""
-        watched = _watched(program, tree, out_tree, leaves)
-        slots, by_slot = watched.slots, dict[Slot, Aval]()
-        for equation in program.equations:
-            by_slot |= dependence.avals(equation)
-        outputs = (*program.outputs, *slots)
-        avals = (*program.out_avals, *(by_slot[slot] for slot in slots))
-        first, equations = 0, program.equations
-        if self.forward:
-            first, equations = len(program.outputs), tuple(program.slice(slots))
-            out_tree = jax.tree.structure(None)
-        more = replace(
-            program, outputs=outputs[first:], out_avals=avals[first:], equations=equations
-        )
-        found = jax.tree.structure(_Found([0] * len(slots), watched))
-        return more, jax.tree_util.treedef_tuple((out_tree, found))
-
-
-# --- which variables are watched
-
-
-def _watched(program: Program, tree: Any, out_tree: Any, leaves: Sequence[Any]) -> _Watched:
-    args, _ = jax.tree.unflatten(tree, list(program.inputs))
-    outs = jax.tree.unflatten(out_tree, list(program.outputs))
-    if not isinstance(outs, (tuple, list)) or len(outs) != 2:
-        raise LimitError(
-            "The step does not return a pair.", advice="Return (state, loss), as for tp.train."
-        )
-    targets = [slot for slot in jax.tree.leaves(outs[1]) if isinstance(slot, Slot)]
-    forward = program.slice(targets)
-    data = _data(forward, jax.tree.leaves(args[1]))
-    before, after, chains, products = [], [], [], []
-    for e in forward:
-        ours = [s for s in dependence.slots(e) if s in data]
-        if not ours:
-            continue
-        if dependence.is_linear(e, data):
-            chains += [s for s in e.outputs if _is_contraction(e)]
-            products += _products(forward, e, data)
-            continue
-        before += [s for s in ours if len(dependence.avals(e)[s].width_axes) == 1]
-        after += [s for s in e.outputs if len(dependence.avals(e)[s].width_axes) == 1]
-    # Parts of an activation, such as the mask of a choice, need not move where it does.
-    summed = _summed(forward, data)
-    after = [s for s in after if s in summed] or after
-    ends = _unique(_end(forward, data, slot) for slot in chains)
-    vectors = _vectors(forward)
-    if not after:
-        before = after = [slot for slot in ends if slot in vectors]
-    feeding = _feeding(forward, data, vectors)
-    outputs = [slot for slot in ends if slot not in vectors and slot not in feeding]
-    if not outputs:
-        raise LimitError(
-            "No output of a network was found: what the step returns besides the state does not "
-            "depend on a sum over a width.",
-            advice="Return the loss, or the outputs, as the second value: (state, loss).",
-        )
-    return _Watched(_unique(before), _unique(after), outputs, products)
-
-
-def _unique(slots: Iterable[Slot]) -> list[Slot]:
-    return list(dict.fromkeys(slots))
-
-
-def _data(forward: Sequence[Equation], inputs: Sequence[Any]) -> set[Any]:
-    """Variables that depend on the batch; all of them where the batch is none."""
-    found = {slot for slot in inputs if isinstance(slot, Slot)}
-    if not found:
-        return {slot for e in forward for slot in e.outputs}
-    for e in forward:
-        if found.intersection(dependence.slots(e)):
-            found.update(e.outputs)
-    return found
-
-
-def _is_contraction(e: Equation) -> bool:
-    """Whether an equation sums over an axis, of a width or of the inputs."""
-    return e.primitive in (p.dot_general_p, p.reduce_sum_p) and any(
-        aval.width_axes for aval in e.in_avals
+def _classified(program: _Program, training: Steps | None = None) -> Regime:
+    """The regime of a program, from its training."""
+    training = program.run() if training is None else training
+    passes = training.passes
+    start, later = passes[0], passes[1:]
+    stable = all(one.largest <= 0 for one in passes)
+    features = [moved(start.after, one.after) for one in later]
+    change = [moved(start.outputs, one.outputs) for one in later]
+    powers = {
+        "f_0": Power(largest(start.outputs)),
+        "h": Power(max(one.hidden for one in passes)),
+    }
+    if later:
+        r = greatest(features)
+        powers |= {
+            "df_1": change[0],
+            "df": greatest(change),
+            "r": r._replace(exponent=-r.exponent),
+        }
+    regime = regime_of(stable, {name: power.exponent for name, power in powers.items()})
+    return replace(
+        regime,
+        name=regime.name or _name(passes),
+        known={name: power.known for name, power in powers.items()},
+        look=functools.partial(_rows, training),
+        mending=functools.partial(_mended, program, training),
     )
 
 
-def _summed(forward: Sequence[Equation], data: set[Any]) -> set[Slot]:
-    """Variables that are summed, perhaps after shifts and factors: what layers see."""
-    found: set[Slot] = set()
-    for e in reversed(forward):
-        if _is_contraction(e) or (dependence.is_linear(e, data) and found.intersection(e.outputs)):
-            found.update(dependence.slots(e))
-    return found
+def _mended(program: _Program, training: Steps, features: bool) -> Mended:
+    """The program with initial values and updates times powers of the width, run again each time.
+
+    What grows is lowered. Nothing can be raised: of a small update beside a large value two terms
+    do not say what is left of it in the difference.
+    """
+    met: list[Fault] = []
+    while training.grows:
+        found = training.faults()
+        met += found
+        initial, rates = dict(program.initial), dict(program.rates)
+        for one in found:
+            factors = initial if one.part == "initial" else rates
+            factors[one.parameter] = factors.get(one.parameter, 0) - one.power.exponent
+        if not found or len(met) > _MOST:
+            raise ValueError("what grows is not the doing of one of the parameters")
+        program = program._replace(initial=initial, rates=rates)
+        try:
+            training = program.run()
+        except LimitError as error:
+            raise ValueError(f"the mended program has no known limit: {error.reason}") from error
+    regime = _classified(program, training)
+    if features and any(row.layer.exponent < 0 for row in regime.rows):
+        raise ValueError("rates of a program that is run are only lowered, not raised")
+    changes = []
+    for name in training.parameters:
+        rate = program.rates.get(name, 0)
+        changes.append(Change(name, program.initial.get(name, 0), rate, rate))
+    return Mended(tuple(changes), regime, tuple(met))
 
 
-def _products(
-    forward: Sequence[Equation], e: Equation, data: set[Any]
-) -> list[tuple[Slot, Slot, Slot, Slot]]:
-    if e.primitive is not p.dot_general_p:
-        return []
-    read, shapes, (out,) = dependence.slots(e), dependence.avals(e), e.outputs
-    matrices = [slot for slot in read if len(shapes[slot].width_axes) == 2]
-    end = _end(forward, data, out)
-    return [(matrix, x, out, end) for matrix in matrices[:1] for x in read if x in data]
+def _rows(training: Steps) -> tuple[Row, ...]:
+    """Its rows, none where they cannot be found."""
+    try:
+        return training.rows()
+    except LimitError:
+        return ()
 
 
-def _end(forward: Sequence[Equation], data: set[Any], slot: Slot) -> Slot:
-    """The variable after shifts and factors that do not depend on the batch."""
-    users = [e for e in forward if slot in dependence.slots(e)]
-    if len(users) != 1 or len(users[0].outputs) != 1:
-        return slot
-    (user,) = users
-    alone = [s for s in dependence.slots(user) if s in data] == [slot]
-    moving = user.primitive not in (p.dot_general_p, p.reduce_sum_p)
-    if not alone or not moving or not dependence.is_linear(user, data):
-        return slot
-    return _end(forward, data, user.outputs[0])
-
-
-def _vectors(forward: Sequence[Equation]) -> set[Slot]:
-    return {slot for e in forward for slot in e.outputs if dependence.avals(e)[slot].width_axes}
-
-
-def _feeding(forward: Sequence[Equation], data: set[Any], vectors: set[Slot]) -> set[Any]:
-    """Variables from which vectors are computed."""
-    found: set[Any] = set(data & vectors)
-    for e in reversed(forward):
-        if found.intersection(e.outputs):
-            found.update(dependence.slots(e))
-    return found
-
-
-# --- what became of them
-
-
-def _regime(passes: list[_Pass]) -> Regime:
-    start, later = passes[0], passes[1:]
-    stable = all(one.largest <= 0 for one in passes)
-    moved = [_moved(start.after, one.after) for one in later]
-    change = [_moved(start.outputs, one.outputs) for one in later]
-    exponents: dict[str, Exponent] = {
-        "f_0": _largest(start.outputs),
-        "h": max(one.hidden for one in passes),
-    }
-    if later:
-        exponents |= {"df_1": change[0], "df": max(change), "r": -max(moved)}
-    regime = regime_of(stable, exponents)
-    return replace(regime, name=regime.name or _name(passes))
-
-
-def _name(passes: list[_Pass]) -> str:
+def _name(passes: list[Pass]) -> str:
     start, last = passes[0], passes[-1]
-    all_move = all(_moved([a], [b]) == 0 for a, b in zip(start.after, last.after, strict=True))
+    all_move = all(
+        difference(a, b).exponent == 0 for a, b in zip(start.after, last.after, strict=True)
+    )
     random = last.random_weights
     if all_move and all(e < 0 for e in random):
         return "mean-field"
     return "muP-like" if all_move and all(e == 0 for e in random) else "feature learning"
-
-
-def _moved(start: Sequence[Tensor], end: Sequence[Tensor]) -> Exponent:
-    """Largest exponent of the differences of values."""
-    return max((_difference(a, b) for a, b in zip(start, end, strict=True)), default=NEVER)
-
-
-def _difference(a: Tensor, b: Tensor) -> Exponent:
-    """Exponent of the largest term that differs beyond round-off."""
-    unknown = [value.remainder.max() for value in (a, b)]
-    unknown += [patch.average for value in (a, b) for patch in value.patches]
-    levels = {level for v in (a, b) for term in v.terms for level in term.exponents.levels()}
-    eps = float(jnp.finfo(jnp.result_type(a.dtype, float)).eps)
-    for level in sorted(levels - {NEVER}, reverse=True):
-        if level <= max(unknown):
-            break
-        x, y = (np.asarray(_coefficient(value, level), np.float64) for value in (a, b))
-        size = np.sqrt(np.mean(x**2)) + np.sqrt(np.mean(y**2))
-        if np.sqrt(np.mean((x - y) ** 2)) > _ROUND_OFF * eps * size:
-            return level
-    return max(unknown)
-
-
-def _coefficient(value: Tensor, level: Exponent) -> Any:
-    found = jnp.zeros(value.shape, value.dtype)
-    for term in value.terms:
-        here: Exponents = term.exponents
-        found = found + jnp.where(here.mask(level), jnp.asarray(term.coefficient), 0)
-    return found

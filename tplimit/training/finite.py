@@ -90,7 +90,7 @@ class _Networks(Engine):
 
         return Moves(look, move, apart)
 
-    def numbers(self, which: str, record: Any) -> Any:
+    def numbers(self, which: str, record: Any, step: int) -> Any:
         return record
 
     def exponents(self, record: Any) -> Any:

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from tplimit.errors import CancellationError, LimitError, LimitWarning, RoomError
+from tplimit.errors import CancellationError, DivergenceError, LimitError, LimitWarning, RoomError
 from tplimit.matrices.memory import FEW
 from tplimit.training.checkpoint import Checkpoints
 from tplimit.training.divergence import Watch
 from tplimit.training.evaluation import check_record
+from tplimit.training.growth import growing
 from tplimit.training.history import History
 from tplimit.training.loop import Engine, Functions, Moves, Tell, pair, run
 from tplimit.training.options import Options
@@ -66,7 +67,7 @@ def train_limit(
     watch = Watch(width_label(options.width), options.fluctuations)
     while True:
         now = replace(options, terms=decided["terms"], samples=decided["samples"])
-        engine = _Limit(functions, theta, now, keys, decided["together"], len(batches))
+        engine = _Limit(functions, theta, now, keys, decided["together"], batches)
         try:
             found = run(engine, batches, progress, checkpoints, watch, keep)
             return engine.trajectory(*found)
@@ -125,12 +126,12 @@ class _Limit(Engine):
         options: Options,
         keys: jax.Array,
         together: int,
-        steps: int,
+        batches: list[Any],
     ) -> None:
         self.label = width_label(options.width)
         self.functions, self.theta, self.options = functions, theta, options
         self.parts = [keys[i : i + together] for i in range(0, len(keys), together)]
-        self.many, self.steps = together > 1, steps
+        self.many, self.batches, self.steps = together > 1, batches, len(batches)
 
     def start(self, part: jax.Array, redraw: Callable[[Any], Any] = lambda state: state) -> Any:
         state = redraw(self.options.sample(self.theta, part if self.many else part[0]))
@@ -198,12 +199,12 @@ class _Limit(Engine):
             state = self.start(part, redraw)
             moves = self.moves(part, len(batches), lambda text: None)
             state = moves.ready(state, batches[0])
-            for batch in batches[: last + _TELLING]:
+            for step, batch in enumerate(batches[: last + _TELLING]):
                 state, seen = moves.observe(state)
-                records.append(self._limits("observations", seen))
+                records.append(self._limits("observations", seen, step))
                 state, output = pair(moves.step(state, batch))
-                records.append(self._limits("outputs", output))
-            records.append(self._limits("observations", moves.observe(state)[1]))
+                records.append(self._limits("outputs", output, step))
+            records.append(self._limits("observations", moves.observe(state)[1], step + 1))
             return jax.tree.leaves(records)
 
         with warnings.catch_warnings():
@@ -211,24 +212,38 @@ class _Limit(Engine):
             both = first_records(lambda state: state), first_records(with_other_draws)
         return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*both, strict=True))
 
-    def numbers(self, which: str, record: Any) -> Any:
-        """With fluctuations a pair: limits, and coefficients of n^-1/2."""
-        limits = self._limits(which, record)
+    def numbers(self, which: str, record: Any, step: int) -> Any:
+        """With fluctuations a pair: limits, and coefficients of n^-1/2.
+
+        Raises:
+            DivergenceError: it grows with the width; by which parameter, where that is found.
+        """
+        limits = self._limits(which, record, step)
         if not self.options.fluctuations:
             return limits
-        return limits, self._arrays(lambda leaf: to_series(leaf).at(Fraction(-1, 2)), record)
+        return limits, self._arrays(lambda leaf, _: to_series(leaf).at(Fraction(-1, 2)), record)
 
-    def _limits(self, which: str, record: Any) -> Any:
+    def _limits(self, which: str, record: Any, step: int) -> Any:
         given = self.functions.given
         function, role = {
             "outputs": (given.step, "step"),
             "observations": (given.observe, "observe"),
         }[which]
         check_record(function, record, role)
-        return self._arrays(to_limit, record)
+        try:
+            return self._arrays(
+                lambda leaf, path: to_limit(leaf, f"{which}{path} at step {step}"), record
+            )
+        except (CancellationError, DivergenceError) as error:
+            if isinstance(error, CancellationError) and not self.options.series:
+                raise  # more terms may decide
+            raise growing(error, given, self.theta, self.batches, step) from None
 
-    def _arrays(self, kind: Callable[[Any], Any], record: Any) -> Any:
-        arrays = jax.tree.map(lambda leaf: np.array(kind(leaf)), record)
+    def _arrays(self, kind: Callable[[Any, str], Any], record: Any) -> Any:
+        keystr = jax.tree_util.keystr
+        arrays = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: np.array(kind(leaf, keystr(path))), record
+        )
         return arrays if self.many else jax.tree.map(lambda array: array[None], arrays)
 
     def exponents(self, record: Any) -> Any:

@@ -55,10 +55,10 @@ class Engine(ABC):
         """Moves of a state that has so many steps to go; `tell` says what takes its time."""
 
     @abstractmethod
-    def numbers(self, which: str, record: Any) -> Any:
+    def numbers(self, which: str, record: Any, step: int) -> Any:
         """A record as NumPy arrays with the leading axis replicate.
 
-        `which` is "outputs" or "observations".
+        `which` is "outputs" or "observations", `step` the number of steps before it.
         """
 
     @abstractmethod
@@ -96,7 +96,8 @@ def run(
 
     def note(which: str, record: Any) -> None:
         # Numbers at once, so that a program without a limit is refused at its first step.
-        history.note(which, engine.numbers(which, record), engine.exponents(record))
+        numbers = engine.numbers(which, record, len(history.outputs))
+        history.note(which, numbers, engine.exponents(record))
 
     with bar(steps, engine.label, progress) as advance:
         engine.begin(history, batches)
@@ -113,7 +114,7 @@ def run(
                     state, output = pair(moves.step(state, batch))
                 except CancellationError as error:
                     # If it diverges already, that is the cause.
-                    engine.numbers("observations", seen)
+                    engine.numbers("observations", seen, len(history.outputs))
                     watch.explain(error)
                     raise
                 note("observations", seen)

@@ -56,8 +56,10 @@ class Leading:
         return f"Leading({self.coefficient} +- {self.stderr}, n^{self.exponent}{drawn})"
 
 
-def to_limit(leaf: LimitValue) -> Any:
+def to_limit(leaf: LimitValue, name: str = "An output") -> Any:
     """The limit of a finite output as an array; vectors and matrices stay opaque.
+
+    `name` is what errors call it.
 
     Raises:
         DivergenceError: an entry grows with the width.
@@ -70,12 +72,11 @@ def to_limit(leaf: LimitValue) -> Any:
         first = _leading_entries(value)
         if first.exponents.max() > 0:
             # Where a leading coefficient has cancelled the next one may be made of round-off.
-            _raise_growing(leaf, value)
+            _raise_growing(leaf, value, name)
         value = first
     if value.remainder.max() >= 0:
         raise CancellationError(
-            f"The limit of an output is not known: the unknown part is of order "
-            f"n^{value.remainder.max()}.",
+            f"{name} has no known limit: the unknown part is of order n^{value.remainder.max()}.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
@@ -85,7 +86,7 @@ def to_limit(leaf: LimitValue) -> Any:
     return jnp.where(keep, value.coefficient, jnp.zeros((), value.dtype))
 
 
-def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
+def _raise_growing(leaf: LimitValue, value: Tensor, name: str) -> NoReturn:
     top = value.exponents.max()
     grows = value.exponents.mask(top)
     hidden = unsure(value)
@@ -93,13 +94,13 @@ def _raise_growing(leaf: LimitValue, value: Tensor) -> NoReturn:
     zero = zero if hidden is None else zero | np.asarray(hidden)
     if np.all(zero | ~np.broadcast_to(grows, zero.shape)):
         raise CancellationError(
-            f"An output is of order n^{top} with a coefficient that is zero within the sampling "
+            f"{name} is of order n^{top} with a coefficient that is zero within the sampling "
             "error: its true order and its limit are not known.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
     raise DivergenceError(
-        f"An output grows like n^{top}.", location=leaf._origin, advice=DIVERGENCE_ADVICE
+        f"{name} grows like n^{top}.", location=leaf._origin, advice=DIVERGENCE_ADVICE
     )
 
 
