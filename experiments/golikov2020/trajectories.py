@@ -21,7 +21,7 @@ from scipy import stats
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_most, power_law
+from tplimit.reproduction import Result, Row, at_most, average, power_law
 
 from . import _training
 from ._regions import LIMITS, REFERENCE
@@ -92,14 +92,12 @@ def _rows(name: str, p: Any, problem: Any, distances: Any, pairs: Any) -> list[R
     widest = max(pairs)
     worst, comparisons = _largest_deviate(pairs[widest][0] - pairs[widest][1])
     bound = float(stats.norm.isf(FALSE_ALARM / comparisons / 2))
-    last = distances[widest]
     return [
-        Row(f"{name}: exponent of the distance", predicted, *power_law(distances), 0.1),
+        Row(f"{name}: exponent of the distance", predicted, power_law(distances), 0.1),
         Row(
             f"{name}: relative distance at width {widest}",
             at_most(0.05),
-            last.mean(),
-            last.std(ddof=1) / len(last) ** 0.5,
+            average(distances[widest]),
         ),
         Row(
             f"{name}: largest mean difference there, in standard errors",
@@ -141,9 +139,8 @@ def _reference(problem: Any, distances: Mapping[str, np.ndarray]) -> list[Row]:
     for name in distances:
         if name != "IC-MF":
             log_ratio = np.log(distances["IC-MF"] / distances[name])
-            error = log_ratio.std(ddof=1) / len(log_ratio) ** 0.5
             claim = f"log (distance of IC-MF / distance of {name}) to the reference"
-            rows.append(Row(claim, at_most(0.0), log_ratio.mean(), error))
+            rows.append(Row(claim, at_most(0.0), average(log_ratio)))
     return rows
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_least, power_law
+from tplimit.reproduction import Result, Row, at_least, power_law
 
 from . import _setting
 
@@ -39,19 +39,17 @@ def run(quick: bool) -> Result:
             sizes[-1][name] = {n: s[:, t, l - 1] for n, s in spreads.items()}
             inner = 2 <= l < DEPTH or (l == DEPTH and t == 0)
             expected[-1][name] = -0.5 if inner else 0.0
-            exponent, error = power_law(sizes[-1][name])
             claim = f"exponent of the deviation over units, {name}, t = {t}"
-            rows.append(Row(claim, expected[-1][name], exponent, error, tolerance=0.2))
+            rows.append(Row(claim, expected[-1][name], power_law(sizes[-1][name]), 0.2))
 
     limit = _setting.functions(p, model, ETA, steps, tp.inf, replicates, samples=samples)
     claim = "|f_0| at A and B, n = ∞ (other integrable networks: 0)"
-    rows.append(Row(claim, at_least(0.1), float(np.abs(limit[:, 0]).min())))
+    rows.append(Row(claim, at_least(0.1), _setting.smallest(limit[:, 0])))
     finite = {
         n: _setting.functions(p, model, ETA, steps, n, seeds, seed=n) for n, seeds in widths.items()
     }
     distances = {n: _setting.distance(f, limit.mean(axis=0)) for n, f in finite.items()}
-    exponent, error = power_law(distances)
-    rows.append(Row("exponent of the distance to the limit", -0.5, exponent, error, tolerance=0.15))
+    rows.append(Row("exponent of the distance to the limit", -0.5, power_law(distances), 0.15))
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, 3)

@@ -29,7 +29,8 @@ from tplimit.output.files import write_text
 from tplimit.parameterizations import Parameterization
 from tplimit.regimes import counted
 from tplimit.regimes.measured import classify_step
-from tplimit.reproduction.reproduce import Experiment, experiments, rows_of, summary
+from tplimit.reproduction.reproduce import Experiment, experiments, rows_of
+from tplimit.reproduction.verdicts import summary
 from tplimit.training.compare import compare as compare_widths
 from tplimit.training.comparison import Comparison
 
@@ -395,8 +396,7 @@ def reproduce(
             failed.append(script)
             say(f"    failed: {record['error']}")
         else:
-            verdicts = summary([row.verdict for row in rows_of(record)])
-            say(f"    {record['seconds']:.0f} s: {verdicts}")
+            say(f"    {record['seconds']:.0f} s: {summary(rows_of(record))}")
     page = out / f"{name}.md"
     write_text(page, experiment.page(out / name))
     say(f"page: {page}")
