@@ -28,7 +28,7 @@ import tplimit as tp
 from tplimit.commands.data import random_points
 from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import Parameterization, logistic
-from tplimit.reproduction import Measurement, Result, Row, combination, jackknife, power_law
+from tplimit.reproduction import Measurement, Result, Row, combination, exponent_row, jackknife
 
 from . import _regions
 from ._regions import LEAK, LIMITS
@@ -60,8 +60,8 @@ def run(quick: bool) -> Result:
         sizes[name] = _sizes(p, model, (x, y, z), seeds, steps)
         for part, exponent in zip(PARTS, stated, strict=True):
             predicted = _fraction(exponent)
-            fitted = power_law(sizes[name][part])
-            rows.append(Row(f"{name}: exponent of {part} of networks", predicted, fitted, 0.1))
+            claim = f"{name}: exponent of {part} of networks"
+            rows.append(exponent_row(claim, predicted, sizes[name][part], 0.1))
     row, paired = _limit_row(LIMITS["MF"], model, (x, y, z), sizes["MF"]["f_0"], steps)
     rows.append(row)
     setting = {

@@ -22,7 +22,7 @@ import tplimit as tp
 from tplimit.commands.data import random_points
 from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import golikov
-from tplimit.reproduction import Result, Row
+from tplimit.reproduction import Result, Row, exponent_row
 
 from . import _regions
 from ._regions import REGIONS
@@ -74,8 +74,8 @@ def run(quick: bool) -> Result:
         sizes = _regions.sizes_by_width(p, model, (x, y, z), RATE, seeds)
         fits[name], points[name] = _regions.fitted(sizes)
         for k, (what, _, _, tolerance) in QUANTITIES.items():
-            claim, fit = f"{name}: {what}", fits[name][k]
-            rows.append(Row(claim, float(counted[name][k]), fit, tolerance))
+            known = float(counted[name][k])
+            rows.append(exponent_row(f"{name}: {what}", known, sizes[k], tolerance))
     for name, point in OUTSIDE.items():
         rows.append(Row(f"{point}: region", name, tp.classify(golikov(*point), model).name))
     more, points["default"] = _default(model, (x, y, z), seeds)
@@ -102,10 +102,10 @@ def _default(model: Any, data: tuple[Any, ...], seeds: Mapping[int, int]) -> tup
     """The scaling of ordinary frameworks: same learning rate for both layers, any width."""
     p = golikov(-0.5, q_a=1, q_w=0)
     sizes = _regions.sizes_by_width(p, model, data, RATE, seeds)
-    fits, points = _regions.fitted(sizes)
+    _, points = _regions.fitted(sizes)
     rows = [Row("default: counted as", "unstable", tp.classify(p, model).name)]
     for k, expected in (("f_0", 0.0), ("df_1", 1.0)):
-        rows.append(Row(f"default: {QUANTITIES[k][0]}", expected, fits[k], 0.05))
+        rows.append(exponent_row(f"default: {QUANTITIES[k][0]}", expected, sizes[k], 0.05))
     return rows, points
 
 

@@ -21,7 +21,7 @@ from scipy import stats
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction import Result, Row, at_most, average, power_law
+from tplimit.reproduction import Result, Row, at_most, average, exponent_row
 
 from . import _training
 from ._regions import LIMITS, REFERENCE
@@ -93,7 +93,7 @@ def _rows(name: str, p: Any, problem: Any, distances: Any, pairs: Any) -> list[R
     worst, comparisons = _largest_deviate(pairs[widest][0] - pairs[widest][1])
     bound = float(stats.norm.isf(FALSE_ALARM / comparisons / 2))
     return [
-        Row(f"{name}: exponent of the distance", predicted, power_law(distances), 0.1),
+        exponent_row(f"{name}: exponent of the distance", predicted, distances, 0.1),
         Row(
             f"{name}: relative distance at width {widest}",
             at_most(0.05),

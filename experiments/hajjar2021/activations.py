@@ -19,7 +19,7 @@ from scipy.stats import norm
 import tplimit as tp
 from tplimit.networks.activations import resolve
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction import Result, Row, at_least, at_most, average, power_law
+from tplimit.reproduction import Result, Row, at_least, at_most, average, exponent_row
 
 from . import _setting
 
@@ -51,7 +51,7 @@ def run(quick: bool) -> Result:
             rows.append(Row(f"{name}: smallest |f_2|, n = ∞", at_least(0.01), second))
         firsts[name] = {n: np.abs(f[:, 1]).mean(axis=1) for n, f in finite.items()}
         known = 0.0 if name == "relu" else -0.5
-        rows.append(Row(f"{name}: exponent of |f_1|", known, power_law(firsts[name]), 0.2))
+        rows.append(exponent_row(f"{name}: exponent of |f_1|", known, firsts[name], 0.2))
         if name != "relu":
             size = first_update(name, slope, eta)
             wide = max(widths)
@@ -63,7 +63,7 @@ def run(quick: bool) -> Result:
         for title, runs, known in (("IP-LLR", measured, 0.0), ("muP", other, -0.5)):
             moved = {n: sizes[:, 1] for n, (_, sizes) in runs.items()}
             claim = f"{name}: exponent of the movement of W2, relative, {title}"
-            rows.append(Row(claim, known, power_law(moved), tolerance=0.15))
+            rows.append(exponent_row(claim, known, moved, 0.15))
             movements[f"{name}, {title}"] = moved
         curves[name] = (limit.mean(axis=0), finite)
         limits[name] = limit

@@ -69,10 +69,11 @@ def run(quick: bool) -> Result:
     rows = judge(curves, best)
     losses = first_losses(quick, train)
     for name, by_width in losses.items():
-        limit, finite = by_width["∞"], by_width[str(max(w for w in by_width if w != "∞"))]
+        n = max((w for w in by_width if w != "∞"), key=int)
+        limit, finite = by_width["∞"], by_width[n]
         worst = int(np.argmax(np.abs(finite.mean(axis=0) - limit.mean(axis=0))))
         gap = abs(average(finite[:, worst]) - average(limit[:, worst]))
-        claim = f"{name}, batches of 16: largest |loss(n) - loss(∞)| over the steps"
+        claim = f"{name}, batches of 16: largest |loss(n) - loss(∞)| over the steps, n = {n}"
         rows.append(Row(claim, at_most(0.1), gap))
 
     def draw(figure: Figure) -> None:

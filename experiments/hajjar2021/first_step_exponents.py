@@ -158,7 +158,8 @@ def contributions(
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Mean squares of contributions in the first and second step.
 
-    By width, (seeds, choices, layers). Updates are linear in the learning rates: c + δ multiplies that of IP-LLR by n^-δ.
+    By width, (seeds, choices, layers). Updates are linear in the learning rates: c + δ multiplies
+    that of IP-LLR by n^-δ.
     """
     p = _setting.named("ip_llr")
     step, phi = p.step(model, _setting.linear, ETA), resolve(model.activation)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction import Result, Row, at_most, average, power_law
+from tplimit.reproduction import Result, Row, at_most, average, exponent_row
 
 from . import _setting
 
@@ -43,7 +43,7 @@ def run(quick: bool) -> Result:
     sizes = {name: {n: f[:, i] for n, f in passes.items()} for i, name in enumerate(counted)}
     for name, by_width in sizes.items():
         claim = f"exponent of the dependence on the input: {name}"
-        rows.append(Row(claim, counted[name], power_law(by_width), tolerance=0.2))
+        rows.append(exponent_row(claim, counted[name], by_width, 0.2))
 
     run_at = lambda n, count: _setting.functions(
         p, model, ETA, steps, n, count, samples=samples, theta=theta, seed=1
@@ -53,7 +53,7 @@ def run(quick: bool) -> Result:
     rows.append(Row("f_0 for v = 0.4, n = ∞", OUTPUT_BIAS, start, tolerance=1e-3))
     finite = {n: run_at(n, seeds) for n, seeds in widths.items()}
     distances = {n: _setting.distance(f, limit.mean(axis=0)) for n, f in finite.items()}
-    rows.append(Row("exponent of the distance to the limit", -0.5, power_law(distances), 0.15))
+    rows.append(exponent_row("exponent of the distance to the limit", -0.5, distances, 0.15))
     spread = np.abs(limit[:, 1:, 0] - limit[:, 1:, 1]).max(axis=1)
     moved = np.abs(np.diff(limit, axis=1)).mean(axis=(1, 2))
     claim = "spread over inputs / change in one step, n = ∞"

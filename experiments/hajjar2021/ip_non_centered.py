@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction import Result, Row, at_least, power_law
+from tplimit.reproduction import Result, Row, at_least, exponent_row
 
 from . import _setting
 
@@ -40,7 +40,7 @@ def run(quick: bool) -> Result:
             inner = 2 <= l < DEPTH or (l == DEPTH and t == 0)
             expected[-1][name] = -0.5 if inner else 0.0
             claim = f"exponent of the deviation over units, {name}, t = {t}"
-            rows.append(Row(claim, expected[-1][name], power_law(sizes[-1][name]), 0.2))
+            rows.append(exponent_row(claim, expected[-1][name], sizes[-1][name], 0.2))
 
     limit = _setting.functions(p, model, ETA, steps, tp.inf, replicates, samples=samples)
     claim = "|f_0| at A and B, n = ∞ (other integrable networks: 0)"
@@ -49,7 +49,7 @@ def run(quick: bool) -> Result:
         n: _setting.functions(p, model, ETA, steps, n, seeds, seed=n) for n, seeds in widths.items()
     }
     distances = {n: _setting.distance(f, limit.mean(axis=0)) for n, f in finite.items()}
-    rows.append(Row("exponent of the distance to the limit", -0.5, power_law(distances), 0.15))
+    rows.append(exponent_row("exponent of the distance to the limit", -0.5, distances, 0.15))
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, 3)

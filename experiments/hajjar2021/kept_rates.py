@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import large_first_rates
-from tplimit.reproduction import Result, Row, power_law
+from tplimit.reproduction import Result, Row, exponent_row
 
 from . import _setting
 
@@ -38,11 +38,11 @@ def run(quick: bool) -> Result:
         for l, exponent in enumerate(expected[name], start=1):
             claim = f"{name}: exponent of the second contribution, layer {l}"
             rows.append(Row(f"{claim}, counted", exponent, float(regime.exponents[f"update_{l}"])))
-            rows.append(Row(claim, exponent, power_law(second[f"layer {l}"]), tolerance=0.25))
+            rows.append(exponent_row(claim, exponent, second[f"layer {l}"], 0.25))
             if name == "IP-LLR":
                 firsts = first
                 claim = f"{name}: exponent of the first contribution, layer {l}"
-                rows.append(Row(claim, 0, power_law(first[f"layer {l}"]), tolerance=0.25))
+                rows.append(exponent_row(claim, 0, first[f"layer {l}"], 0.25))
     refused = refusal(cases["kept"], model)
     rows.append(Row("kept: the limit after two steps", "DivergenceError", refused))
 

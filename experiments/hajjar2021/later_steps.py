@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction import Result, Row, average, power_law
+from tplimit.reproduction import Result, Row, average, exponent_row
 
 from . import _setting
 
@@ -55,7 +55,7 @@ def run(quick: bool) -> Result:
         }
         distances[name] = {n: _setting.distance(f, limit) for n, f in finite.items()}
         claim = f"{name}: exponent of the distance to the limit"
-        rows.append(Row(claim, -0.5, power_law(distances[name]), tolerance=0.2))
+        rows.append(exponent_row(claim, -0.5, distances[name], 0.2))
         curves[name] = (limit, {n: f.mean(axis=0) for n, f in finite.items()})
         widest[name] = finite[max(finite)]
         size = np.abs(limit[-1]).max()

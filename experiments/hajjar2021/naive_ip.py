@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction import Result, Row, at_least, power_law
+from tplimit.reproduction import Result, Row, at_least, exponent_row
 
 from . import _setting
 
@@ -34,7 +34,7 @@ def run(quick: bool) -> Result:
         moved[key] = {n: changes(p, depth, n, seeds) for n, seeds in widths.items()}
         slopes[key] = float(regime.exponents["df"])
         claim = f"L = {depth}: exponent of |f_t - f_0|"
-        rows.append(Row(claim, slopes[key], power_law(moved[key]), tolerance=0.15))
+        rows.append(exponent_row(claim, slopes[key], moved[key], 0.15))
     rows += limits(quick)
     rows.append(Row("L = 1: largest difference to muP, n = 256", 0.0, shallow(p, mup)))
 
@@ -45,7 +45,7 @@ def run(quick: bool) -> Result:
     for (name, by_width), leading, known in zip(sizes.items(), found, source, strict=True):
         claim = f"L = 3, ReLU: exponent of the first contribution, {name}"
         rows.append(Row(f"{claim}, tp.leading", known, float(leading.exponent) / 2))
-        rows.append(Row(claim, known, power_law(by_width), tolerance=0.1))
+        rows.append(exponent_row(claim, known, by_width, 0.1))
 
     def draw(figure: Figure) -> None:
         left, right = panels(figure, 2)

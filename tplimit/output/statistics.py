@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tplimit.output.estimates import quiet
+from tplimit.output.estimates import mean, quiet, standard_error
 
 __all__ = [
     "PowerFit",
@@ -86,7 +86,7 @@ class PowerFit(NamedTuple):
     p: np.ndarray
 
 
-def weighted_power(squares: Mapping[int, np.ndarray]) -> PowerFit:
+def weighted_power(squares: Mapping[int, np.ndarray], typical: bool = False) -> PowerFit:
     """The exponent of `power`, its points weighted by their errors, and a test of the fit.
 
     Weights are the inverse variances of the logarithms of the root mean squares, by a jackknife
@@ -98,12 +98,13 @@ def weighted_power(squares: Mapping[int, np.ndarray]) -> PowerFit:
 
     Args:
         squares: by width, arrays (seeds, ...).
+        typical: of the geometric mean over seeds in place of the root mean square.
 
     >>> fit = weighted_power({n: n**-1.0 * np.array([1.0, 1.1, 0.9]) for n in (64, 256, 1024)})
     >>> float(fit.exponent.round(12)), float(fit.stderr.round(3)), float(fit.degrees.round(6))
     (-0.5, 0.017, 4.0)
     """
-    x, logs, variances = _logarithms(squares)
+    x, logs, variances = _logarithms(squares, typical)
     usable = np.all(np.isfinite(variances) & (variances > 0), axis=0)
     dof = np.array([len(s) - 1 for s in squares.values()]).reshape(x.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -132,11 +133,18 @@ def _survival(chi_square: np.ndarray, count: int, excess: np.ndarray) -> np.ndar
     return np.asarray(stats.f.sf(chi_square / scale, count, count * (count + 2) / (3 * excess)))
 
 
-def _logarithms(squares: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _logarithms(
+    squares: Mapping[int, np.ndarray], typical: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the widths, of the root mean squares, and the latters' variances: axis 0 is the width."""
     values = list(squares.values())
-    logs = np.stack([log_root(v) for v in values])
-    variances = np.stack([jackknife_variance(v) for v in values])
+    if typical:
+        entries = [_log_roots(v) for v in values]
+        logs = np.stack([mean(v) for v in entries])
+        variances = np.stack([standard_error(v) ** 2 for v in entries])
+    else:
+        logs = np.stack([log_root(v) for v in values])
+        variances = np.stack([jackknife_variance(v) for v in values])
     x = np.log(np.array(list(squares), dtype=float))
     return x.reshape(-1, *[1] * (logs.ndim - 1)), logs, variances
 

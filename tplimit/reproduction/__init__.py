@@ -8,7 +8,7 @@ from tplimit.reproduction.measurements import (
     power_law,
 )
 from tplimit.reproduction.reproduce import Experiment, Result, experiments
-from tplimit.reproduction.verdicts import Interval, Row, at_least, at_most
+from tplimit.reproduction.verdicts import Interval, Row, at_least, at_most, exponent_row
 
 __all__ = [
     "Experiment",
@@ -21,6 +21,7 @@ __all__ = [
     "average",
     "combination",
     "experiments",
+    "exponent_row",
     "jackknife",
     "power_law",
 ]

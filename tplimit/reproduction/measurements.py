@@ -93,7 +93,7 @@ def average(values: Any) -> Measurement:
     return Measurement(float(mean(values)), float(standard_error(values)), len(values) - 1)
 
 
-def power_law(sizes: Mapping[int, Any]) -> Measurement:
+def power_law(sizes: Mapping[int, Any], typical: bool = False) -> Measurement:
     """The exponent of the root mean square of sizes over seeds, against width.
 
     Least squares of its logarithm, weighted by the errors of the points, and the chi-square test of
@@ -102,12 +102,13 @@ def power_law(sizes: Mapping[int, Any]) -> Measurement:
 
     Args:
         sizes: by width, one size per seed.
+        typical: of the geometric mean over seeds, which tails do not move.
 
     >>> power_law({n: [0.9 * n**-0.5, 1.1 * n**-0.5] for n in (64, 256)}).value
     -0.5...
     """
     squares = {n: np.asarray(values, float) ** 2 for n, values in sizes.items()}
-    fit = weighted_power(squares)
+    fit = weighted_power(squares, typical)
     exponent, stderr, degrees, p = map(float, fit)
     fewest = min(map(len, squares.values())) - 1
     if not fewest:

@@ -1,11 +1,14 @@
 """What is claimed beside what was measured, and the verdict that follows from the two."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tplimit.output.statistics import normal_deviate
-from tplimit.reproduction.measurements import Measurement
+from tplimit.reproduction.measurements import Measurement, power_law
 
 __all__ = [
     "AGREES",
@@ -14,6 +17,7 @@ __all__ = [
     "Row",
     "at_least",
     "at_most",
+    "exponent_row",
     "number",
     "summary",
 ]
@@ -43,7 +47,9 @@ of freedom of the seeds or of the fit. Verdicts follow from the numbers alone:
   |z| > 1.96. So does one of twenty true predictions.
 - Exponents of the width are fitted to the logarithm of the root mean square over seeds, weighted by
   the errors of the points. p is that of the chi-square test of the fit: where it is small the
-  points lie on no power, and the error of the exponent says too little."""
+  points lie on no power, and the error of the exponent says too little. Where an exponent does not
+  agree, its note has that of the geometric mean over seeds (if this agrees, tails make the
+  difference) and that between the two largest widths (if this agrees, narrow widths do)."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Row:
         nearest = min(
             (found.value - end for end in (bounds.low, bounds.high) if math.isfinite(end)), key=abs
         )
-        return float(normal_deviate(nearest, [(found.stderr**2, found.degrees)]))
+        return float(normal_deviate(nearest, [(np.float64(found.stderr) ** 2, found.degrees)]))
 
     def _bounds(self) -> Interval:
         if isinstance(self.predicted, Interval):
@@ -188,6 +194,37 @@ class Row:
             "verdict": self.verdict,
             "note": self.note,
         }
+
+
+def exponent_row(
+    claim: str, predicted: float, sizes: Mapping[int, Any], tolerance: float, note: str = ""
+) -> Row:
+    """The row of an exponent of the width, fitted to sizes by `power_law`.
+
+    Where it does not agree the note says what two other exponents are: that of the geometric mean,
+    which tails do not move, and that between the two largest widths, where the bias of finite
+    widths is the smallest.
+
+    Args:
+        sizes: by width, one size per seed.
+    """
+    row = Row(claim, predicted, power_law(sizes), tolerance, note)
+    if row.verdict == AGREES:
+        return row
+    widest = {n: sizes[n] for n in sorted(sizes)[-2:]}
+    others = {
+        "geometric mean": power_law(sizes, typical=True),
+        "two largest widths": power_law(widest),
+    }
+    found = [f"{name} {_compared(m, predicted)}" for name, m in others.items()]
+    return Row(claim, predicted, row.measured, tolerance, "; ".join([note] * bool(note) + found))
+
+
+def _compared(found: Measurement, predicted: float) -> str:
+    """The number, and whether its interval contains what is predicted."""
+    low, high = found.interval()
+    error = "" if found.stderr is None else f" ± {number(found.stderr, digits=2)}"
+    return f"{number(found.value)}{error}" + " (agrees)" * (low <= predicted <= high)
 
 
 def summary(rows: list[Row]) -> str:
