@@ -49,7 +49,7 @@ of freedom of the seeds or of the fit. Verdicts follow from the numbers alone:
   the errors of the points. p is that of the chi-square test of the fit: where it is small the
   points lie on no power, and the error of the exponent says too little. Where an exponent does not
   agree, its note has that of the geometric mean over seeds (if this agrees, tails make the
-  difference) and that between the two largest widths (if this agrees, narrow widths do)."""
+  difference) and that between the two largest widths (if this agrees, narrow widths may)."""
 
 
 @dataclass(frozen=True)
