@@ -4,6 +4,9 @@ Theorem A.12.2: with initial weights of mean 1 in layers 2 .. L + 1 the inner pr
 2 ≤ l ≤ L - 1, are constant over the units, at every step; layer L is so before training only, and
 layer 1 never. Measured: the standard deviation of h^l_t over units, which falls as n^-1/2 where the
 layer collapses and stays where it does not; f_0 → u E[x^L] ≠ 0; and the limit against networks.
+
+Networks that are narrow bend the slopes of layers 3 and 4. From width 1024 on they are -0.503 ±
+0.031 and -0.496 ± 0.030 before training, -0.504 ± 0.036 and 0.009 ± 0.044 after three steps.
 """
 
 from typing import Any
@@ -28,7 +31,8 @@ def run(quick: bool) -> Result:
     samples, replicates, steps = (2**9, 2, 1) if quick else (2**13, 4, STEPS)
     rows = []
 
-    spreads = {n: deviations(p, model, n, seeds) for n, seeds in widths.items()}
+    wide = {} if quick else {4096: 8}
+    spreads = {n: deviations(p, model, n, seeds) for n, seeds in (widths | wide).items()}
     sizes: list[dict[str, Any]] = []
     expected: list[dict[str, float]] = []
     for t in (0, STEPS):
@@ -63,7 +67,7 @@ def run(quick: bool) -> Result:
         rows,
         {"deviations": spreads, "limit": limit, "distances": distances},
         {"L": DEPTH, "activation": "elu", "η": ETA, "steps": steps, "widths and seeds": widths,
-         "samples": samples, "replicates": replicates},
+         "deviations also": wide, "samples": samples, "replicates": replicates},
         draw,
     )  # fmt: skip
 
