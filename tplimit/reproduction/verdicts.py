@@ -41,7 +41,8 @@ of freedom of the seeds or of the fit. Verdicts follow from the numbers alone:
   it.
 - An inequality agrees where it is true of the whole interval, does not hold where it is of no part
   of it, and is undecided between the two.
-- A statement, or a number without sampling (z: exact), agrees where it is the same.
+- A statement, or a number without sampling (z: exact), agrees where it is the same. A number whose
+  error is not known has no verdict.
 - z is the difference from the prediction, or from the nearer bound, over its standard error, as the
   normal deviate of the probability that Student's t has: the interval excludes the prediction where
   |z| > 1.96. So does one of twenty true predictions.
