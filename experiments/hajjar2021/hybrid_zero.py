@@ -23,7 +23,7 @@ NAMES = {"ip_llr": "IP-LLR", "hpz": "HPZ"}
 
 
 def run(quick: bool) -> Result:
-    samples, replicates = (2**10, 2) if quick else (2**13, 4)
+    samples, replicates = (2**11 if quick else 2**13), 4
     widths = {64: 8, 256: 8} if quick else {256: 64, 512: 48, 1024: 24, 2048: 12, 4096: 6}
     model = _setting.network(2, _setting.scaled_relu2)
     rows = []
