@@ -44,10 +44,10 @@ def run(quick: bool) -> Result:
     points = tuple(jnp.asarray(a) for a in (data.x, data.y, data.x_test))
     model = _regions.network(10)
     scalings = {name: golikov(*REGIONS[name]) for name in regions} | {"IC-MF": ic_mean_field}
-    fits, points, kept = {}, {}, {}
+    fits, fitted_to, kept = {}, {}, {}
     for name, p in scalings.items():
         sizes = _regions.sizes_by_width(p, model, points, RATE, seeds)
-        fits[name], points[name] = _regions.fitted(sizes)
+        fits[name], fitted_to[name] = _regions.fitted(sizes)
         kept[name] = properties(fits[name])
     rows = [
         Row(f"{name}: keeps (1), (2), ..", text, ", ".join(kept[name][: text.count(",") + 1]))
@@ -63,7 +63,7 @@ def run(quick: bool) -> Result:
         "η": RATE,
         "step": "0 to 1",
     }
-    values = {"points": points, "kept": kept}
+    values = {"points": fitted_to, "kept": kept}
     return Result(rows, values, setting, lambda figure: draw(figure, fits, kept))
 
 
