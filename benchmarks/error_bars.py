@@ -20,6 +20,7 @@ from tplimit.gaussian.kinds import KINDS
 WIDTH = tp.Width("n")
 VECTORS = {name: tp.normal((WIDTH,)) for name in "uvw"}
 MATRICES = {**VECTORS, "W": tp.normal((WIDTH, WIDTH), std=WIDTH**-0.5)}
+MATRICES["G"] = tp.normal((WIDTH, 2 * WIDTH), std=WIDTH**-0.5)
 NETWORK = {"w": tp.normal((5, WIDTH)), "v": tp.normal((WIDTH,))}
 X = jax.random.normal(jax.random.key(7), (8, 5))
 Y = jnp.sin(X[:, 0])
@@ -36,6 +37,12 @@ def between(t: dict[str, Any], factor: Any) -> Any:
 
 def masked(t: dict[str, Any]) -> Any:
     return jax.random.bernoulli(jax.random.key(9), 0.5, t["v"].shape)
+
+
+def gated(t: dict[str, Any]) -> Any:
+    """A gate made of the halves of a width."""
+    gate, value = jnp.split(t["w"] @ t["G"], 2)
+    return jnp.mean(jnp.tanh(t["W"].T @ (jax.nn.silu(gate) * value)) ** 2)
 
 
 def outputs(t: dict[str, Any]) -> Any:
@@ -66,6 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]] = {
     "difference": (VECTORS, lambda t: rectified(t, 0.5) - rectified(t, 0.1)),
     "between matrices": (MATRICES, lambda t: between(t, t["u"])),
     "a mask between matrices": (MATRICES, lambda t: between(t, masked(t))),
+    "a gate between matrices": (MATRICES, gated),
     "network, 1 step": (NETWORK, trained(1)),
     "network, 3 steps": (NETWORK, trained(3)),
     "network, 10 steps": (NETWORK, trained(10)),

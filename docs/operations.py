@@ -32,8 +32,21 @@ reproduce its values, it is expanded: at 0 for vanishing values, and in several 
 does at infinity is not guessed. Found this way are `acos`, `acosh`, `asin`, `atan2`, `atanh`,
 `bessel_i0e`, `bessel_i1e`, `clz`, `digamma`, `erf_inv`, `igamma`, `igammac`, `lgamma`,
 `nextafter`, `polygamma`, `population_count`, `regularized_incomplete_beta`, `zeta`, the
-comparisons of a total order (`lt_to`, `le_to`, `eq_to`) and primitives of one's own (with an
-implementation that JAX can trace, or a lowering).
+comparison `eq_to` of a total order and primitives of one's own (with an implementation that JAX can
+trace, or a lowering).
+
+Some functions of `jax.numpy` have limits along a width though the steps by which they compute have
+none. They are known by the name of their jitted function, tried out on random arrays, and read as
+what they compute. `quantile`, `median` and `percentile` (and those that leave NaN out) along a
+width, or over all axes with one, are quantiles of the limiting law, with a remainder n^-1/2. Inside
+of an atom (dead units) they are exact; where the law has a gap at the level, within the sampling
+error, they are refused: there is no limit. `searchsorted` and `digitize` of a vector among finitely
+many numbers are comparisons with each of them. `interp` with increasing knots that are known before
+the run is a continuous function of every coordinate, with all its terms; with others it is a choice
+between the pieces. `histogram`, `bincount`, `segment_sum` and `x.at[index].add` with an index along
+a width are sums over it: counts are of order n, divide by `x.shape[0]`. `jnp.histogram(x, bins=10)`
+takes its range from the extreme coordinates, which have no limit: pass `range=` or the edges.
+Sorting a width, `x.at[index].set` with such an index, and derivatives of quantiles are refused.
 
 """
 

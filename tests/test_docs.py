@@ -93,6 +93,20 @@ def test_the_examples_of_observables(
     assert abs(limit - finite) < 0.1
 
 
+def test_the_examples_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, convergence, spectra, planes of regimes."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "figures.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "figures.md", "exec"), names)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == set(re.findall(r'savefig\("(.*\.png)"\)', page))
+    shown = re.findall(r"\]\(figures/(.*?)\)", page)
+    assert len(shown) == 3
+    assert all(name in written and (ROOT / "docs" / "figures" / name).exists() for name in shown)
+
+
 def test_the_table_of_operations_is_current() -> None:
     """Whatever JAX it was written with."""
     script = runpy.run_path(str(ROOT / "docs" / "operations.py"))

@@ -31,10 +31,12 @@ from tplimit.output.citations import cite
 from tplimit.output.estimates import Estimate
 from tplimit.parameterizations import Parameterization
 from tplimit.regimes.counted import Regime, classify
+from tplimit.regimes.figures import plot_regimes
 from tplimit.regimes.measured import classify_step
 from tplimit.training.checkpoint import Checkpoint
 from tplimit.training.compare import compare
 from tplimit.training.comparison import Comparison
+from tplimit.training.figures import plot_convergence, plot_curves
 from tplimit.training.train import train
 from tplimit.training.trajectory import Trajectory
 from tplimit.transforms.limits import Leading, Series, leading, limit, series
@@ -84,6 +86,9 @@ __all__ = [
     "orthogonal",
     "parameterizations",
     "particles",
+    "plot_convergence",
+    "plot_curves",
+    "plot_regimes",
     "rademacher",
     "rule",
     "sample",

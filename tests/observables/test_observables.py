@@ -315,3 +315,52 @@ def test_pictures_take_and_return_axes(tmp_path):
     assert len({image.get_clim() for a in axes for image in a.get_images()}) == 1
     axes[0].figure.savefig(tmp_path / "kernels.png")
     first.figure.savefig(tmp_path / "others.png")
+
+
+def test_spectra_of_networks_beside_the_limit(tmp_path):
+    """Lines are geometric means over replicates, bands their intervals; round-off is left out."""
+    random = np.random.default_rng(0)
+    factors = random.normal(size=(5, 6, 4))  # of rank 4
+    kernels = np.einsum("rik,rjk->rij", factors, factors)
+    kernels[0, 0] *= 1 + 1e-5  # not quite symmetric: sampled and rounded
+    axes = obs.plot_spectrum(kernels, {"n = 4": np.diag([4.0, 2.0, 1.0])}, label="limit")
+    drawn = [
+        line
+        for line in axes.lines
+        if line.get_marker() not in ("None", "") and len(line.get_xdata())
+    ]
+    logs = np.log(np.linalg.eigvalsh(kernels)[:, :1:-1])
+    np.testing.assert_allclose(drawn[0].get_ydata(), np.exp(logs.mean(axis=0)), rtol=1e-4)
+    np.testing.assert_allclose(drawn[1].get_ydata(), [4, 2, 1])
+    from scipy import stats
+
+    vertices = axes.collections[0].get_paths()[0].vertices
+    first = np.log(vertices[np.isclose(vertices[:, 0], 1), 1])
+    half = stats.t.ppf(0.975, 4) * logs[:, 0].std(ddof=1) / 5**0.5
+    np.testing.assert_allclose(
+        [first.min(), first.max()], logs[:, 0].mean() + half * np.array([-1, 1]), rtol=1e-3
+    )
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("number", "eigenvalue")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["limit", "n = 4"]
+    assert axes.get_legend().get_title().get_text() == "bands: 95 % intervals"
+    axes.figure.savefig(tmp_path / "spectrum.png")
+    for wrong, text in (
+        (np.ones((2, 3)), "neither"),
+        (np.triu(np.ones((3, 3))), "not symmetric"),
+        (np.full((2, 2), np.nan), "not finite"),
+        (-np.eye(2), "no positive"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            obs.plot_spectrum(wrong)
+
+
+def test_figures_are_one_column_wide():
+    for axes in (
+        obs.plot_spectrum(np.eye(3)),
+        obs.plot_sharpness({"a": np.ones(3)}),
+        obs.plot_density(np.random.default_rng(0).normal(size=99)),
+        obs.plot_kernels(np.zeros((2, 3, 3)))[0],
+    ):
+        assert axes.figure.get_size_inches()[0] == pytest.approx(3.3)
+    (bar,) = [a for a in axes.figure.axes if a.get_ylabel() == "kernel"]
+    assert bar.get_ylabel() == "kernel"

@@ -13,7 +13,7 @@ from oracles.helpers import assert_same_mean, dense, error_of, line_of, sampled
 import tplimit as tp
 from tplimit import _jax
 from tplimit.kernels.programs.recognition import program_of
-from tplimit.program import windows
+from tplimit.program import rewriting
 
 n = tp.Width("n")
 rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def by_other_operations(function):
         read = lambda atom: atom.val if isinstance(atom, _jax.Literal) else known[atom]
         for e in body.eqns:
             operands = [read(atom) for atom in e.invars]
-            written = windows.rewritten([e], [{}] * len(operands)) or [_jax.inner_program(e)]
+            written = rewriting.rewritten([e], [{}] * len(operands)) or [_jax.inner_program(e)]
             if written[0] is not None:
                 outputs = run(written[0], operands)
             else:

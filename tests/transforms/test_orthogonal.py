@@ -37,13 +37,14 @@ def there_and_back(t):
 
 
 def identities(t):
+    """Pairs of vectors that are the same."""
     v, y, z, r, O = there_and_back(t)
-    return jnp.stack([
-        mean_square(y @ O - v),
-        mean_square(O @ z - jax.nn.relu(y)),
-        mean_square(r @ O - jnp.abs(z)),
-        mean_square(O @ (z + v) - jax.nn.relu(y) - y),
-    ])  # fmt: skip
+    return [
+        (y @ O, v),
+        (O @ z, jax.nn.relu(y)),
+        (r @ O, jnp.abs(z)),
+        (O @ (z + v), jax.nn.relu(y) + y),
+    ]  # fmt: skip
 
 
 def norms(t):
@@ -53,11 +54,28 @@ def norms(t):
     return jnp.stack([*squares, mean_square(jnp.cos(r)), mean_square(s)])
 
 
+@pytest.mark.parametrize("terms", [1, 2])
+def test_round_off_of_identities_does_not_lead(terms):
+    """``O^T O x`` is x in the run alone; with other factors the next terms cancel as they have to:
+    ``E (O^T O x - x / 2)^2 = E x^2 / 4``."""
+    few = {name: THETA[name] for name in "Ov"}
+    theta = tp.sample(few, jax.random.key(1), width=tp.inf, samples=512, terms=terms)
+    apart = lambda t, s: mean_square(t["O"].T @ (t["O"] @ t["v"]) - s * t["v"])
+    with pytest.raises(tp.CancellationError, match="cancel but for round-off"):
+        tp.limit(lambda t: apart(t, 1.0))(theta)
+    np.testing.assert_allclose(tp.limit(lambda t: apart(t, 0.5))(theta), 0.25, rtol=1e-3)
+
+
 @pytest.mark.parametrize("width", [tp.inf, tp.Deferred(7), tp.Deferred(64), 64])
 def test_inner_products_are_kept(width):
     options = {"samples": 512} if width == tp.inf else {}
     theta = tp.sample(THETA, jax.random.key(1), width=width, **options)
-    assert np.all(np.asarray(tp.limit(identities)(theta)) < 1e-9)
+    if width == tp.inf:
+        pairs = tp.particles(identities)(theta)
+        distances = [np.mean((one - other) ** 2) for one, other in pairs]
+    else:
+        distances = tp.limit(lambda t: [mean_square(a - b) for a, b in identities(t)])(theta)
+    assert np.all(np.asarray(distances) < 1e-9)
     pairs = np.asarray(tp.limit(norms)(theta)).reshape(3, 2)
     np.testing.assert_allclose(pairs[:, 1], pairs[:, 0], rtol=2e-5)
 

@@ -19,7 +19,7 @@ from tplimit.errors import (
 )
 from tplimit.gaussian import sampling
 from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import Balance, of_summands
+from tplimit.interpreter.cancellation import Balance
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.zeros import share_below
 from tplimit.program.traits import Smooth
@@ -93,23 +93,24 @@ def zero_mask(value: Tensor, shape: Any) -> Any:
     return jnp.ones(shape, bool) if value.vanishes else None
 
 
-def cancelled(ctx: Context, balance: Balance, axis: int | None) -> Exponents | None:
-    """1 for entries of a sum of coefficients that cancel, 0 for others; None if none does."""
-    mask = ctx.cancelling(balance, axis)
-    return None if mask is None else Exponents(mask.astype(object))
-
-
 def less_cancelled(ctx: Context, value: Tensor, balance: Balance) -> Tensor:
     """A sum of one term, with exact zeros where it cancels."""
-    if not jnp.issubdtype(value.dtype, jnp.floating) or value.exponents == EXACT_ZERO:
+    if not _may_cancel(value):
         return value
-    gone = cancelled(ctx, balance, value.axis)
-    if gone is None:
+    return _without(value, ctx.cancelling(balance, value.axis))
+
+
+def _may_cancel(value: Tensor) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating) and value.exponents != EXACT_ZERO
+
+
+def _without(value: Tensor, mask: np.ndarray | None) -> Tensor:
+    """A value of one term with exact zeros at these entries."""
+    if mask is None:
         return value
-    mask = gone.mask(1)
     (term,) = value.terms
     stderr = None if term.stderr is None else jnp.where(mask, 0, term.stderr)
-    exponents = term.exponents.map(lambda e, m: NEVER if m else e, gone)
+    exponents = term.exponents.map(lambda e, m: NEVER if m else e, Exponents(mask.astype(object)))
     coefficient = jnp.where(mask, jnp.zeros((), value.dtype), term.coefficient)
     term = replace(term, coefficient=coefficient, exponents=exponents, stderr=stderr)
     return replace(value, terms=(term,))
@@ -138,7 +139,9 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
     total = tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
-    return less_cancelled(ctx, total, lambda: of_summands([x, y if sign > 0 else -y]))
+    if not _may_cancel(total):
+        return total
+    return _without(total, ctx.cancelling_sum([x, y if sign > 0 else -y], axis))
 
 
 def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:

@@ -29,7 +29,6 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
 from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -114,11 +113,12 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
 def _cancelled(
     ctx: Context, parts: list[Tensor], top: Exponents, axis: int | None
 ) -> Exponents | None:
-    """Where the sum of the parts that have these exponents cancels (``arithmetic.cancelled``)."""
+    """1 where the sum of the parts that have these exponents cancels, else 0; None if nowhere."""
     if len(parts) == 1 or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in parts):
         return None
     summands = [arithmetic.at_exponents(part, top) for part in parts]
-    return arithmetic.cancelled(ctx, lambda: of_summands(summands), axis)
+    mask = ctx.cancelling_sum(summands, axis)
+    return None if mask is None else Exponents(mask.astype(object))
 
 
 def _lost(

@@ -63,7 +63,8 @@ def significant(value: Tensor) -> jax.Array:
         return jnp.asarray(True)
     if value.axis is not None:
         return mostly_known(value)
-    return ~jnp.any(unsure(value))
+    unknown = unsure(value)
+    return jnp.asarray(True) if unknown is None else ~jnp.any(unknown)
 
 
 def beyond_accident(ties: Any, value: Tensor) -> jax.Array:

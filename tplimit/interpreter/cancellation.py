@@ -7,6 +7,9 @@ summands and nothing else is (``transforms/rehearsal.py``). Exponents, and with 
 that follows, are then those of the terms that are left.
 
 Sums are asked about in the order of interpretation, the same in a rehearsal and in the run.
+
+What an earlier call has returned is only numbers: a vector compared with the same one computed anew
+cancels in the run alone, up to round-off. That is noticed there (``round_off``), and refused.
 """
 
 import functools
@@ -27,6 +30,9 @@ Name = tuple[int, int]
 #: in half precision than this share.
 _UNITS, _SHARE = 4096, 0.1
 
+#: Two ways to compute one vector differ by less than this many units on all of some coordinates.
+_ALIKE, _SOME = 16, 256
+
 
 class Question(NamedTuple):
     """A sum, the sum of the absolute values of its summands, and the axis of its width or None."""
@@ -46,6 +52,16 @@ def of_summands(summands: Sequence[Any]) -> tuple[Any, Any]:
     arrays = [jnp.asarray(array) for array in summands]
     sizes = [lax.abs(array) for array in arrays]
     return functools.reduce(operator.add, arrays), functools.reduce(operator.add, sizes)
+
+
+def round_off(summands: Sequence[Any], axis: int) -> jax.Array:
+    """Whether vectors along an axis add up to round-off, though not to exact zeros."""
+    arrays = jnp.broadcast_arrays(*summands)
+    few = [lax.slice_in_dim(a, 0, min(_SOME, a.shape[axis]), axis=axis) for a in arrays]
+    total, size = of_summands(few)
+    size = size + jnp.mean(size, axis, keepdims=True)
+    alike = jnp.abs(total) <= _ALIKE * float(jnp.finfo(total.dtype).eps) * size
+    return jnp.any(jnp.all(alike, axis) & jnp.any(total != 0, axis))
 
 
 @jax.tree_util.register_dataclass

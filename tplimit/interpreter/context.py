@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit._jax import Primitive, is_key
+from tplimit._jax import Primitive
 from tplimit.errors import (
     CANCELLATION_ADVICE,
     CancellationError,
@@ -19,18 +19,14 @@ from tplimit.errors import (
     UnsupportedOperationError,
 )
 from tplimit.gaussian.bank import Bank
-from tplimit.interpreter import zeros
-from tplimit.interpreter.cancellation import Balance, Sums
+from tplimit.interpreter import folding, zeros
+from tplimit.interpreter.cancellation import Balance, Sums, of_summands, round_off
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
 from tplimit.program.tracing import Equation, Operand, Program, Slot
 from tplimit.program.traits import Kind
 from tplimit.values.exponents import SLOWLY, Exponent, Size
 from tplimit.values.tensors import Tensor, Value, tensor
-
-#: Constant folding stops at arrays of this many entries.
-_FOLD_LIMIT = 4096
-
 
 #: From a finite variable to its value, computed before the run, or None where that cannot be.
 Decide = Callable[[Slot], np.ndarray | None]
@@ -134,10 +130,8 @@ class Context:
         """Evaluate a primitive on coefficients; constants are folded."""
         params = self.resolve(params)
         concrete = all(isinstance(a, (np.ndarray, np.generic)) for a in arrays)
-        if concrete and sum(np.size(a) for a in arrays) <= _FOLD_LIMIT:
-            with jax.ensure_compile_time_eval():
-                out = primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
-            return [_folded(o) for o in out] if primitive.multiple_results else _folded(out)
+        if concrete and sum(np.size(a) for a in arrays) <= folding.LIMIT:
+            return folding.folded(primitive, arrays, params)
         return primitive.bind(*(_array(a) for a in arrays), **params)
 
     def rebind(self, *arrays: Any) -> Any:
@@ -196,6 +190,22 @@ class Context:
         if self.sums is None:
             return None
         return self.sums.cancelling(None if self.at is None else self.at.equation, balance, axis)
+
+    def cancelling_sum(self, summands: Sequence[Any], axis: int | None) -> np.ndarray | None:
+        """The same for coefficients that are added up. A sum of vectors that cancels in a run and
+        is not known to is refused."""
+        mask = self.cancelling(lambda: of_summands(summands), axis)
+        unseen = mask is None and self.sums is not None and self.sums.questions is None
+        if unseen and axis is not None and not self.exact:
+            error = self.error(
+                "Vectors that are added up cancel but for round-off, and it is not known whether "
+                "they are the same.",
+                CancellationError,
+                "Where one of them comes from an earlier call, keep the parameters in the state "
+                "and compute both in one function.",
+            )
+            self.check(~round_off(summands, axis), error)
+        return mask
 
     # Numbers without a limit ------------------------------------------------------------------
 
@@ -287,10 +297,6 @@ class Context:
         inner.nested, inner.at = True, self.at
         inner.without_limit = self.without_limit
         return inner
-
-
-def _folded(out: jax.Array) -> Any:
-    return out if is_key(out) or out.size > _FOLD_LIMIT else np.asarray(out)
 
 
 def _array(value: Any) -> Any:

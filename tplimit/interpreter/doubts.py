@@ -39,9 +39,12 @@ Run = Callable[[Sequence[Value]], list[Value]]
 def unsure(value: Tensor, sigmas: float = ZERO_SIGMAS) -> Any:
     """Entries of a finite array of which the sign is not known, or None if all are.
 
-    Of each entry the first term decides that is not exactly zero.
+    Of each entry the first term decides that is not exactly zero. What is positive whatever the
+    errors of its factors and summands is known.
     """
     if not value.finite or all(term.stderr is None for term in value.terms):
+        return None
+    if value.parity.marginal.positive and value.parity.marginal.away:
         return None
     found, pending = jnp.zeros(value.shape, bool), jnp.ones(value.shape, bool)
     for term in value.terms:

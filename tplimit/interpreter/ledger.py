@@ -34,6 +34,23 @@ def generic(shape: tuple[int, ...], dtype: Any, *names: int) -> np.ndarray:
     return drawn.astype(dtype)
 
 
+def _orthogonal(index: int, transposed: bool, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """An orthogonal matrix and a change of it that keeps it orthogonal to first order.
+
+    ``H S H / m`` with a Hadamard matrix of order m = 2^k and signs S, among more coordinates, in
+    another order: of single precision and yet orthogonal without round-off.
+    """
+    m = 1 << (length.bit_length() - 1)
+    i = np.arange(m)
+    hadamard = 1.0 - 2 * (np.bitwise_count(i[:, None] & i) % 2)
+    q = np.eye(length)
+    q[:m, :m] = hadamard * np.sign(generic((m,), np.float64, index, 1)) @ hadamard / m
+    q = q[np.argsort(generic((length,), np.float64, index, 2))]
+    turn = np.round(4 * generic((length, length), np.float64, index, 3))
+    change = q @ (turn - turn.T)
+    return (q.T, change.T) if transposed else (q, change)
+
+
 class Ledger:
     """The bank of deferred matrices as it is revealed, and the answers given so far.
 
@@ -111,11 +128,16 @@ class Ledger:
         between = generic((view.capacity, view.capacity), dtype, index)
         coordinates = noise.inner(rows, view.X) * view.directions
         updates = [(coordinates @ core.T) @ view.Y for core in cores]
-        images = [(coordinates @ (between.T if transposed else between)) @ view.Y, *updates]
+        image = (coordinates @ (between.T if transposed else between)) @ view.Y
+        change = None
+        if view.orthogonal:  # inner products are kept, and the transposed matrix leads back
+            dense, change = _orthogonal(index, transposed, rows.shape[1])
+            image, change = rows @ dense.astype(dtype), change.astype(dtype)
+        images = [image, *updates]
         if self.bank.terms == 1:
             return images, [], coordinates
         shape = rows.shape[1], view.Y.shape[1]
-        change = generic(shape, dtype, index, 1 + transposed)
+        change = generic(shape, dtype, index, 1 + transposed) if change is None else change
         out, into = self.bank.store_spaces[index]
         weights = self.multipliers(out if transposed else into, rows.shape[1])
         met = noise.inner(rows * weights, view.X) * view.directions * self.bank.n**0.5

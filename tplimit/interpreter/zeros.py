@@ -42,7 +42,7 @@ from tplimit.program.traits import (
     Smooth,
 )
 from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, SLOWLY, Exponent
-from tplimit.values.parity import Marginal, marginal_of_sum
+from tplimit.values.parity import CONSTANT, Marginal, marginal_of_sum
 from tplimit.values.tensors import Tensor, Term, Value, knowing
 
 #: An order from which on it is not known: a share of the coordinates that vanishes, no more.
@@ -104,21 +104,36 @@ def share_below(size: Exponent, order: int) -> Exponent:
 
 def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out: Value) -> Value:
     """The result of an operation with the laws of its terms."""
-    if isinstance(kind, (Control, Origin)) or not isinstance(out, Tensor) or not _vectors([out]):
+    if isinstance(kind, (Control, Origin)) or not isinstance(out, Tensor) or out.dtype.kind != "f":
         return out
     if not all(isinstance(value, Tensor) for value in values):
         return out  # images of matrices know their own
     operands = [value for value in values if isinstance(value, Tensor)]
+    if out.finite:
+        return _with_sides(equation, kind, operands, out)
     heavy = _heavy(equation, kind, operands)
     positive, away = _sides(equation, kind, operands, out.terms[0])
     first, *others = (_marginal(equation, kind, operands, term) for term in out.terms)
     laws = [first._replace(positive=positive, away=away), *others]
-    terms = tuple(_with(t, law, heavy) for t, law in zip(out.terms, laws, strict=True))
+    mixed = _mixed(kind, operands)
+    laws = [law._replace(heavy=heavy, mixed=mixed) for law in laws]
+    terms = tuple(_with(t, law) for t, law in zip(out.terms, laws, strict=True))
     return knowing(replace(out, terms=terms), **out.facts._asdict())
 
 
-def _with(term: Term, one: Marginal, heavy: bool) -> Term:
-    one = one._replace(order=min(one.order, UNKNOWN_ORDER), heavy=heavy)
+def _with_sides(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Numbers, of which only the sign is asked for, where their sampling error could hide it."""
+    if any(not v.finite for v in operands) or all(term.stderr is None for term in out.terms):
+        return out
+    first, *others = out.terms
+    positive, away = _sides(equation, kind, operands, first)
+    law = CONSTANT._replace(positive=positive, away=away)
+    first = replace(first, parity=replace(first.parity, marginal=law))
+    return knowing(replace(out, terms=(first, *others)), **out.facts._asdict())
+
+
+def _with(term: Term, one: Marginal) -> Term:
+    one = one._replace(order=min(one.order, UNKNOWN_ORDER))
     return replace(term, parity=replace(term.parity, marginal=one))
 
 
@@ -172,8 +187,9 @@ def _sides(
         square = len(operands) == 2 and operands[0] is operands[1]
         return square or positive, away
     if equation.primitive in _SUMS:
-        leading = [side for side, v in zip(every, floats, strict=True) if _meet(out, v.terms[:1])]
-        return positive, positive and any(other for _, other in leading)
+        leading = [v.exponents == out.exponents for v in floats]
+        apart = (lead and other for lead, (_, other) in zip(leading, every, strict=True))
+        return positive, positive and (away or any(apart))
     if isinstance(kind, Quotient):
         return positive, False
     return (positive, away) if _chooses(equation, kind) else (False, False)
@@ -181,12 +197,10 @@ def _sides(
 
 def _side(value: Tensor) -> tuple[bool, bool]:
     """Whether the leading term of a value is never negative, and away from 0."""
-    if not value.finite:
+    constant = value.constant
+    if not value.finite or constant is None:
         marginal = value.terms[0].parity.marginal
         return marginal.positive, marginal.away
-    constant = value.constant
-    if constant is None:
-        return False, False
     return bool(np.all(constant >= 0)), bool(np.all(constant > 0))
 
 
@@ -255,6 +269,13 @@ def _heavy(equation: Equation, kind: Kind, operands: Sequence[Tensor]) -> bool:
     return False
 
 
+def _mixed(kind: Kind, operands: Sequence[Tensor]) -> bool:
+    """Whether a result is more than a function of one vector."""
+    vectors = [v for v in operands if not v.finite]
+    several = any(v is not vectors[0] for v in vectors) and not isinstance(kind, Linear)
+    return several or any(term.parity.marginal.mixed for v in vectors for term in v.terms)
+
+
 def _marginals(terms: Iterable[Term]) -> list[Marginal]:
     return [term.parity.marginal for term in terms]
 
@@ -268,16 +289,22 @@ def _meet(out: Term, factors: Iterable[Term]) -> bool:
 
 
 @functools.cache
+def _values(kind: Smooth) -> np.ndarray:
+    """A function at ``-_FAR``, in ``_RANGE``, and at ``_FAR``."""
+    with jax.ensure_compile_time_eval():
+        at = np.asarray([-_FAR, *_RANGE, _FAR], np.float32)
+        return np.asarray(kind.function(jnp.asarray(at)), float)
+
+
+@functools.cache
 def _polynomial(kind: Smooth) -> bool:
     """Whether a function grows no faster than a polynomial."""
-    with jax.ensure_compile_time_eval():
-        far = np.asarray(kind.function(jnp.asarray([-_FAR, _FAR])), float)
+    far = _values(kind)[[0, -1]]
     return bool(np.all(np.abs(far) < _FAR**4))
 
 
 @functools.cache
 def _monotone(kind: Smooth) -> bool:
-    with jax.ensure_compile_time_eval():
-        steps = np.diff(np.asarray(kind.function(jnp.asarray(_RANGE)), float))
+    steps = np.diff(_values(kind)[1:-1])
     steps = steps[np.isfinite(steps)]
     return bool(np.all(steps >= 0) or np.all(steps <= 0))

@@ -127,17 +127,20 @@ def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     """Standard error of an image from that of the vector: the same share of each row.
 
     A matrix acts on a row as a whole, so only the size of the error counts, not its place. The size
-    of the image is that of the row, an average over particles: where some are drawn inside of the
-    program its error is no smaller than what the spread of the image shows, but larger.
+    of the image is that of the row, an average over particles. Its error is no larger than what the
+    spread of the image shows where moments are matched, but not of products of vectors, or where
+    particles are drawn inside of the program or are a share of those of a width.
     """
-    drawn = ctx.spaces.drawn and not ctx.exact
-    if x.stderr is None and not drawn:
+    apart = ctx.spaces.drawn or x.space is None
+    apart = apart or any(term.parity.marginal.mixed for term in x.terms)
+    unmatched = apart and not ctx.exact
+    if x.stderr is None and not unmatched:
         return None
     rows = ctx.ledger.rows(x)
     squares = rows * rows
     size = jnp.mean(squares, axis=1, keepdims=True)
     size = jnp.where(size > 0, size, 1)
-    share = error_of_mean(squares, 1)[:, None] / (2 * size) if drawn else 0
+    share = error_of_mean(squares, 1)[:, None] / (2 * size) if unmatched else 0
     if x.stderr is not None:
         errors = ctx.ledger.rows(tensor(jnp.broadcast_to(x.stderr, x.shape), axis=x.axis))
         share = share + jnp.sqrt(jnp.mean(errors * errors, axis=1, keepdims=True) / size)

@@ -1,5 +1,6 @@
 """Activations by name, and the powers that they behave like at 0."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,17 @@ def orders(activation: Activation) -> Orders:
     >>> orders("relu2").value, orders("tanh").value, orders("sigmoid").value
     (Fraction(2, 1), Fraction(1, 1), Fraction(0, 1))
     """
-    program, _ = traced(resolve(activation), _POINTS)
+    return _named(activation) if isinstance(activation, str) else _traced(activation)
+
+
+@functools.cache
+def _named(activation: str) -> Orders:
+    """Those of a function with a name: it stays what it is, and planes of regimes ask often."""
+    return _traced(resolve(activation))
+
+
+def _traced(activation: Callable[[jax.Array], jax.Array]) -> Orders:
+    program, _ = traced(activation, _POINTS)
     return kept("orders", lambda: _orders(jaxpr_as_fun(program)), program)
 
 

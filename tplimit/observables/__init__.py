@@ -20,7 +20,12 @@ arrays of `tp.particles`. None is special: whatever else is plain JAX is an obse
 from tplimit.observables.alignment import alignment, target_kernel
 from tplimit.observables.densities import density
 from tplimit.observables.features import feature_kernel, gradient_kernel, movement
-from tplimit.observables.figures import plot_density, plot_kernels, plot_sharpness
+from tplimit.observables.figures import (
+    plot_density,
+    plot_kernels,
+    plot_sharpness,
+    plot_spectrum,
+)
 from tplimit.observables.sharpness import gauss_newton_sharpness, largest_eigenvalue, sharpness
 from tplimit.observables.tangent import tangent_kernel
 
@@ -35,6 +40,7 @@ __all__ = [
     "plot_density",
     "plot_kernels",
     "plot_sharpness",
+    "plot_spectrum",
     "sharpness",
     "tangent_kernel",
     "target_kernel",

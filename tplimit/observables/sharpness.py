@@ -86,7 +86,8 @@ def sharpness(
     It is found by `steps` products with the Hessian (a derivative of the gradient, never a matrix),
     from a fixed combination of the gradients of the outputs, as the largest Rayleigh quotient in
     the space of all products (Rayleigh-Ritz, as Lanczos does): a lower bound of ``λ_max``, up to
-    round-off, that grows with `steps`. Six are mostly within a percent; compare with more.
+    round-off, that grows with `steps`. How near it is depends on the gap
+    below the largest eigenvalue: compare with more.
 
     Args:
         apply: plain JAX, ``apply(params, x)``, outputs without a width.

@@ -17,17 +17,23 @@ from tplimit.output.statistics import jackknife_variance, log_root
 
 __all__ = [
     "COLOURS",
+    "INK",
+    "axes_of",
     "band",
     "comparison_figure",
+    "distances",
+    "eigenvalues",
     "kernel_figure",
+    "legend",
     "panels",
     "power_lines",
     "powers_figure",
     "save_figure",
+    "shades",
     "trajectory_figure",
 ]
 
-_INK = "#222222"
+INK = "#222222"
 _GRID = "#e4e4e4"
 _GUIDE = "#8a8a8a"
 _FIT = "#b2182b"
@@ -100,12 +106,12 @@ def comparison_figure(
     for i in shown:
         for n in sorted(finite):
             _thin_lines(curves, finite[n][:, :, i], colours[n])
-        band(curves, limit[:, i], low[:, i], high[:, i], _INK)
+        band(curves, limit[:, i], low[:, i], high[:, i], INK)
     first = shown[0]
     for n in sorted(finite):
         _thin_lines(differences, finite[n][:, :, first] - limit[:, first], colours[n])
     below, above = (end[:, first] - limit[:, first] for end in (low, high))
-    band(differences, 0 * limit[:, first], below, above, _INK)
+    band(differences, 0 * limit[:, first], below, above, INK)
     for axes, title in (
         (curves, f"{label} {' and '.join(map(str, sorted(shown)))}"),
         (differences, f"{label} {first}: finite width minus {'mean of the ' * random}limit"),
@@ -145,12 +151,16 @@ def kernel_figure(kernel: np.ndarray, title: str = "") -> Figure:
     if len(kernel) > _MOST_POINTS or not np.all(np.isfinite(kernel)):
         spectrum.set_axis_off()
         return figure
-    values = np.linalg.eigvalsh(kernel)[::-1]
-    # What is below the round-off of the largest is none.
-    values = values[values > len(values) * np.finfo(kernel.dtype).eps * values[0]]
+    values = eigenvalues(kernel)
     spectrum.loglog(np.arange(1, len(values) + 1), values, ".", color=COLOURS[0])
     spectrum.set(xlabel="number", ylabel="eigenvalue")
     return figure
+
+
+def eigenvalues(kernel: np.ndarray) -> np.ndarray:
+    """Those of a symmetric matrix that are above the round-off of the largest, largest first."""
+    values = np.linalg.eigvalsh(kernel)[::-1]
+    return values[values > len(values) * np.finfo(kernel.dtype).eps * values[0]]
 
 
 def most_moving(curves: np.ndarray, count: int) -> list[int]:
@@ -219,6 +229,54 @@ def power_lines(
     axes.legend(frameon=False, fontsize=8, ncols=1 + (len(sizes) > 3), columnspacing=1.0)
 
 
+def distances(
+    axes: Axes,
+    series: Mapping[str, tuple[Mapping[int, float], Mapping[int, float], float, float]],
+) -> None:
+    """Distances by width on logarithmic axes, with fitted slopes and one of -1/2 for comparison.
+
+    Args:
+        series: by name: distances and their standard errors by width, slope and its error.
+    """
+    widths = sorted({n for values, *_ in series.values() for n in values})
+    for i, (name, (values, errors, slope, error)) in enumerate(series.items()):
+        # What is below the noise, or not finite, has no place on a logarithmic axis.
+        seen = [n for n in sorted(values) if np.isfinite(values[n]) and values[n] > 0]
+        y = np.array([values[n] for n in seen])
+        bars = np.nan_to_num([errors[n] for n in seen])
+        colour, label = COLOURS[i % len(COLOURS)], name
+        if np.isfinite(slope):
+            label += f": slope {_signed(slope)}"
+            label += f" ± {error:.3f}" if np.isfinite(error) else ""
+            _power(axes, widths, slope, _centre(seen), _centre(y), color=colour, lw=1.2)
+        axes.errorbar(
+            np.array(seen, float), y, yerr=[np.minimum(bars, 0.95 * y), bars],
+            fmt="osD^vP*X"[i % 8], ms=4, color=colour, elinewidth=1.0, label=label,
+        )  # fmt: skip
+    finite = [y for values, *_ in series.values() for y in values.values() if y > 0]
+    if finite:
+        _half(axes, widths, *(_centre(a) for a in (widths, finite)))
+    axes.set(xscale="log", yscale="log", xlabel="width n")
+    axes.set_xticks(widths, [str(n) for n in widths], rotation=45 if len(widths) > 5 else 0)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _power(axes: Axes, widths: Any, slope: float, x: float, y: float, **look: Any) -> None:
+    """A power of the width through the point (x, y)."""
+    axes.plot(widths, y * (np.array(widths, float) / x) ** slope, zorder=1, **look)
+
+
+def _half(axes: Axes, widths: Any, x: float, y: float) -> None:
+    """The slope of a central limit theorem through a point."""
+    dashes = (0, (4, 3))
+    _power(axes, widths, -0.5, x, y, color=_GUIDE, lw=1.2, ls=dashes, label="slope −1/2")
+
+
+def _centre(values: Any) -> float:
+    """The middle on a logarithmic axis."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 160) -> Path:
     """Write `figure` to `path`, whose suffix chooses the format; missing folders are made."""
     target = Path(path)
@@ -243,23 +301,62 @@ def panels(figure: Figure, columns: int, size: tuple[float, float] | None = None
     for a in axes:
         a.spines[["top", "right"]].set_visible(False)
         a.spines[["left", "bottom"]].set_color(_GUIDE)
-        a.tick_params(colors=_INK, labelsize=9)
+        a.tick_params(colors=INK, labelsize=9)
         a.grid(True, color=_GRID, lw=0.7)
         a.set_axisbelow(True)
     return list(axes)
 
 
+def axes_of(given: Any, count: int = 1, size: tuple[float, float] = (3.3, 2.5)) -> list[Axes]:
+    """So many axes: those that were given, else those of a new figure, by default one column wide.
+
+    Raises:
+        ValueError: others than so many were given.
+    """
+    if given is None:
+        made = panels(Figure(layout="constrained", facecolor="white", dpi=200), count, size)
+        for axes in made:
+            axes.tick_params(which="both", labelsize=8)
+            axes.xaxis.label.set_fontsize(9)
+            axes.yaxis.label.set_fontsize(9)
+        return made
+    found = list(np.ravel(np.asarray(given, dtype=object)))
+    if len(found) != count:
+        raise ValueError(f"{len(found)} axes for {count} pictures")
+    return found
+
+
+def legend(axes: Axes, title: str = "", **options: Any) -> None:
+    """The legend of the axes, small enough for a column; its title says what bands are."""
+    found = axes.legend(
+        frameon=False, fontsize=7, title=title or None, title_fontsize=6.5, handlelength=1.6,
+        columnspacing=1.0, labelspacing=0.3, **options,
+    )  # fmt: skip
+    found.set_alignment("left")
+
+
 def _colours_by_width(widths: Sequence[int]) -> dict[int, Any]:
-    # From light (narrow) to dark (wide), monotone in lightness: it also prints in grey.
-    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 0.85, len(widths)))
-    return dict(zip(widths, shades, strict=True))
+    return dict(zip(widths, shades(len(widths)), strict=True))
 
 
-def band(axes: Axes, mean: Any, low: Any, high: Any, colour: Any, steps: Any = None) -> None:
+def shades(count: int) -> list[Any]:
+    """From light to dark, monotone in lightness: they also print in grey."""
+    return list(matplotlib.colormaps["viridis_r"](np.linspace(0.08, 0.85, count)))
+
+
+def band(
+    axes: Axes,
+    mean: Any,
+    low: Any,
+    high: Any,
+    colour: Any,
+    steps: Any = None,
+    style: Any = "-",
+) -> None:
     """A line with a band from `low` to `high`; `steps` are the places, by default 0, 1, ..."""
     steps = np.arange(len(mean)) if steps is None else np.asarray(steps)
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, lw=0)
-    axes.plot(steps, mean, color=colour, lw=1.5, solid_capstyle="round", zorder=3)
+    axes.plot(steps, mean, color=colour, lw=1.5, ls=style, solid_capstyle="round", zorder=3)
     if np.issubdtype(steps.dtype, np.integer):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -272,7 +369,7 @@ def _thin_lines(axes: Axes, curves: np.ndarray, colour: Any) -> None:
 def _legend(axes: Axes, colours: Mapping[int, Any]) -> None:
     for n, colour in colours.items():
         axes.plot([], [], color=colour, lw=2.0, label=f"n = {n}")
-    axes.plot([], [], color=_INK, lw=2.2, label="n = ∞")
+    axes.plot([], [], color=INK, lw=2.2, label="n = ∞")
     axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=1.0)
 
 
@@ -294,20 +391,19 @@ def _distance(
     axes.xaxis.set_minor_locator(NullLocator())
     if not known.any():
         return
-    centre_x, centre_y = (np.exp(np.mean(np.log(a[known]))) for a in (widths, values))
-    guide = centre_y * (widths / centre_x) ** -0.5
-    axes.plot(widths, guide, color=_GUIDE, lw=1.2, ls=(0, (4, 3)), label="slope −1/2")
+    centre_x, centre_y = (_centre(a[known]) for a in (widths, values))
+    _half(axes, widths, centre_x, centre_y)
     if np.isfinite(slope):
         text = f"fitted slope {_signed(slope)}"
         text += f" ± {slope_stderr:.3f}" if np.isfinite(slope_stderr) else ""
-        axes.plot(widths, centre_y * (widths / centre_x) ** slope, color=_FIT, lw=1.6, label=text)
+        _power(axes, widths, slope, centre_x, centre_y, color=_FIT, lw=1.6, label=text)
     bars = np.where(np.isfinite(errors), errors, 0.0)
     for n, y, e in zip(widths[known], values[known], bars[known], strict=True):
         # A bar below zero has no place on a logarithmic axis.
         lower = min(e, 0.95 * y)
         axes.errorbar(
-            n, y, yerr=[[lower], [e]], fmt="o", ms=5.5, color=colours[int(n)], ecolor=_INK,
-            elinewidth=0.9, mec=_INK, mew=0.6, zorder=3,
+            n, y, yerr=[[lower], [e]], fmt="o", ms=5.5, color=colours[int(n)], ecolor=INK,
+            elinewidth=0.9, mec=INK, mew=0.6, zorder=3,
         )  # fmt: skip
     axes.legend(frameon=False, fontsize=9)
 

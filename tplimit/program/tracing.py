@@ -24,6 +24,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
+from tplimit.program import known
 from tplimit.program.powers import (
     Fitted,
     Misfit,
@@ -32,8 +33,8 @@ from tplimit.program.powers import (
     fit_constant,
     fit_dim,
 )
+from tplimit.program.rewriting import rewritten
 from tplimit.program.traits import Control, kind_of
-from tplimit.program.windows import rewritten
 from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
@@ -398,9 +399,10 @@ class _Builder:
     def equation(
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None
     ) -> list[Operand]:
-        bodies = [_jax.inner_program(equation) for equation in equations]
+        widths = [self.widths_of(operand) for operand in operands]
+        bodies = known.written(equations, widths, lambda place: self.known_array(operands[place]))
+        bodies = bodies or [_jax.inner_program(equation) for equation in equations]
         if bodies[0] is None:
-            widths = [self.widths_of(operand) for operand in operands]
             bodies = rewritten(equations, widths) or bodies
         if bodies[0] is not None:
             self.refuse_by_name(equations, operands, where)
@@ -452,6 +454,25 @@ class _Builder:
             if rest == (*new.shape[:axis], *new.shape[axis + 1 :]) and isinstance(count, int):
                 shares[axis] = count
         return shares
+
+    def known_array(self, operand: Operand) -> np.ndarray | None:
+        """A constant that is the same at every width, or what is computed from such ones."""
+        if _jax.is_key(self.aval_of(operand)) or self.aval_of(operand).width_axes:
+            return None
+        if isinstance(operand, Constant):
+            fitted = operand.fitted
+            same = set(fitted.exponents.levels()) <= {0, NEVER} and fitted.remainder == EXACT_ZERO
+            return np.asarray(fitted.coefficient) if same and fitted.logs is None else None
+        maker = self.makers.get(operand)
+        if maker is None or maker.plain is None or isinstance(kind_of(maker.primitive), Control):
+            return None
+        arrays = [self.known_array(given) for given in maker.inputs]
+        if any(array is None for array in arrays):
+            return None
+        with jax.ensure_compile_time_eval():
+            out = maker.primitive.bind(*map(jax.numpy.asarray, arrays), **maker.plain)
+        found = out if maker.primitive.multiple_results else [out]
+        return np.asarray(found[maker.outputs.index(operand)])
 
     def refuse_by_name(
         self, equations: Sequence[Any], operands: list[Operand], where: Location | None

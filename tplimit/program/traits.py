@@ -251,6 +251,9 @@ _KNOWN: list[tuple[Kind, tuple[Primitive | None, ...]]] = [
     (Relation(jnp.less, False), (p.lt_p,)),
     (Relation(jnp.greater_equal, True), (p.ge_p,)),
     (Relation(jnp.less_equal, True), (p.le_p,)),
+    # Of all numbers, in an order that NaN have a place in: the comparisons of sorting.
+    (Relation(jnp.less, False), (_named("lt_to_p"),)),
+    (Relation(jnp.less_equal, True), (_named("le_to_p"),)),
     (Relation(jnp.equal, True), (p.eq_p,)),
     (Relation(jnp.not_equal, False), (p.ne_p,)),
     (Control(), (p.cond_p, p.while_p, p.scan_p)),

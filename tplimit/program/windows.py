@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tplimit import _jax
 from tplimit._jax import primitives as p
 
 #: Axes of an array with their tables of places.
@@ -30,20 +29,6 @@ Widths = Sequence[Mapping[int, int]]
 
 #: What stands at a place where there is no entry.
 _NOTHING = -1
-
-
-def rewritten(equations: Sequence[Any], widths: Widths) -> list[Any] | None:
-    """Aligned equations as programs in terms of other operations, or None where they stay."""
-    write = _WRITTEN.get(equations[0].primitive)
-    if write is None:
-        return None
-    programs = []
-    for equation in equations:
-        function = write(equation, widths)
-        if function is None:
-            return None
-        programs.append(_jax.program_of(function, equation))
-    return programs
 
 
 # --- patches
@@ -351,7 +336,7 @@ def _in_order(equation: Any, widths: Widths) -> Callable[..., Any] | None:
 
 
 #: How operations are written as others: functions that give a program of the operands, or None.
-_WRITTEN: dict[Any, Callable[[Any, Widths], Callable[..., Any] | None]] = {
+WRITTEN: dict[Any, Callable[[Any, Widths], Callable[..., Any] | None]] = {
     p.conv_general_dilated_p: _convolution,
     p.reduce_window_sum_p: functools.partial(_windows, _sums, True),
     p.reduce_window_max_p: functools.partial(_windows, _extrema, False),
@@ -362,4 +347,4 @@ _WRITTEN: dict[Any, Callable[[Any, Widths], Callable[..., Any] | None]] = {
 }
 
 
-__all__ = ["rewritten"]
+__all__ = ["WRITTEN", "Widths"]

@@ -13,6 +13,7 @@ networks with one hidden layer).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import chain
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,7 +121,12 @@ def classify(
             "tp.mlp(2, inputs=3)); golikov and intermediate are functions that return one, such as "
             "golikov(-0.5, 0)"
         )
-    powers = _Powers.of(parameterization, model, _degree(parameterization, model, optimizer))
+    return classified(parameterization, model, degree_of(parameterization, model, optimizer))
+
+
+def classified(parameterization: Parameterization, model: Model, degree: Fraction) -> Regime:
+    """`classify` with an optimizer whose updates are known to have this degree."""
+    powers = _Powers.of(parameterization, model, degree)
     passes = _train(powers)
     start, first, last = passes[0], passes[1], passes[-1]
     stable = all(p.largest <= 0 for p in passes)
@@ -148,11 +154,29 @@ def classify(
     return replace(regime, name=regime.name or _name(powers, last))
 
 
-def _degree(
+def effective_exponents(parameterization: Parameterization, model: Model) -> tuple[Exponent, ...]:
+    """What the regime depends on: exponents of effective weights and biases, and of their updates.
+
+    Equal for parameterizations that differ by (a, b, c) → (a + θ, b - θ, c - 2θ) only. The updates
+    are those of gradient descent, whose exponents are affine functions of a and c.
+    """
+    powers = _Powers.of(parameterization, model, Fraction(1))
+    return (
+        *powers.weights, *powers.biases, *powers.rates, *powers.bias_rates,
+        *powers.kept, *chain(*powers.first), *(powers.corrected or ()),
+    )  # fmt: skip
+
+
+def degree_of(
     parameterization: Parameterization,
     model: Model,
     optimizer: "optax.GradientTransformation | None",
 ) -> Fraction:
+    """The degree of an optimizer's updates in the gradients, where powers can be counted.
+
+    Raises:
+        ValueError: as `classify`.
+    """
     if optimizer is None:
         return Fraction(1)
     parameterization.step(model, "mse", 1.0, optimizer)  # what has no step is refused there

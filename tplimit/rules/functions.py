@@ -19,7 +19,7 @@ from tplimit.rules.terms import leading_of, one_term_of, zero_with
 from tplimit.values import patches
 from tplimit.values.exponents import NEGLIGIBLE, NEVER, ORDER_ONE, Exponents
 from tplimit.values.sampling_errors import ZERO_SIGMAS
-from tplimit.values.tensors import Tensor, leading_term, tensor, with_stderr
+from tplimit.values.tensors import Tensor, leading_term, tensor
 
 _smooth = RULES.of_kind(Smooth)
 _smooth.matrices(of_entries)
@@ -30,12 +30,7 @@ def function(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Taylor expansion at 0 for vanishing, limits for growing values."""
     kind = ctx.kind
     assert isinstance(kind, Smooth)
-    name = ctx.equation.primitive.name
-    out = arithmetic.apply_function(ctx, a, kind, name)
-    if kind.positive and out.stderr is not None:
-        # Whatever the error of its argument, the value is not zero.
-        out = with_stderr(out, jnp.minimum(out.stderr, jnp.abs(out.coefficient) / 3))
-    return out
+    return arithmetic.apply_function(ctx, a, kind, ctx.equation.primitive.name)
 
 
 @_smooth.several

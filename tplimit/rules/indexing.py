@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
+from tplimit.program.scatters import meeting
 from tplimit.rules.layout import NO_ORDER, finite_only, moved
 from tplimit.rules.terms import unsupported
 from tplimit.values import patches
@@ -323,6 +324,10 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
         full = [d for d in ctx.equation.in_avals[2].shape if isinstance(d, Size)]
         if full != [shape[a] for a in scattered if isinstance(shape[a], Size)]:
             ctx.fail(f"Single coordinates of a width are set. {NO_ORDER}", NoLimitError)
+    updates = ctx.equation.in_avals[2]
+    met = meeting(params["dimension_numbers"], len(updates.shape))
+    if any(axis in updates.width_axes for axis in met):
+        _meet(ctx)
     if ctx.equation.primitive is p.scatter_p:
         return _at_places(moved(ctx, value, index, update, places=(0, 2)), index)
     # Sums may be of several entries: of one exponent, and not all of them zero.
@@ -340,3 +345,14 @@ def scatter(ctx: Context, value: Value, index: Value, update: Value, **params: A
     total = _at_places(moved(ctx, nothing, index, update, places=(0, 2), bind=bind), index)
     assert isinstance(total, Tensor)
     return expansion.plus(ctx, total, value)
+
+
+def _meet(ctx: Context) -> NoReturn:
+    """Coordinates of a width at common entries (sums of them into bins are written as sums)."""
+    if ctx.equation.primitive is p.scatter_p:
+        ctx.fail(
+            f"Coordinates of a width are put at common entries, and the last one stays. {NO_ORDER}",
+            NoLimitError,
+            "Add them up: x.at[index].add(...), jnp.histogram, jax.ops.segment_sum.",
+        )
+    ctx.fail("Coordinates of a width are added to several entries at once, or to those of a width.")

@@ -7,7 +7,7 @@ part of the compilation key; arrays are not.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import jax
@@ -236,7 +236,8 @@ def _leading_entries(value: Tensor) -> Tensor:
         coefficient, stderr = np.where(there, c, coefficient), np.where(there, error, stderr)
         exponents = np.where(there, np.broadcast_to(term.exponents.array, shape), exponents)
     known = None if all(term.stderr is None for term in value.terms) else stderr
-    return tensor(coefficient, Exponents(exponents), value.remainder, stderr=known)
+    out = tensor(coefficient, Exponents(exponents), value.remainder, stderr=known)
+    return replace(out, terms=(replace(out.terms[0], parity=value.parity),))
 
 
 def exponent_of(leaf: LimitValue) -> Any:

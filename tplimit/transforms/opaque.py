@@ -222,7 +222,7 @@ def with_terms(tree: Any, terms: int) -> Any | None:
     banks = [leaf._revealed for leaf in leaves if isinstance(leaf, LimitValue) and leaf._revealed]
     if not banks or any(b.bank.law.exact or b.bank.terms >= terms or b.used for b in banks):
         return None
-    return with_banks(tree, lambda own: Revealed(own.bank.of_terms(terms), Lineage()))
+    return with_banks(tree, lambda own: Revealed(own.bank.of_terms(terms), own.lineage))
 
 
 def has_matrices(tree: Any) -> bool:

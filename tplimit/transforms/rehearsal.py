@@ -382,11 +382,11 @@ def _few(
         count = store.capacity or _PARTICLES
         shapes = [(count, rows.shape[1] * size // bank.n) for rows in (store.X, store.Y)]
         X, Y = (
-            jnp.asarray(generic(shape, store.X.dtype, label, i, number))
+            jnp.asarray(np.asarray(generic(shape, store.X.dtype, label, i, number), store.X.dtype))
             for i, shape in enumerate(shapes, 4)
         )
-        every = jnp.ones(count, bool)
-        square = jnp.zeros((count, count), store.X.dtype)
+        every = jnp.asarray(np.ones(count, bool))
+        square = jnp.asarray(np.zeros((count, count), store.X.dtype))
         gamma = None if store.gamma is None else square
         return replace(
             store, X=X, Y=Y, forward=every, transposed=every, overlap=square, gamma=gamma

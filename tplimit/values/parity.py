@@ -26,6 +26,8 @@ class Marginal(NamedTuple):
         heavy: whether it is not known that all its moments are finite.
         positive: whether no coordinate is negative.
         away: whether all are away from 0, though not from other numbers.
+        mixed: whether it is more than a function of one vector: moments of single vectors and of
+            pairs are matched, not those of their products.
     """
 
     order: int = 1
@@ -33,6 +35,7 @@ class Marginal(NamedTuple):
     heavy: bool = False
     positive: bool = False
     away: bool = False
+    mixed: bool = False
 
 
 #: Of a number.
@@ -47,7 +50,8 @@ def marginal_of_sum(marginals: Iterable[Marginal]) -> Marginal:
     moving = [one for one in every if one.order or one.atoms]
     smooth = [one.order for one in moving if not one.atoms]
     order = min(smooth) if smooth else max((one.order for one in moving), default=0)
-    return Marginal(order, bool(moving) and not smooth, any(one.heavy for one in every))
+    heavy, mixed = (any(one[place] for one in every) for place in (2, 5))
+    return Marginal(order, bool(moving) and not smooth, heavy, mixed=mixed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Vectors of an earlier call beside the same ones computed anew: they differ by round-off alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tplimit as tp
+from tplimit.errors import CancellationError
+
+n = tp.Width("n")
+DECLARED = {"U": tp.normal((2, n)), "W": tp.normal((n, n), std=n**-0.5), "v": tp.normal((n,))}
+X = jnp.asarray([[1.0, -0.5], [0.4, 1.2]])
+
+
+def features(t):
+    return jnp.tanh(X @ t["U"])
+
+
+def hidden(t):
+    return features(t) @ t["W"]
+
+
+VECTORS = {
+    "images": hidden,
+    "functions of images": lambda t: jnp.tanh(hidden(t)) ** 2,
+    "sums": lambda t: hidden(t) * t["v"] + features(t),
+    "images of images": lambda t: jnp.tanh(hidden(t)) @ t["W"].T,
+    "one row": lambda t: hidden(t)[0] - 2 * t["v"],
+}
+
+
+@pytest.fixture(scope="module")
+def theta():
+    return tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_round_off_does_not_lead(name, theta):
+    vector = VECTORS[name]
+    stored = tp.limit(vector)(theta)
+    moved = lambda t, h: t["v"].shape[0] * jnp.mean((vector(t) - h) ** 2)
+    with pytest.raises(CancellationError, match="cancel but for round-off") as caught:
+        tp.limit(moved)(theta, stored)
+    assert "test_stored_vectors.py" in str(caught.value)
+    assert "keep the parameters in the state" in str(caught.value)
+
+
+def test_one_row_of_several(theta):
+    """A row that cancels is refused beside others that do not."""
+    stored = tp.limit(hidden)(theta)
+    shift = jnp.asarray([[0.0], [1.0]])
+    with pytest.raises(CancellationError, match="cancel but for round-off"):
+        tp.limit(lambda t, h: jnp.mean((hidden(t) + shift - h) ** 2, 1))(theta, stored)
+
+
+def test_other_vectors_are_compared(theta):
+    """What has moved is told: ``W (x + x') - W x = W x'``."""
+    stored = tp.limit(hidden)(theta)
+    more = lambda t, h: jnp.mean(((features(t) + 0.1 * t["v"]) @ t["W"] - h) ** 2, 1)
+    np.testing.assert_allclose(tp.limit(more)(theta, stored), 0.01, rtol=1e-3)
+
+
+def test_exact_vectors_are_seen_in_two_terms(theta):
+    """What no matrix has multiplied is the same in another call: the next term decides, and the
+    error of one term does not hide it. ``E[u sign(u)] = sqrt(2 / pi)``."""
+    stored = tp.limit(features)(theta)
+
+    def sign(t, h):
+        small = t["v"] / t["v"].shape[0] ** 0.5
+        return jnp.mean(jnp.sign(features(t) - h + small) * t["v"], 1)
+
+    found = tp.leading(sign)(theta, stored)
+    assert np.all(np.abs(found.coefficient - (2 / np.pi) ** 0.5) < 5 * found.stderr)
+
+
+def test_training_that_has_converged_goes_on(theta):
+    """Updates below round-off are no vectors that cancel."""
+
+    def step(t):
+        loss = lambda t: jnp.mean((jnp.tanh(X @ t["U"]) @ t["v"] / t["v"].shape[0] - 0.3) ** 2)
+        value, g = jax.value_and_grad(loss)(t)
+        rate = {"U": t["v"].shape[0], "W": 0.0, "v": t["v"].shape[0]}
+        return jax.tree.map(lambda p, r, d: p - r * d, t, rate, g), value
+
+    train, state = tp.limit(step), theta
+    for _ in range(60):
+        state, value = train(state)
+    assert value < 1e-10
