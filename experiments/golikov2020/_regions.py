@@ -14,6 +14,7 @@ import numpy as np
 
 import tplimit as tp
 from tplimit.networks.models import Model
+from tplimit.output.statistics import jackknife_variance, log_root
 from tplimit.parameterizations import (
     Parameterization,
     golikov,
@@ -22,6 +23,7 @@ from tplimit.parameterizations import (
     logistic,
     sym_default,
 )
+from tplimit.reproduction import Measurement, power_law
 
 #: The source's test points (q_σ, q̃), one in each region, in the order of e_K - e_0. The triangle's
 #: is (-0.66, 0.5) there; exponents that the interpreter tracks have small denominators.
@@ -127,6 +129,18 @@ def first_step(
 def size(a: jax.Array) -> jax.Array:
     """Root mean square of all entries."""
     return jnp.sqrt(jnp.mean(a**2))
+
+
+def fitted(
+    sizes: Mapping[str, Mapping[int, np.ndarray]],
+) -> tuple[dict[str, Measurement], dict[str, Any]]:
+    """By quantity, the fitted exponent, and what it is fitted to.
+
+    That is, by width, the logarithm of the root mean square, its standard error and the seeds.
+    """
+    point = lambda s: (log_root(s**2), jackknife_variance(s**2) ** 0.5, len(s))
+    points = {name: {n: point(s) for n, s in of.items()} for name, of in sizes.items()}
+    return {name: power_law(by_width) for name, by_width in sizes.items()}, points
 
 
 def exponents_at_infinity(

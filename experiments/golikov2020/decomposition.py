@@ -28,7 +28,7 @@ import tplimit as tp
 from tplimit.commands.data import random_points
 from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import Parameterization, logistic
-from tplimit.reproduction.reproduce import Result, Row, power_law
+from tplimit.reproduction import Measurement, Result, Row, combination, exponent_row, jackknife
 
 from . import _regions
 from ._regions import LEAK, LIMITS
@@ -60,9 +60,10 @@ def run(quick: bool) -> Result:
         sizes[name] = _sizes(p, model, (x, y, z), seeds, steps)
         for part, exponent in zip(PARTS, stated, strict=True):
             predicted = _fraction(exponent)
-            fitted = power_law(sizes[name][part])
-            rows.append(Row(f"{name}: exponent of {part} of networks", predicted, *fitted, 0.1))
-    rows.append(_limit_row(LIMITS["MF"], model, (x, y, z), sizes["MF"]["f_0"], steps))
+            claim = f"{name}: exponent of {part} of networks"
+            rows.append(exponent_row(claim, predicted, sizes[name][part], 0.1))
+    row, paired = _limit_row(LIMITS["MF"], model, (x, y, z), sizes["MF"]["f_0"], steps)
+    rows.append(row)
     setting = {
         "widths": list(seeds),
         "seeds": list(seeds.values()),
@@ -71,7 +72,8 @@ def run(quick: bool) -> Result:
         "η": RATE,
         "steps": steps,
     }
-    return Result(rows, {"sizes": sizes}, setting, lambda figure: draw(figure, sizes))
+    values = {"sizes": sizes, "squares of f_0 of units in pairs": paired}
+    return Result(rows, values, setting, lambda figure: draw(figure, sizes))
 
 
 def _fraction(text: str) -> float:
@@ -146,8 +148,11 @@ def _limit_row(
     data: tuple[Any, ...],
     sizes: Mapping[int, np.ndarray],
     steps: int,
-) -> Row:
-    """Whether f_0 has a limit other than 0, and from which width on it exceeds the initial one."""
+) -> tuple[Row, dict[int, Any]]:
+    """Whether f_0 has a limit other than 0, and from which width on it exceeds the initial one.
+
+    And by width the mean squares that it is judged by, their errors and seeds.
+    """
 
     def one(key: jax.Array, n: int) -> jax.Array:
         half = tp.sample(p.theta(model), key, width=n)
@@ -157,39 +162,35 @@ def _limit_row(
         }
         return _trained(p, model, data, start, steps)["f_0"]
 
-    squares, relative = [], []
+    squares = {}
     for n, count in PAIRED.items():
         keys = jax.random.split(jax.random.key(n), count)
         found = jax.lax.map(lambda key, n=n: one(key, n), keys)
-        square, error = _square_of_mean(np.asarray(found, float))
-        squares.append(square)
-        relative.append(error / square)
-    # A root mean square; where noise leaves a square that is not positive, there is no exponent.
-    span = np.log(max(PAIRED) / min(PAIRED))
-    known = min(squares) > 0
-    exponent = np.log(squares[-1] / squares[0]) / 2 / span if known else np.nan
-    narrow, root = min(sizes), max(squares[-1], 0.0) ** 0.5
+        squares[n] = jackknife(_square_of_mean, (np.asarray(found, float),))
+    # Of the root mean square, by the errors of the squares relative to them.
+    first, last = squares.values()
+    span = 2 * np.log(max(PAIRED) / min(PAIRED))
+    relative = [1 / (square.value * span) for square in (last, first)]
+    error = combination(relative, (last, first))
+    exponent = Measurement(np.log(last.value / first.value) / span, error.stderr, error.degrees)
+    narrow, root = min(sizes), last.value**0.5
     # The initial function falls like n^-1/2.
-    width = narrow * np.mean(sizes[narrow]) ** 2 / root**2 if root else np.inf
-    return Row(
+    width = narrow * np.mean(sizes[narrow]) ** 2 / root**2
+    row = Row(
         "MF: exponent of f_0 of networks with units in pairs, which start at 0",
         0.0,
         exponent,
-        float(np.hypot(*relative)) / 2 / span,
         0.1,
         note=f"root mean square {root:.2g}; the initial function is larger up to {width:.0e}",
     )
+    return row, {n: (m.value, m.stderr, PAIRED[n]) for n, m in squares.items()}
 
 
-def _square_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean square of the mean of (seeds, points), without its noise, and the jackknife error."""
-
-    def statistic(v: np.ndarray) -> float:
-        products = v @ v.T / v.shape[1]
-        return float((products.sum() - np.trace(products)) / (len(v) * (len(v) - 1)))
-
-    left = [statistic(np.delete(values, i, axis=0)) for i in range(len(values))]
-    return statistic(values), float(np.sqrt((len(values) - 1) * np.var(left)))
+def _square_of_mean(group: tuple[np.ndarray]) -> float:
+    """Mean square of the mean of (seeds, points), without its noise."""
+    (values,) = group
+    products = values @ values.T / values.shape[1]
+    return float((products.sum() - np.trace(products)) / (len(values) * (len(values) - 1)))
 
 
 def draw(figure: Figure, sizes: Mapping[str, Any]) -> None:

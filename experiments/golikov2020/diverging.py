@@ -27,7 +27,7 @@ import tplimit as tp
 from tplimit.commands.data import random_points
 from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import golikov
-from tplimit.reproduction.reproduce import Result, Row, at_most
+from tplimit.reproduction import Result, Row, at_most, average
 
 from . import _function_space, _regions, _training
 from ._regions import REFERENCE, REGIONS
@@ -150,10 +150,9 @@ def _several(limit: _Limit, replicates: int, samples: int) -> tuple[list[np.ndar
 
 def _row(name: str, limit: _Limit, found: list[np.ndarray], refused: int) -> Row:
     distances = [_worst(f, limit.recursion(f[0], HUGE, more=16)) for f in found]
-    error = float(np.std(distances, ddof=1) / len(distances) ** 0.5)
     claim = f"{name}: interpreter against the recursion at width 2^160, worst of {STEPS} steps"
     note = f"{refused} of {refused + len(found)} replicates refused: a sign is not certain"
-    return Row(claim, at_most(0.03), float(np.mean(distances)), error, note=note if refused else "")
+    return Row(claim, at_most(0.03), average(distances), note=note if refused else "")
 
 
 def _curve(limit: _Limit, start: np.ndarray) -> dict[str, float]:
@@ -185,17 +184,16 @@ def _rows_of_networks(
     name: str, gaps: Mapping[int, np.ndarray], predicted: np.ndarray, apart: np.ndarray
 ) -> list[Row]:
     n = max(gaps)
-    error = lambda values: float(values.std(ddof=1) / len(values) ** 0.5)
     expected = float(predicted.mean())
     return [
         Row(
             f"{name}: networks of width {n} against the recursion at that width",
-            at_most(0.1), float(apart.mean()), error(apart),
+            at_most(0.1), average(apart),
         ),
         Row(
-            f"{name}: networks of width {n} against their limit",
-            expected, float(gaps[n].mean()), error(gaps[n] - predicted), 0.02 + 0.1 * expected,
-            note="predicted by the recursion",
+            f"{name}: distance of networks of width {n} from their limit, less the predicted one",
+            0.0, average(gaps[n] - predicted), 0.02 + 0.1 * expected,
+            note=f"the recursion predicts {expected:.4g}",
         ),
     ]  # fmt: skip
 

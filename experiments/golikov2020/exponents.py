@@ -22,7 +22,7 @@ import tplimit as tp
 from tplimit.commands.data import random_points
 from tplimit.output.figures import COLOURS, panels
 from tplimit.parameterizations import golikov
-from tplimit.reproduction.reproduce import Result, Row, power_law
+from tplimit.reproduction import Result, Row, exponent_row
 
 from . import _regions
 from ._regions import REGIONS
@@ -30,6 +30,7 @@ from ._regions import REGIONS
 RATE = 0.5  # large, so that the change of the kernel stands out against its fluctuations
 SEEDS = {2**12: 1024, 2**14: 512, 2**16: 256}
 QUICK = {2**8: 64, 2**10: 32}
+SAMPLES = 2**14  # of fewer it is not certain that the first increments do not vanish
 #: Quantity: what it is called, its exponent in `tp.classify` and a factor, tolerance.
 QUANTITIES = {
     "f_0": ("initial logits", "e0", 1, 0.05),
@@ -56,13 +57,13 @@ def run(quick: bool) -> Result:
     data = random_points(24, 16, inputs=10)
     x, y, z = (jnp.asarray(a) for a in (data.x, data.y, data.x_test))
     model = _regions.network(10)
-    rows, fits, counted = [], {}, {}
+    rows, fits, points, counted = [], {}, {}, {}
     for name in names:
         p = golikov(*REGIONS[name])
         regime = tp.classify(p, model)
         rows.append(Row(f"{name}: region, by counting", name, regime.name))
         counted[name] = {k: k_factor(regime.exponents, k) for k in QUANTITIES}
-        found = _regions.exponents_at_infinity(p, model, (x[:4], y[:4], z[:4]), RATE, 2**12)
+        found = _regions.exponents_at_infinity(p, model, (x[:4], y[:4], z[:4]), RATE, SAMPLES)
         rows.append(
             Row(
                 f"{name}: exponents of f_0, Δf_1, K_0, (δa/a)²",
@@ -72,13 +73,14 @@ def run(quick: bool) -> Result:
             )
         )
         sizes = _regions.sizes_by_width(p, model, (x, y, z), RATE, seeds)
-        fits[name] = {k: power_law(v) for k, v in sizes.items()}
+        fits[name], points[name] = _regions.fitted(sizes)
         for k, (what, _, _, tolerance) in QUANTITIES.items():
-            slope, error = fits[name][k]
-            rows.append(Row(f"{name}: {what}", float(counted[name][k]), slope, error, tolerance))
+            known = float(counted[name][k])
+            rows.append(exponent_row(f"{name}: {what}", known, sizes[k], tolerance))
     for name, point in OUTSIDE.items():
         rows.append(Row(f"{point}: region", name, tp.classify(golikov(*point), model).name))
-    rows += _default(model, (x, y, z), seeds)
+    more, points["default"] = _default(model, (x, y, z), seeds)
+    rows += more
     setting = {
         "widths": list(seeds),
         "seeds": list(seeds.values()),
@@ -87,7 +89,7 @@ def run(quick: bool) -> Result:
         "η": RATE,
         "step": "0 to 1",
     }
-    values = {"fitted": fits, "counted": {n: _floats(c) for n, c in counted.items()}}
+    values = {"points": points, "counted": {n: _floats(c) for n, c in counted.items()}}
     return Result(rows, values, setting, lambda figure: draw(figure, fits, counted))
 
 
@@ -97,14 +99,15 @@ def k_factor(exponents: Mapping[str, Any], quantity: str) -> Any:
     return factor * exponents[which]
 
 
-def _default(model: Any, data: tuple[Any, ...], seeds: Mapping[int, int]) -> list[Row]:
+def _default(model: Any, data: tuple[Any, ...], seeds: Mapping[int, int]) -> tuple[list[Row], Any]:
     """The scaling of ordinary frameworks: same learning rate for both layers, any width."""
     p = golikov(-0.5, q_a=1, q_w=0)
     sizes = _regions.sizes_by_width(p, model, data, RATE, seeds)
+    _, points = _regions.fitted(sizes)
     rows = [Row("default: counted as", "unstable", tp.classify(p, model).name)]
     for k, expected in (("f_0", 0.0), ("df_1", 1.0)):
-        rows.append(Row(f"default: {QUANTITIES[k][0]}", expected, *power_law(sizes[k]), 0.05))
-    return rows
+        rows.append(exponent_row(f"default: {QUANTITIES[k][0]}", expected, sizes[k], 0.05))
+    return rows, points
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:
@@ -118,15 +121,16 @@ def draw(figure: Figure, fits: Mapping[str, Any], counted: Mapping[str, Any]) ->
     exponents.plot([], [], "|", color=GUIDE, ms=8, mew=1.6, label="predicted")
     for i, (k, (what, *_)) in enumerate(QUANTITIES.items()):
         height = np.arange(len(names)) + 0.27 - 0.18 * i
-        slopes, errors = np.array([fits[name][k] for name in names]).T
+        slopes = [fits[name][k].value for name in names]
+        bars = np.abs(np.array([fits[name][k].interval() for name in names]).T - slopes)
         predicted = [float(counted[name][k]) for name in names]
         exponents.plot(predicted, height, "|", color=GUIDE, ms=8, mew=1.6)
         exponents.errorbar(
-            slopes, height, xerr=2 * errors, fmt="o", ms=3, color=COLOURS[i], elinewidth=1.0,
+            slopes, height, xerr=bars, fmt="o", ms=3, color=COLOURS[i], elinewidth=1.0,
             label=what,
         )  # fmt: skip
     exponents.set_yticks(range(len(names)), names, fontsize=8)
-    exponents.set(xlabel="exponent of the width (bars: 2 standard errors)")
+    exponents.set(xlabel="exponent of the width (bars: 95 % intervals)")
     exponents.legend(
         frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=2
     )

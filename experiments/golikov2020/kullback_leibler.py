@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels
-from tplimit.reproduction.reproduce import Result, Row, at_least
+from tplimit.reproduction import Result, Row, at_least, jackknife
 
 from . import _training
 from ._regions import LIMITS, REFERENCE
@@ -89,19 +89,6 @@ def distance(f: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return (0.5 * (ratio + (m_r - mean) ** 2 / v_r - 1 - np.log(ratio))).mean(axis=-1)
 
 
-def jackknife(statistic: Any, *groups: tuple[np.ndarray, ...]) -> float:
-    """Standard error of a statistic of groups of runs; arrays in one group share their seeds."""
-    variance = 0.0
-    for g, group in enumerate(groups):
-        count = len(group[0])
-        left = []
-        for i in range(count):
-            less = tuple(np.delete(a, i, axis=0) for a in group)
-            left.append(statistic(*groups[:g], less, *groups[g + 1 :]))
-        variance += (count - 1) * np.var(left)
-    return float(np.sqrt(variance))
-
-
 def _closest(
     means: Mapping[str, float], laws: Mapping[str, np.ndarray], reference: np.ndarray
 ) -> list[Row]:
@@ -120,9 +107,9 @@ def _closest(
             )
             both = (laws[name], laws[corrected])
             # A share of the reference seeds says enough about their error, at a share of the cost.
-            error = jackknife(statistic, both, (reference[:64],))
+            found = jackknife(statistic, both, (reference[:64],), at=statistic(both, (reference,)))
             claim = f"KL({name}) − KL({corrected}), {when}"
-            rows.append(Row(claim, at_least(0.0), statistic(both, (reference,)), error))
+            rows.append(Row(claim, at_least(0.0), found))
     return rows
 
 
@@ -145,7 +132,7 @@ def _growth(
     predicted = 0.25 if name == "intermediate" else 0.5
     claim = f"{name}: growth of the distance of networks per unit of ln(width)"
     note = "their fluctuations, of order n^-1/2, add to it" if name == "intermediate" else ""
-    return Row(claim, predicted, slope(*groups), jackknife(slope, *groups), 0.1, note)
+    return Row(claim, predicted, jackknife(slope, *groups), 0.1, note)
 
 
 def draw(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tplimit.commands.data import random_points
 from tplimit.output.figures import panels
 from tplimit.parameterizations import golikov, ic_mean_field
-from tplimit.reproduction.reproduce import Result, Row, power_law
+from tplimit.reproduction import Measurement, Result, Row
 
 from . import _regions
 from ._regions import REGIONS
@@ -35,7 +35,6 @@ STATED = {  # the source's
     "sym-default": "yes, no, yes",
     "IC-MF": "yes, yes, yes, yes",
 }
-Fit = tuple[float, float]
 
 
 def run(quick: bool) -> Result:
@@ -45,10 +44,10 @@ def run(quick: bool) -> Result:
     points = tuple(jnp.asarray(a) for a in (data.x, data.y, data.x_test))
     model = _regions.network(10)
     scalings = {name: golikov(*REGIONS[name]) for name in regions} | {"IC-MF": ic_mean_field}
-    fits, kept = {}, {}
+    fits, fitted_to, kept = {}, {}, {}
     for name, p in scalings.items():
         sizes = _regions.sizes_by_width(p, model, points, RATE, seeds)
-        fits[name] = {k: power_law(v) for k, v in sizes.items()}
+        fits[name], fitted_to[name] = _regions.fitted(sizes)
         kept[name] = properties(fits[name])
     rows = [
         Row(f"{name}: keeps (1), (2), ..", text, ", ".join(kept[name][: text.count(",") + 1]))
@@ -64,34 +63,35 @@ def run(quick: bool) -> Result:
         "η": RATE,
         "step": "0 to 1",
     }
-    values = {"fitted": fits, "kept": kept}
+    values = {"points": fitted_to, "kept": kept}
     return Result(rows, values, setting, lambda figure: draw(figure, fits, kept))
 
 
-def is_zero(kind: str, slope: float, error: float) -> str:
-    """Whether an exponent is 0: "yes", "no", or "?" where its error does not tell."""
-    if abs(slope) + 2 * error < HALF_STEPS[kind]:
+def is_zero(kind: str, exponent: Measurement) -> str:
+    """Whether an exponent is 0: "yes", "no", or "?" where its interval does not tell."""
+    (low, high), half = exponent.interval(), HALF_STEPS[kind]
+    if -half < low and high < half:
         return "yes"
-    return "no" if abs(slope) - 2 * error > HALF_STEPS[kind] else "?"
+    return "no" if high < -half or half < low else "?"
 
 
-def properties(fit: Mapping[str, Fit]) -> list[str]:
+def properties(fit: Mapping[str, Measurement]) -> list[str]:
     """The four answers."""
-    (f, f_error), (k, k_error) = fit["f_0"], fit["K_0"]
-    single = [is_zero(kind, *fit[kind]) for kind in ("f_0", "K_0", "dK")]
-    return [*single, is_zero("ratio", f - k, float(np.hypot(f_error, k_error)))]
+    single = [is_zero(kind, fit[kind]) for kind in ("f_0", "K_0", "dK")]
+    return [*single, is_zero("ratio", fit["f_0"] - fit["K_0"])]
 
 
-def signature(fit: Mapping[str, Fit]) -> tuple[str, ...]:
+def signature(fit: Mapping[str, Measurement]) -> tuple[str, ...]:
     """Signs of the exponents of f_0 and K_0, and whether 2s is 0, -1 or between."""
     name = {"yes": "0", "?": "?"}
-    signs = [name.get(is_zero(k, *fit[k]), f"{np.sign(fit[k][0]):+.0f}") for k in ("f_0", "K_0")]
-    slope, _ = fit["dK"]
-    nearest = min((0.0, -0.4, -1.0), key=lambda value: abs(slope - value))
+    signs = [name.get(is_zero(k, fit[k]), f"{np.sign(fit[k].value):+.0f}") for k in ("f_0", "K_0")]
+    nearest = min((0.0, -0.4, -1.0), key=lambda value: abs(fit["dK"].value - value))
     return (*signs, f"{nearest:g}")
 
 
-def _rows(kept: Mapping[str, list[str]], fits: Mapping[str, Mapping[str, Fit]]) -> list[Row]:
+def _rows(
+    kept: Mapping[str, list[str]], fits: Mapping[str, Mapping[str, Measurement]]
+) -> list[Row]:
     regions = [name for name in kept if name != "IC-MF"]
     count = lambda name, of: kept[name][:of].count("yes")
     named = lambda chosen: ", ".join(chosen) or "none"
@@ -114,7 +114,7 @@ def _rows(kept: Mapping[str, list[str]], fits: Mapping[str, Mapping[str, Fit]]) 
 
 
 def draw(
-    figure: Figure, fits: Mapping[str, Mapping[str, Fit]], kept: Mapping[str, list[str]]
+    figure: Figure, fits: Mapping[str, Mapping[str, Measurement]], kept: Mapping[str, list[str]]
 ) -> None:
     (axes,) = panels(figure, 1, (6.4, 4.6))
     names = list(kept)
@@ -122,8 +122,8 @@ def draw(
     cells = np.array([[value[a] for a in kept[name]] for name in names])
     axes.imshow(cells, cmap="Blues", vmin=-0.15, vmax=1.9, aspect="auto")
     for i, name in enumerate(names):
-        fit = fits[name]
-        shown = [fit["f_0"][0], fit["K_0"][0], fit["dK"][0], fit["f_0"][0] - fit["K_0"][0]]
+        fit = {k: m.value for k, m in fits[name].items()}
+        shown = [fit["f_0"], fit["K_0"], fit["dK"], fit["f_0"] - fit["K_0"]]
         for j, (number, answer) in enumerate(zip(shown, kept[name], strict=True)):
             weight = "bold" if answer == "yes" else "normal"
             axes.text(j, i, f"{number:+.2f}", ha="center", va="center", fontsize=8, weight=weight)

@@ -1,6 +1,6 @@
 """Data, networks and measurements that the scripts share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import tplimit as tp
 from tplimit import Parameterization
 from tplimit.networks.activations import resolve
+from tplimit.reproduction import Measurement, average
 
 INPUTS = np.array(
     [
@@ -181,5 +182,16 @@ def standard_error(runs: np.ndarray) -> np.ndarray:
     return runs.std(axis=0, ddof=1) / len(runs) ** 0.5
 
 
-def geometric_widths(low: int, high: int) -> Sequence[int]:
-    return [2**k for k in range(low, high + 1)]
+def largest(runs: np.ndarray) -> Measurement:
+    """The absolute mean over replicates of the entry whose mean is the largest."""
+    return _entry(runs, np.argmax)
+
+
+def smallest(runs: np.ndarray) -> Measurement:
+    """The same of the entry whose mean is the smallest."""
+    return _entry(runs, np.argmin)
+
+
+def _entry(runs: np.ndarray, choose: Callable[[np.ndarray], Any]) -> Measurement:
+    entries = runs.reshape(len(runs), -1)
+    return abs(average(entries[:, choose(np.abs(entries.mean(axis=0)))]))

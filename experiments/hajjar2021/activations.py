@@ -19,7 +19,7 @@ from scipy.stats import norm
 import tplimit as tp
 from tplimit.networks.activations import resolve
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_least, at_most, power_law
+from tplimit.reproduction import Result, Row, at_least, at_most, average, exponent_row
 
 from . import _setting
 
@@ -33,7 +33,7 @@ def run(quick: bool) -> Result:
     widths = {64: 4, 128: 4} if quick else {256: 64, 512: 48, 1024: 24}
     samples, replicates = (2**9, 2) if quick else (2**13, 4)
     llr, mup = _setting.named("ip_llr"), _setting.named("mup")
-    rows, curves, firsts, movements = [], {}, {}, {}
+    rows, curves, firsts, movements, limits, updates = [], {}, {}, {}, {}, {}
     for name in names:
         model, (slope, eta) = _setting.network(DEPTH, name), ACTIVATIONS[name]
         regime = tp.classify(llr, model)
@@ -43,32 +43,30 @@ def run(quick: bool) -> Result:
         finite = {n: f for n, (f, _) in measured.items()}
         steps = 1 if quick or name == "relu" else 2
         limit = _setting.functions(llr, model, eta, steps, tp.inf, replicates, samples=samples)
-        first = float(np.abs(limit[:, 1].mean(axis=0)).max())
+        first = _setting.largest(limit[:, 1])
         claim = f"{name}: largest |f_1|, n = ∞"
         rows.append(Row(claim, at_least(0.01) if name == "relu" else at_most(1e-3), first))
         if steps == 2:
-            second = float(np.abs(limit[:, 2].mean(axis=0)).min())
+            second = _setting.smallest(limit[:, 2])
             rows.append(Row(f"{name}: smallest |f_2|, n = ∞", at_least(0.01), second))
         firsts[name] = {n: np.abs(f[:, 1]).mean(axis=1) for n, f in finite.items()}
-        exponent, error = power_law(firsts[name])
         known = 0.0 if name == "relu" else -0.5
-        rows.append(Row(f"{name}: exponent of |f_1|", known, exponent, error, tolerance=0.2))
+        rows.append(exponent_row(f"{name}: exponent of |f_1|", known, firsts[name], 0.2))
         if name != "relu":
             size = first_update(name, slope, eta)
             wide = max(widths)
-            values = measured[wide][1][:, 0]
-            error = values.std(ddof=1) / len(values) ** 0.5
+            updates[name] = measured[wide][1][:, 0]
             claim = f"{name}: n · RMS of the output weights' first update, width {wide}"
             note = f"{size / slope ** (DEPTH - 1):.3g} without ρ^(L-1)" if slope != 1 else ""
-            rows.append(Row(claim, size, values.mean(), error, 0.1 * size, note))
+            rows.append(Row(claim, size, average(updates[name]), 0.1 * size, note))
         other = {n: measure(mup, model, eta, n, seeds) for n, seeds in widths.items()}
         for title, runs, known in (("IP-LLR", measured, 0.0), ("muP", other, -0.5)):
             moved = {n: sizes[:, 1] for n, (_, sizes) in runs.items()}
-            exponent, error = power_law(moved)
             claim = f"{name}: exponent of the movement of W2, relative, {title}"
-            rows.append(Row(claim, known, exponent, error, tolerance=0.15))
+            rows.append(exponent_row(claim, known, moved, 0.15))
             movements[f"{name}, {title}"] = moved
         curves[name] = (limit.mean(axis=0), finite)
+        limits[name] = limit
 
     def draw(figure: Figure) -> None:
         left, middle, right = panels(figure, 3)
@@ -92,7 +90,7 @@ def run(quick: bool) -> Result:
 
     return Result(
         rows,
-        {"|f_1|": firsts, "movements": movements},
+        {"|f_1|": firsts, "movements": movements, "n = ∞": limits, "first updates": updates},
         {"L": DEPTH, "steps": STEPS, "η": {k: v[1] for k, v in ACTIVATIONS.items()},
          "widths and seeds": widths, "samples": samples, "replicates": replicates},
         draw,

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 import tplimit as tp
 from tplimit import parameterizations as scalings
 from tplimit.output.figures import COLOURS, panels
-from tplimit.reproduction.reproduce import Result, Row, at_most
+from tplimit.reproduction import Measurement, Result, Row, at_most, average, combination
 
 DEPTH, BATCH, CLASSES, TEST = 4, 64, 10, 1000
 DELTA = {"relu": 2**0.5, "gelu": 2.0, "elu": 1.0, "tanh": 1.0}
@@ -69,12 +69,12 @@ def run(quick: bool) -> Result:
     rows = judge(curves, best)
     losses = first_losses(quick, train)
     for name, by_width in losses.items():
-        limit, finite = by_width["∞"], by_width[str(max(w for w in by_width if w != "∞"))]
-        gap = np.abs(finite.mean(axis=0) - limit.mean(axis=0))
-        error = np.hypot(*(r.std(axis=0, ddof=1) / len(r) ** 0.5 for r in (finite, limit)))
-        worst = int(np.argmax(gap))
-        claim = f"{name}, batches of 16: largest |loss(n) - loss(∞)| over the steps"
-        rows.append(Row(claim, at_most(0.1), float(gap[worst]), float(error[worst])))
+        n = max((w for w in by_width if w != "∞"), key=int)
+        limit, finite = by_width["∞"], by_width[n]
+        worst = int(np.argmax(np.abs(finite.mean(axis=0) - limit.mean(axis=0))))
+        gap = abs(average(finite[:, worst]) - average(limit[:, worst]))
+        claim = f"{name}, batches of 16: largest |loss(n) - loss(∞)| over the steps, n = {n}"
+        rows.append(Row(claim, at_most(0.1), gap))
 
     def draw(figure: Figure) -> None:
         left, right = panels(figure, 2, (11.0, 4.0))
@@ -113,32 +113,32 @@ def run(quick: bool) -> Result:
 def judge(curves: dict[str, np.ndarray], best: dict[str, str]) -> list[Row]:
     """Final accuracies, and what the source says about them."""
     last = {name: values[:, -1] for name, values in curves.items()}
-    error = lambda v: float(
-        np.hypot(v.std(ddof=1) / len(v) ** 0.5, (v.mean() * (1 - v.mean()) / TEST) ** 0.5)
-    )
     rows = []
     for name in curves:
         method, activation = name.split(", ")
         if method != "IP-LLR":
             continue
         other = f"muP, {activation}"
-        gap = float(last[name].mean() - last[other].mean())
+        gap = average(last[name]) - average(last[other])
         claim = f"{activation}: test accuracy of IP-LLR - muP"
-        both = float(np.hypot(*(v.std(ddof=1) / len(v) ** 0.5 for v in (last[name], last[other]))))
         values = f"{last[name].mean():.3f} - {last[other].mean():.3f}"
-        rows.append(Row(claim, 0, gap, both, 0.05, values))
+        rows.append(Row(claim, 0, gap, 0.05, values))
     top = last[best["IP-LLR"]]
     for method in ("IP-bias", "IP-non-centered", "Naive-IP"):
         low = last[best[method]]
-        gap = float(low.mean() - top.mean())
-        both = float(np.hypot(error(low), error(top)))
         claim = f"test accuracy of {method} - best IP-LLR"
-        rows.append(
-            Row(claim, at_most(-0.02), gap, both, note=f"{low.mean():.3f} - {top.mean():.3f}")
-        )
-    chance = last[best["Naive-IP"]]
-    rows.append(Row("test accuracy of Naive-IP: chance", 0.1, chance.mean(), error(chance), 0.05))
+        values = f"{low.mean():.3f} - {top.mean():.3f}"
+        rows.append(Row(claim, at_most(-0.02), share(low) - share(top), note=values))
+    chance = share(last[best["Naive-IP"]])
+    rows.append(Row("test accuracy of Naive-IP: chance", 0.1, chance, 0.05))
     return rows
+
+
+def share(values: np.ndarray) -> Measurement:
+    """The mean of accuracies over trials, with the error of so few test images besides."""
+    found = average(values)
+    images = Measurement(0.0, (found.value * (1 - found.value) / TEST) ** 0.5, TEST - 1)
+    return combination((1.0, 1.0), (found, images))
 
 
 def images() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels
-from tplimit.reproduction.reproduce import Result, Row
+from tplimit.reproduction import Measurement, Result, Row, average, combination
 
 from . import _setting
 from ._closed_form import first_function
@@ -35,15 +35,18 @@ CASES = {
 }
 WIDTHS = {256: 512, 512: 384, 1024: 160, 2048: 64}
 MORE = {256: 2048, 512: 1024, 1024: 384, 2048: 96}
+# Averages of squares over particles are skewed: many replicates, or their mean is low by chance.
+REPLICATES, MORE_REPLICATES = 8, 32
 
 
 def run(quick: bool) -> Result:
     p = _setting.named("ip_llr")
-    samples, replicates = (2**11, 4) if quick else (2**15, 8)
+    samples = 2**11 if quick else 2**15
     rows, finite, exact, limits = [], {}, {}, {}
     for name, case in list(CASES.items())[: 1 if quick else 3]:
         depth, activation, eta, degree, alpha, powers, near = case
         widths = {64: 16, 256: 16} if quick else WIDTHS if degree == 1 else MORE
+        replicates = 4 if quick else REPLICATES if degree == 1 else MORE_REPLICATES
         model = _setting.network(depth, activation)
         start = (_setting.INPUTS[0], _setting.TARGETS[0])
         known = [first_function(*start, x, eta, depth, degree, alpha) for x in _setting.POINTS]
@@ -52,15 +55,14 @@ def run(quick: bool) -> Result:
             n: _setting.functions(p, model, eta, 1, n, seeds, seed=n)[:, 1]
             for n, seeds in widths.items()
         }
-        intercept, error = extrapolate(wide, powers)
         mean, stderr = runs.mean(axis=0), _setting.standard_error(runs)
         for i, point in enumerate(_setting.NAMES):
             claim = f"{name}: f_1({point})"
             value = known[i]
-            rows.append(Row(f"{claim}, tp.train", value, mean[i], stderr[i], 0.02 * value))
-            rows.append(
-                Row(f"{claim}, networks, n → ∞", value, intercept[i], error[i], near * value)
-            )
+            found = average(runs[:, i])
+            rows.append(Row(f"{claim}, tp.train", value, found, 0.02 * value))
+            found = extrapolate({n: average(f[:, i]) for n, f in wide.items()}, powers)
+            rows.append(Row(f"{claim}, networks, n → ∞", value, found, near * value))
         finite[name], exact[name], limits[name] = wide, known, (mean, stderr)
 
     def draw(figure: Figure) -> None:
@@ -89,7 +91,7 @@ def run(quick: bool) -> Result:
             "networks": {k: summary(v) for k, v in finite.items()},
         },
         {"widths and seeds": WIDTHS, "for ReLU²": MORE, "samples": samples,
-         "replicates": replicates,
+         "replicates": "4" if quick else f"{REPLICATES}, for ReLU² {MORE_REPLICATES}",
          "η": {name: case[2] for name, case in CASES.items()}},
         draw,
     )  # fmt: skip
@@ -101,18 +103,14 @@ def summary(runs: dict[int, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
     }
 
 
-def extrapolate(
-    runs: dict[int, np.ndarray], powers: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intercept of a fit of terms n^-power over all widths, and its standard error over seeds.
+def extrapolate(means: dict[int, Measurement], powers: Sequence[float]) -> Measurement:
+    """Intercept of a fit of terms n^-power over all widths.
 
     The fit takes variances to fall as 1/n, whatever they are: weights from the data would favour
     the means that lie low, for the distribution is skewed.
     """
-    n = np.array(list(runs), float)
-    precision = n * np.array([len(r) for r in runs.values()])
+    n = np.array(list(means), float)
+    precision = n * np.array([m.degrees + 1 for m in means.values()])
     design = np.stack([n**-power for power in powers], axis=1)
     weights = np.linalg.solve(design.T @ (precision[:, None] * design), design.T * precision)[0]
-    means = np.array([r.mean(axis=0) for r in runs.values()])
-    errors = np.array([_setting.standard_error(r) for r in runs.values()])
-    return weights @ means, np.sqrt(weights**2 @ errors**2)
+    return combination(weights, list(means.values()))

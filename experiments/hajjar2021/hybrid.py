@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_least, at_most
+from tplimit.reproduction import Result, Row, at_least, at_most
 
 from . import _setting
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import COLOURS, panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_most, power_law
+from tplimit.reproduction import Result, Row, at_most, average, exponent_row
 
 from . import _setting
 
@@ -42,24 +42,23 @@ def run(quick: bool) -> Result:
     }  # fmt: skip
     sizes = {name: {n: f[:, i] for n, f in passes.items()} for i, name in enumerate(counted)}
     for name, by_width in sizes.items():
-        exponent, error = power_law(by_width)
         claim = f"exponent of the dependence on the input: {name}"
-        rows.append(Row(claim, counted[name], exponent, error, tolerance=0.2))
+        rows.append(exponent_row(claim, counted[name], by_width, 0.2))
 
     run_at = lambda n, count: _setting.functions(
         p, model, ETA, steps, n, count, samples=samples, theta=theta, seed=1
     )
     limit = run_at(tp.inf, replicates)
-    rows.append(Row("f_0 for v = 0.4, n = ∞", OUTPUT_BIAS, limit[:, 0].mean(), None, 1e-3))
+    start = average(limit[:, 0].mean(axis=1))
+    rows.append(Row("f_0 for v = 0.4, n = ∞", OUTPUT_BIAS, start, tolerance=1e-3))
     finite = {n: run_at(n, seeds) for n, seeds in widths.items()}
     distances = {n: _setting.distance(f, limit.mean(axis=0)) for n, f in finite.items()}
-    exponent, error = power_law(distances)
-    rows.append(Row("exponent of the distance to the limit", -0.5, exponent, error, tolerance=0.15))
-    spread = np.abs(limit[:, 1:, 0] - limit[:, 1:, 1]).max()
-    moved = np.abs(np.diff(limit, axis=1)).mean()
+    rows.append(exponent_row("exponent of the distance to the limit", -0.5, distances, 0.15))
+    spread = np.abs(limit[:, 1:, 0] - limit[:, 1:, 1]).max(axis=1)
+    moved = np.abs(np.diff(limit, axis=1)).mean(axis=(1, 2))
     claim = "spread over inputs / change in one step, n = ∞"
-    rows.append(Row(claim, at_most(0.05), float(spread / moved)))
-    collapsed = "exactly" if spread < 1e-6 else "no"
+    rows.append(Row(claim, at_most(0.05), average(spread / moved)))
+    collapsed = "exactly" if spread.max() < 1e-6 else "no"
     rows.append(Row("f_t is independent of its input at t ≥ 1", "no", collapsed))
 
     def draw(figure: Figure) -> None:

@@ -4,6 +4,9 @@ Theorem A.12.2: with initial weights of mean 1 in layers 2 .. L + 1 the inner pr
 2 ≤ l ≤ L - 1, are constant over the units, at every step; layer L is so before training only, and
 layer 1 never. Measured: the standard deviation of h^l_t over units, which falls as n^-1/2 where the
 layer collapses and stays where it does not; f_0 → u E[x^L] ≠ 0; and the limit against networks.
+
+Networks that are narrow bend the slopes of layers 3 and 4. From width 1024 on they are -0.503 ±
+0.031 and -0.496 ± 0.030 before training, -0.504 ± 0.036 and 0.009 ± 0.044 after three steps.
 """
 
 from typing import Any
@@ -15,7 +18,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_least, power_law
+from tplimit.reproduction import Result, Row, at_least, exponent_row
 
 from . import _setting
 
@@ -28,7 +31,8 @@ def run(quick: bool) -> Result:
     samples, replicates, steps = (2**9, 2, 1) if quick else (2**13, 4, STEPS)
     rows = []
 
-    spreads = {n: deviations(p, model, n, seeds) for n, seeds in widths.items()}
+    wide = {} if quick else {4096: 8}
+    spreads = {n: deviations(p, model, n, seeds) for n, seeds in (widths | wide).items()}
     sizes: list[dict[str, Any]] = []
     expected: list[dict[str, float]] = []
     for t in (0, STEPS):
@@ -39,19 +43,17 @@ def run(quick: bool) -> Result:
             sizes[-1][name] = {n: s[:, t, l - 1] for n, s in spreads.items()}
             inner = 2 <= l < DEPTH or (l == DEPTH and t == 0)
             expected[-1][name] = -0.5 if inner else 0.0
-            exponent, error = power_law(sizes[-1][name])
             claim = f"exponent of the deviation over units, {name}, t = {t}"
-            rows.append(Row(claim, expected[-1][name], exponent, error, tolerance=0.2))
+            rows.append(exponent_row(claim, expected[-1][name], sizes[-1][name], 0.2))
 
     limit = _setting.functions(p, model, ETA, steps, tp.inf, replicates, samples=samples)
     claim = "|f_0| at A and B, n = ∞ (other integrable networks: 0)"
-    rows.append(Row(claim, at_least(0.1), float(np.abs(limit[:, 0]).min())))
+    rows.append(Row(claim, at_least(0.1), _setting.smallest(limit[:, 0])))
     finite = {
         n: _setting.functions(p, model, ETA, steps, n, seeds, seed=n) for n, seeds in widths.items()
     }
     distances = {n: _setting.distance(f, limit.mean(axis=0)) for n, f in finite.items()}
-    exponent, error = power_law(distances)
-    rows.append(Row("exponent of the distance to the limit", -0.5, exponent, error, tolerance=0.15))
+    rows.append(exponent_row("exponent of the distance to the limit", -0.5, distances, 0.15))
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, 3)
@@ -65,7 +67,7 @@ def run(quick: bool) -> Result:
         rows,
         {"deviations": spreads, "limit": limit, "distances": distances},
         {"L": DEPTH, "activation": "elu", "η": ETA, "steps": steps, "widths and seeds": widths,
-         "samples": samples, "replicates": replicates},
+         "deviations also": wide, "samples": samples, "replicates": replicates},
         draw,
     )  # fmt: skip
 

@@ -2,7 +2,10 @@
 
 Section 2.4: the exponents γ(p) serve the first step only. Kept at the second one they amplify the
 updates by a power of the width that compounds from layer to layer: n^1, n^3/2, n^2, n^3 for the
-four layers with L = 3 and ReLU, while the rates of IP-LLR give n^0 in both steps.
+four layers with L = 3 and ReLU, while the rates of IP-LLR give n^0 in both steps. The sizes are
+products of averages, so that their logarithms scatter, less and less with the width (by 1.05 at 512
+and 0.31 at 4096 in layer 4): the root mean square over networks is moved up by tails where networks
+are narrow, and its exponent is too small. The geometric mean has the exponents that are claimed.
 """
 
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from matplotlib.figure import Figure
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
 from tplimit.parameterizations import large_first_rates
-from tplimit.reproduction.reproduce import Result, Row, power_law
+from tplimit.reproduction import Result, Row, exponent_row
 
 from . import _setting
 
@@ -38,12 +41,11 @@ def run(quick: bool) -> Result:
         for l, exponent in enumerate(expected[name], start=1):
             claim = f"{name}: exponent of the second contribution, layer {l}"
             rows.append(Row(f"{claim}, counted", exponent, float(regime.exponents[f"update_{l}"])))
-            fitted, error = power_law(second[f"layer {l}"])
-            rows.append(Row(claim, exponent, fitted, error, tolerance=0.25))
+            rows.append(exponent_row(claim, exponent, second[f"layer {l}"], 0.25))
             if name == "IP-LLR":
-                fitted, error = power_law(first[f"layer {l}"])
+                firsts = first
                 claim = f"{name}: exponent of the first contribution, layer {l}"
-                rows.append(Row(claim, 0, fitted, error, tolerance=0.25))
+                rows.append(exponent_row(claim, 0, first[f"layer {l}"], 0.25))
     refused = refusal(cases["kept"], model)
     rows.append(Row("kept: the limit after two steps", "DivergenceError", refused))
 
@@ -55,7 +57,7 @@ def run(quick: bool) -> Result:
 
     return Result(
         rows,
-        {"second contributions": sizes},
+        {"first contributions, IP-LLR": firsts, "second contributions": sizes},
         {"L": DEPTH, "activation": "√2 ReLU", "η": ETA, "widths and seeds": widths},
         draw,
     )

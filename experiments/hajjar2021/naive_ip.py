@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import tplimit as tp
 from tplimit.output.figures import panels, power_lines
-from tplimit.reproduction.reproduce import Result, Row, at_least, power_law
+from tplimit.reproduction import Result, Row, at_least, exponent_row
 
 from . import _setting
 
@@ -33,9 +33,8 @@ def run(quick: bool) -> Result:
         key = f"L = {depth}"
         moved[key] = {n: changes(p, depth, n, seeds) for n, seeds in widths.items()}
         slopes[key] = float(regime.exponents["df"])
-        exponent, error = power_law(moved[key])
         claim = f"L = {depth}: exponent of |f_t - f_0|"
-        rows.append(Row(claim, slopes[key], exponent, error, tolerance=0.15))
+        rows.append(exponent_row(claim, slopes[key], moved[key], 0.15))
     rows += limits(quick)
     rows.append(Row("L = 1: largest difference to muP, n = 256", 0.0, shallow(p, mup)))
 
@@ -44,10 +43,9 @@ def run(quick: bool) -> Result:
     found = _setting.leading_contributions(p, model, ETA)
     source = (-1, -0.5, -1, -2)
     for (name, by_width), leading, known in zip(sizes.items(), found, source, strict=True):
-        exponent, error = power_law(by_width)
         claim = f"L = 3, ReLU: exponent of the first contribution, {name}"
         rows.append(Row(f"{claim}, tp.leading", known, float(leading.exponent) / 2))
-        rows.append(Row(claim, known, exponent, error, tolerance=0.1))
+        rows.append(exponent_row(claim, known, by_width, 0.1))
 
     def draw(figure: Figure) -> None:
         left, right = panels(figure, 2)
@@ -75,10 +73,13 @@ def limits(quick: bool) -> list[Row]:
     p, rows = _setting.named("naive_ip"), []
     for depth in (3,) if quick else (2, 3, 4):
         model, steps = _setting.network(depth, "tanh"), 1 if quick else 2
-        f = _setting.functions(p, model, ETA, steps, tp.inf, 1)
+        trivial = depth >= 3
+        f = _setting.functions(p, model, ETA, steps, tp.inf, 1 if trivial else 4)
         claim = f"L = {depth}: largest |f_t| at infinite width, t ≤ {steps}"
-        known = 0.0 if depth >= 3 else at_least(1e-3)
-        rows.append(Row(claim, known, np.abs(f).max()))
+        if trivial:  # 0 without any sampling
+            rows.append(Row(claim, 0.0, np.abs(f).max()))
+        else:
+            rows.append(Row(claim, at_least(1e-3), _setting.largest(f)))
     return rows
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = experiments(ROOT / "experiments")
 # These compile nothing at infinite width that takes long; the others are left to the slow tests.
 FAST = {"hajjar2021": {"hybrid"}}
-# What quick settings decide without a doubt: these rows hold, whatever the rest does.
+# What quick settings decide without a doubt: these rows agree, whatever the rest does.
 CERTAIN = {
     ("golikov2020", "decomposition"): "by the interpreter",
     ("golikov2020", "exponents"): "(δa/a)²",
@@ -53,7 +53,7 @@ def test_script_runs_and_draws(experiment: Experiment, script: str, tmp_path: Pa
     if part is not None:
         certain = [row for row in record["rows"] if part in row["claim"]]
         assert certain
-        assert {row["verdict"] for row in certain} == {"holds"}
+        assert {row["verdict"] for row in certain} == {"agrees"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)

@@ -34,7 +34,8 @@ from tplimit.output.files import write_text
 from tplimit.regimes import counted
 from tplimit.regimes.measured import classify_step
 from tplimit.regimes.regime import Regime, with_legend
-from tplimit.reproduction.reproduce import Experiment, experiments, rows_of, summary
+from tplimit.reproduction.reproduce import Experiment, experiments, rows_of
+from tplimit.reproduction.verdicts import summary
 
 __all__ = ["Study", "app", "run_study"]
 
@@ -237,8 +238,7 @@ def reproduce(
             broken.append(script)
             say(f"    failed: {record['error']}")
         else:
-            verdicts = summary([row.verdict for row in rows_of(record)])
-            say(f"    {record['seconds']:.0f} s: {verdicts}")
+            say(f"    {record['seconds']:.0f} s: {summary(rows_of(record))}")
     page = out / f"{name}.md"
     write_text(page, experiment.page(out / name))
     say(f"page: {page}")

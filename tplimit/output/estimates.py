@@ -30,7 +30,7 @@ def standard_error(x: np.ndarray) -> np.ndarray:
     return np.std(wide, axis=0, ddof=1) / np.sqrt(len(x))
 
 
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """A quantile of Student's t."""
     from scipy import stats  # slow to import
 

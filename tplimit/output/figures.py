@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tplimit.output.files import replacing
+from tplimit.output.statistics import jackknife_variance, log_root
 
 __all__ = [
     "COLOURS",
@@ -193,27 +194,26 @@ def drawable(values: Any) -> np.ndarray:
 def power_lines(
     axes: Axes, sizes: Mapping[str, Mapping[int, Any]], exponents: Mapping[str, float]
 ) -> None:
-    """Geometric means of sizes by width on logarithmic axes, one colour per name.
+    """Root mean squares of sizes by width on logarithmic axes, one colour per name.
 
     Bars are two standard errors over seeds. Dashed lines have the predicted exponents of the width,
     through the mean of the points; a name without prediction has none.
 
     Args:
-        sizes: by name, by width, one positive size per seed.
+        sizes: by name, by width, one size per seed.
         exponents: by name.
     """
     widths = sorted({n for values in sizes.values() for n in values})
     for colour, (name, by_width) in zip(COLOURS * len(sizes), sizes.items(), strict=False):
         n = np.array(sorted(by_width), float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = [drawable(np.log(np.asarray(by_width[int(k)], float))) for k in n]
-        # A width where a size is 0 or not finite has no point.
-        known = [bool(np.all(np.isfinite(v))) for v in logs]
-        n, logs = n[known], [v for v, keep in zip(logs, known, strict=True) if keep]
-        if not logs:
+        squares = [drawable(np.asarray(by_width[int(k)], float)) ** 2 for k in n]
+        middle = np.array([log_root(v) for v in squares])
+        # A width where all sizes are 0, or one is not finite, has no point.
+        known = np.isfinite(middle)
+        if not np.any(known):
             continue
-        middle = np.array([v.mean() for v in logs])
-        error = np.array([2 * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in logs])
+        error = 2 * np.sqrt([jackknife_variance(v) for v in squares])[known]
+        n, middle, error = n[known], middle[known], np.nan_to_num(error)
         y = np.exp(middle)
         bars = [y - np.exp(middle - error), np.exp(middle + error) - y]
         label = name

@@ -1,4 +1,4 @@
-"""Claims of the literature against what is measured here: scripts, verdicts, generated pages.
+"""Claims of the literature against what is measured here: scripts, records, generated pages.
 
 An experiment is a folder of scripts, one per claim, such as `experiments/hajjar2021/`. The
 docstring of a script states the claim, its first line being the title, and names the source; its
@@ -30,124 +30,15 @@ from PIL import Image
 from tplimit.caching.store import PROGRAMS
 from tplimit.output.figures import save_figure
 from tplimit.output.files import write_text
+from tplimit.reproduction.measurements import Measurement
+from tplimit.reproduction.verdicts import AGREES, RULE, Interval, Row, summary
 
-__all__ = [
-    "Experiment",
-    "Interval",
-    "Result",
-    "Row",
-    "at_least",
-    "at_most",
-    "experiments",
-    "power_law",
-]
+__all__ = ["Experiment", "Result", "experiments", "rows_of"]
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
-RULE = (
-    "A number *holds* where its 95 % interval, measured ± 2 standard errors, lies inside what is "
-    "predicted (± tolerance), *does not hold* where it lies outside, and is *undecided* where it "
-    "does neither. A statement holds where the measured one is the same."
-)
 # Legible, and small enough to be kept under version control.
 _DPI, _PALETTE = 110, 128
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A prediction that is an inequality: low ≤ measured ≤ high; see `at_most`, `at_least`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __str__(self) -> str:
-        if self.low == -math.inf:
-            return f"≤ {_number(self.high)}"
-        if self.high == math.inf:
-            return f"≥ {_number(self.low)}"
-        return f"{_number(self.low)} … {_number(self.high)}"
-
-
-def at_most(bound: float) -> Interval:
-    """The prediction measured ≤ bound."""
-    return Interval(high=bound)
-
-
-def at_least(bound: float) -> Interval:
-    """The prediction measured ≥ bound."""
-    return Interval(low=bound)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One claim: what is predicted, what was measured, and the verdict that follows.
-
-    Args:
-        claim: what is claimed, in a few words.
-        predicted: a number, an `Interval`, or a statement in words such as the name of a regime.
-        measured: a finite number, or the statement that the measurement led to.
-        stderr: standard error of the measured number; None where there is no sampling.
-        tolerance: how far a predicted number may be off: for the bias of finite widths, a series
-            that was cut, or rounding in the source. 0 means exactly.
-        note: anything else worth knowing, such as the source's own measurement.
-
-    Raises:
-        ValueError: a number against a statement, a number that is not finite, or an estimate with a
-            standard error that would have to be exact.
-
-    >>> Row("exponent of f_0", -0.5, -0.48, stderr=0.02, tolerance=0.1).verdict
-    'holds'
-    >>> Row("regime of naive_ip, L = 3", "trivial", "mean-field").verdict
-    'does not hold'
-    >>> Row("difference, relative", at_most(1e-12), 3e-16).verdict
-    'holds'
-    """
-
-    claim: str
-    predicted: float | str | Interval
-    measured: float | str
-    stderr: float | None = None
-    tolerance: float = 0.0
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.predicted, str) != isinstance(self.measured, str):
-            raise ValueError(f"{self.claim}: a number cannot be compared with a statement")
-        if isinstance(self.measured, str):
-            return
-        for name in ("measured", "stderr", "predicted", "tolerance"):
-            value = getattr(self, name)
-            if value is None or isinstance(value, Interval):
-                continue
-            if not math.isfinite(value):
-                raise ValueError(f"{self.claim}: {name} has to be a finite number, not {value}")
-            object.__setattr__(self, name, float(value))
-        if self.stderr and not isinstance(self.predicted, Interval) and not self.tolerance:
-            raise ValueError(f"{self.claim}: an estimate is never exact, it needs a tolerance")
-
-    @property
-    def verdict(self) -> str:
-        """`"holds"`, `"does not hold"` or `"undecided"`, by the rule `RULE`."""
-        if isinstance(self.measured, str):
-            return HOLDS if self.measured == self.predicted else FAILS
-        assert not isinstance(self.predicted, str)
-        if isinstance(self.predicted, Interval):
-            low, high = self.predicted.low, self.predicted.high
-        else:
-            low, high = self.predicted - self.tolerance, self.predicted + self.tolerance
-        error = 2 * (self.stderr or 0.0)
-        if low <= self.measured - error and self.measured + error <= high:
-            return HOLDS
-        outside = self.measured + error < low or self.measured - error > high
-        return FAILS if outside else OPEN
-
-    def cells(self) -> tuple[str, str, str, str, str]:
-        """Claim, predicted, measured, verdict and note as text."""
-        predicted, measured = _number(self.predicted), _number(self.measured)
-        if self.tolerance:
-            predicted += f" ± {_number(self.tolerance)}"
-        if self.stderr is not None:
-            measured += f" ± {_number(self.stderr, digits=2)}"
-        return self.claim, predicted, measured, self.verdict, self.note
+# Behind the headings of what `quick` has written.
+_QUICK = " (quick: a test of the script, not a measurement)"
 
 
 @dataclass(frozen=True)
@@ -165,26 +56,6 @@ class Result:
     data: Mapping[str, Any] = field(default_factory=dict)
     setting: Mapping[str, Any] = field(default_factory=dict)
     draw: Callable[[Figure], None] | None = None
-
-
-def power_law(sizes: Mapping[int, Any]) -> tuple[float, float]:
-    """Fitted exponent of sizes against width, and its standard error over seeds.
-
-    Least squares of the mean log size against the log width; the seeds of different widths are
-    independent. The error is NaN where a width has one seed.
-
-    Args:
-        sizes: by width, one positive size per seed.
-
-    >>> power_law({n: [n**-0.5] * 2 for n in (64, 256)})
-    (-0.5, 0.0)
-    """
-    logs = [np.log(np.asarray(values, float)) for values in sizes.values()]
-    x = np.log(np.array(list(sizes), float))
-    weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
-    variances = [np.var(v, ddof=1) / len(v) if len(v) > 1 else np.nan for v in logs]
-    exponent = weights @ np.array([v.mean() for v in logs])
-    return float(exponent), float(np.sqrt(weights**2 @ np.array(variances)))
 
 
 # Experiments and their scripts --------------------------------------------------------------------
@@ -276,13 +147,15 @@ class Experiment:
             if file.is_file()
         ]
         title, _, rest = self.introduction.partition("\n")
-        verdicts = [row.verdict for record in records for row in rows_of(record)]
+        rows = [row for record in records for row in rows_of(record)]
+        quick = any(record["quick"] for record in records)
         parts = [
-            f"# {title}",
+            f"# {title}{_QUICK * quick}",
             rest.strip(),
             f"Written by `tplimit reproduce {self.name}` from the numbers in `{self.name}/*.json`; "
             "a test keeps it so.",
-            f"{RULE} Of {len(verdicts)} rows {summary(verdicts)}.",
+            RULE,
+            f"Of {len(rows)} rows {summary(rows)}.",
             *(self._section(record, out / f"{record['script']}.png") for record in records),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -291,9 +164,7 @@ class Experiment:
         script = record["script"]
         title, _, rest = self.scripts[script].partition("\n")
         how = f"`{script}.py`"
-        if record["quick"]:
-            how += ", in the **quick** setting: a test of the script, not a measurement"
-        parts = [f"## {title}", rest.strip()]
+        parts = [f"## {title}{_QUICK * record['quick']}", rest.strip()]
         if "error" in record:
             parts += [f"**The script failed**: {_escape(record['error'])}"]
         else:
@@ -324,13 +195,6 @@ def experiments(folder: str | Path) -> dict[str, Experiment]:
 def rows_of(record: Mapping[str, Any]) -> list[Row]:
     """The rows of a record that `Experiment.run` wrote; none where the script failed."""
     return [_decode_row(row) for row in record.get("rows", ())]
-
-
-def summary(verdicts: Sequence[str]) -> str:
-    """How many hold, do not hold and are undecided, in words."""
-    counts = {v: verdicts.count(v) for v in (HOLDS, FAILS, OPEN)}
-    words = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are undecided"}
-    return ", ".join(f"{n} {words[v]}" for v, n in counts.items() if n or v == HOLDS)
 
 
 @contextmanager
@@ -374,12 +238,6 @@ def _explain(error: Exception, folder: Path) -> str:
 # Text ---------------------------------------------------------------------------------------------
 
 
-def _number(value: Any, digits: int = 4) -> str:
-    if isinstance(value, (str, Interval)):
-        return str(value)
-    return f"{value:.{digits}g}".replace("-", "−")
-
-
 def _setting(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting, value))
@@ -396,14 +254,18 @@ def _escape(text: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    noted = any(row.note for row in rows)
-    head = ["claim", "predicted", "measured", "verdict"] + ["note"] * noted
+    cells = [row.cells() for row in rows]
+    # The last columns are left out where no row has anything in them.
+    head = [
+        name for name in (cells[0] if cells else ())
+        if name not in ("p", "note") or any(row[name] for row in cells)
+    ]  # fmt: skip
     lines = [head, ["---"] * len(head)]
-    for row in rows:
-        cells = [_escape(cell) for cell in row.cells()]
-        if row.verdict != HOLDS:
-            cells[3] = f"**{cells[3]}**"
-        lines.append(cells[: len(head)])
+    for row in cells:
+        line = {name: _escape(row[name]) for name in head}
+        if row["verdict"] != AGREES:
+            line["verdict"] = f"**{line['verdict']}**"
+        lines.append(list(line.values()))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -434,16 +296,21 @@ def _json(record: Mapping[str, Any]) -> str:
 
 
 def _encode_row(row: Row) -> dict[str, Any]:
-    code = dataclasses.asdict(row) | {"verdict": row.verdict}
+    """The fields, what follows from them for those who read the file, and None for infinities."""
+    code = dataclasses.asdict(row) | {"z": row.z, "verdict": row.verdict}
     if isinstance(row.predicted, Interval):
         ends = dataclasses.asdict(row.predicted)
         code["predicted"] = {k: v if math.isfinite(v) else None for k, v in ends.items()}
+    if row.z is not None and math.isinf(row.z):
+        code["z"] = None
     return code
 
 
 def _decode_row(code: Mapping[str, Any]) -> Row:
-    fields = {k: v for k, v in code.items() if k != "verdict"}
+    fields = {k: v for k, v in code.items() if k not in ("z", "verdict")}
     if isinstance(fields["predicted"], dict):
         ends = {k: v for k, v in fields["predicted"].items() if v is not None}
         fields["predicted"] = Interval(**ends)
+    if isinstance(fields["measured"], dict):
+        fields["measured"] = Measurement(**fields["measured"])
     return Row(**fields)

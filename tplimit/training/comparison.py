@@ -15,11 +15,7 @@ from tplimit.arguments import inf
 from tplimit.errors import DivergenceError, LimitError
 from tplimit.output.estimates import quiet
 from tplimit.output.files import warn_of_suffix, write_text
-from tplimit.output.tables import TextTable
-from tplimit.training import archive, reports
-from tplimit.training.laws import Law, compare_laws
-from tplimit.training.records import Records
-from tplimit.training.statistics import (
+from tplimit.output.statistics import (
     intercept_weights,
     mean_squares,
     normal_deviate,
@@ -27,6 +23,10 @@ from tplimit.training.statistics import (
     root,
     root_error,
 )
+from tplimit.output.tables import TextTable
+from tplimit.training import archive, reports
+from tplimit.training.laws import Law, compare_laws
+from tplimit.training.records import Records
 from tplimit.training.trajectory import Trajectory
 
 __all__ = ["Comparison", "shapes"]

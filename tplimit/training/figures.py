@@ -9,8 +9,8 @@ import numpy as np
 
 from tplimit import arguments
 from tplimit.output import estimates
+from tplimit.output.statistics import power, root, root_error
 from tplimit.training.comparison import Comparison
-from tplimit.training.statistics import power, root, root_error
 from tplimit.training.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tplimit.output.estimates import quiet
-from tplimit.training.statistics import normal_deviate, root
+from tplimit.output.statistics import normal_deviate, root
 
 __all__ = ["Law", "compare_laws"]
 

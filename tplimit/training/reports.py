@@ -12,9 +12,9 @@ import numpy as np
 from tplimit import arguments
 from tplimit.output import estimates
 from tplimit.output.numbers import shorthand
+from tplimit.output.statistics import mean_squares, z_summary
 from tplimit.output.tables import TextTable
 from tplimit.training.portable import plain
-from tplimit.training.statistics import mean_squares, z_summary
 from tplimit.training.trajectory import width_label
 
 if TYPE_CHECKING:
