@@ -77,3 +77,30 @@ def test_bars_of_positive_numbers_are_not_cut():
     value = lambda t: jnp.mean(t["u"] ** 2 * t["v"] ** 2)
     one, other = (tp.leading(f)(sampled(1)) for f in (value, lambda t: jnp.exp(20 * value(t))))
     assert other.stderr == pytest.approx(float(20 * one.stderr * other.coefficient), rel=1e-4)
+
+
+#: Truth is where these functions end; the sampling error hides on which side a sample is.
+EDGES = {
+    "square root": lambda x: jnp.sqrt(x[0]),
+    "power": lambda x: x[0] ** 1.5,
+    "powers": lambda x: jnp.power(x[0], jnp.array([0.5, 0.7])),
+    "logarithm": lambda x: jnp.log1p(x[0] - 1),
+    "root of a difference": lambda x: jnp.sqrt(jnp.exp(x[0]) - jnp.exp(x[1])),
+}
+
+
+@pytest.mark.parametrize("key", [0, 1, 2])
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_are_refused_whatever_the_sample(name, key):
+    theta = tp.sample(THETA, jax.random.key(key), width=tp.inf, samples=256)
+    with pytest.raises(CancellationError, match="zero within the sampling error"):
+        tp.limit(lambda t: EDGES[name](uncertain(t)))(theta)
+
+
+def test_roots_of_what_is_never_negative():
+    """A norm of numbers that are zero within their errors is one, and so is a spread."""
+    x, norm, std = tp.limit(
+        lambda t: (uncertain(t), jnp.linalg.norm(uncertain(t)), jnp.std(t["u"]))
+    )(sampled(1))
+    np.testing.assert_allclose(norm, np.linalg.norm(x), rtol=1e-5)
+    np.testing.assert_allclose(std, 1, rtol=1e-3)

@@ -252,6 +252,8 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
     """``value^p`` with ``fn`` computing the power of the coefficient; exponents times ``p``."""
     value = _one_term(value)
     exponents = value.exponents.times(p)
+    if p.denominator > 1:
+        knowledge.not_negative(ctx, value, "A root of a value that")
     if p < 0:
         knowledge.known(ctx, value, "Dividing by")
         knowledge.not_zero(ctx, value, "Division by")
@@ -327,6 +329,11 @@ def _at_level(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Exp
     """The function where the value has this exponent."""
     fn, c, rho = smooth.function, value.coefficient, value.remainder
     if level == 0:
+        if smooth.least is not None and value.finite and value.stderr is not None:
+            above = tensor(c - smooth.least, stderr=value.stderr)
+            knowledge.not_negative(
+                ctx, above, f"{name} of a value whose distance from {smooth.least:g}"
+            )
         stderr, zeros = pointwise_stderr(fn, value), _kept_zeros(fn, value)
         return tensor(fn(c), ORDER_ONE, rho, value.axis, value.space, stderr, zeros)
     if level > 0:

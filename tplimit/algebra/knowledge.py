@@ -54,6 +54,15 @@ def sign_known(ctx: Context, value: Tensor, what: str) -> None:
         ctx.check(~beyond_accident(zero, value), undecided(ctx, what, tied=True))
 
 
+def not_negative(ctx: Context, value: Tensor, what: str) -> None:
+    """A number that is 0 within its sampling error may be negative, where a root is no number."""
+    unknown = unsure(value)
+    if unknown is None or value.parity.marginal.positive:
+        return
+    reason = f"{what} is zero within the sampling error."
+    ctx.check(~jnp.any(unknown), ctx.error(reason, CancellationError, NEXT_TERM_ADVICE))
+
+
 def significant(value: Tensor) -> jax.Array:
     """Whether a value is known not to vanish: each number, and most coordinates of each vector.
 

@@ -88,12 +88,14 @@ class Smooth(Kind):
         parity: how it behaves under a change of sign.
         limits: at minus and plus infinity, or None; an infinite one is refused when it occurs.
         positive: whether its values are never 0.
+        least: where it ends, or None; it is infinite there.
     """
 
     function: Callable[[Any], Any]
     parity: Behaviour = "neither"
     limits: tuple[float, float] | None = None
     positive: bool = False
+    least: float | None = None
 
     def __str__(self) -> str:
         return "Taylor expansion at 0 for vanishing, limits for growing values."
@@ -239,7 +241,7 @@ _KNOWN: list[tuple[Kind, tuple[Primitive | None, ...]]] = [
     (Smooth(jnp.exp, limits=(0.0, np.inf), positive=True), (p.exp_p,)),
     (Smooth(jnp.exp2, limits=(0.0, np.inf), positive=True), (p.exp2_p,)),
     (Smooth(jnp.expm1, limits=(-1.0, np.inf)), (p.expm1_p,)),
-    (Smooth(jnp.log1p), (p.log1p_p,)),
+    (Smooth(jnp.log1p, least=-1.0), (p.log1p_p,)),
     (Logarithm(jnp.log), (p.log_p,)),
     (Logarithm(jnp.log2), (log2_p,)),
     (Power(None), (p.integer_pow_p,)),

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from tplimit._jax import one_minus_square_p, primitives as p
-from tplimit.algebra import arithmetic, expansion, functions
+from tplimit.algebra import arithmetic, expansion, functions, knowledge
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -304,6 +304,7 @@ def general_power(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Tensor:
             "A power of values that scale with the width, with an exponent that is not constant.",
             NoLimitError,
         )
+    knowledge.not_negative(ctx, a, "A power of a value that")
     remainder = a.remainder.maximum(b.remainder)
     stderr = arithmetic.pointwise_stderr(ctx.rebind, a, b)
     out = ctx.rebind(a.coefficient, b.coefficient)
