@@ -77,8 +77,8 @@ def argsort(t: Theta) -> Any:
 
 
 @bad(tp.NoLimitError)
-def median(t: Theta) -> Any:
-    return jnp.median(t["v"])  # here
+def largest_quantile(t: Theta) -> Any:
+    return jnp.quantile(t["v"], 1.0)  # here
 
 
 @bad(tp.NoLimitError)

@@ -31,7 +31,7 @@ def network(power: float) -> tuple[Any, Any]:
 
 
 def sampled(**options: Any) -> Any:
-    return tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=1024, **options)
+    return tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=2048, **options)
 
 
 @pytest.mark.parametrize(

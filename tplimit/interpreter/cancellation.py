@@ -61,6 +61,7 @@ def round_off(summands: Sequence[Any], axis: int) -> jax.Array:
     total, size = of_summands(few)
     size = size + jnp.mean(size, axis, keepdims=True)
     alike = jnp.abs(total) <= _ALIKE * float(jnp.finfo(total.dtype).eps) * size
+    alike = alike & jnp.isfinite(size)
     return jnp.any(jnp.all(alike, axis) & jnp.any(total != 0, axis))
 
 

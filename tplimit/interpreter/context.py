@@ -23,8 +23,9 @@ from tplimit.interpreter import folding, zeros
 from tplimit.interpreter.cancellation import Balance, Sums, of_summands, round_off
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
+from tplimit.program.dependence import is_argument
 from tplimit.program.tracing import Equation, Operand, Program, Slot
-from tplimit.program.traits import Kind
+from tplimit.program.traits import Kind, Linear
 from tplimit.values.exponents import SLOWLY, Exponent, Size
 from tplimit.values.tensors import Tensor, Value, tensor
 
@@ -192,11 +193,11 @@ class Context:
         return self.sums.cancelling(None if self.at is None else self.at.equation, balance, axis)
 
     def cancelling_sum(self, summands: Sequence[Any], axis: int | None) -> np.ndarray | None:
-        """The same for coefficients that are added up. A sum of vectors that cancels in a run and
-        is not known to is refused."""
+        """The same for coefficients that are added up. Where an argument is added to a vector, and
+        the sum cancels in a run and is not known to, it is refused."""
         mask = self.cancelling(lambda: of_summands(summands), axis)
         unseen = mask is None and self.sums is not None and self.sums.questions is None
-        if unseen and axis is not None and not self.exact:
+        if unseen and axis is not None and not self.exact and self._adds_an_argument():
             error = self.error(
                 "Vectors that are added up cancel but for round-off, and it is not known whether "
                 "they are the same.",
@@ -206,6 +207,11 @@ class Context:
             )
             self.check(~round_off(summands, axis), error)
         return mask
+
+    def _adds_an_argument(self) -> bool:
+        if self.at is None or not isinstance(self.kind, Linear) or len(self.at.operands) != 2:
+            return False
+        return any(is_argument(self.program, operand) for operand in self.equation.inputs)
 
     # Numbers without a limit ------------------------------------------------------------------
 

@@ -76,7 +76,8 @@ def to_limit(leaf: LimitValue, name: str = "An output") -> Any:
         value = first
     if value.remainder.max() >= 0:
         raise CancellationError(
-            f"{name} has no known limit: the unknown part is of order n^{value.remainder.max()}.",
+            f"The limit of {name[0].lower() + name[1:]} is not known: the unknown part is of order "
+            f"n^{value.remainder.max()}.",
             location=leaf._origin,
             advice=CANCELLATION_ADVICE,
         )
