@@ -97,6 +97,16 @@ def test_edges_are_refused_whatever_the_sample(name, key):
         tp.limit(lambda t: EDGES[name](uncertain(t)))(theta)
 
 
+def test_roots_of_averages_with_few_samples():
+    """Averages of what is never negative have roots, whatever their error."""
+    theta = tp.sample(THETA, jax.random.key(0), width=tp.inf, samples=32, terms=1)
+    for power in (2, 6):
+        value = lambda t, p=power: jnp.mean((t["v"] * t["u"]) ** p)
+        found = tp.limit(lambda t, f=value: (f(t), jnp.sqrt(f(t)), jnp.linalg.norm(t["v"] * t["u"])
+                                             / t["v"].shape[0] ** 0.5))(theta)  # fmt: skip
+        np.testing.assert_allclose(found[1], found[0] ** 0.5, rtol=1e-5)
+
+
 def test_roots_of_what_is_never_negative():
     """A norm of numbers that are zero within their errors is one, and so is a spread."""
     x, norm, std = tp.limit(

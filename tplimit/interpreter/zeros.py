@@ -123,7 +123,7 @@ def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out:
 
 def _with_sides(equation: Equation, kind: Kind, operands: Sequence[Tensor], out: Tensor) -> Tensor:
     """Numbers, of which only the sign is asked for, where their sampling error could hide it."""
-    if any(not v.finite for v in operands) or all(term.stderr is None for term in out.terms):
+    if all(term.stderr is None for term in out.terms):
         return out
     first, *others = out.terms
     positive, away = _sides(equation, kind, operands, first)
