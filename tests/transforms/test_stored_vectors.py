@@ -46,6 +46,44 @@ def test_round_off_does_not_lead(name, theta):
     assert "keep the parameters in the state" in str(caught.value)
 
 
+DIFFERENCES = {
+    "scaled": lambda t, x, h: 2 * x - 2 * h,
+    "in products": lambda t, x, h: x * t["v"] - h * t["v"],
+    "in quotients": lambda t, x, h: (x - h) / jnp.sqrt(1 + h**2),
+    "of sums": lambda t, x, h: x + t["v"] - h - t["v"],
+    "of a stack": lambda t, x, h: jnp.diff(jnp.stack([x, h]), axis=0),
+    "contracted": lambda t, x, h: jnp.array([1.0, -1.0]) @ jnp.stack([x[0], h[0]]),
+    "summed": lambda t, x, h: jnp.sum(jnp.stack([x, -h]), 0),
+    "averaged": lambda t, x, h: jnp.mean(jnp.stack([x, -h]), 0),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_however_they_are_compared(name, theta):
+    stored, difference = tp.limit(hidden)(theta), DIFFERENCES[name]
+    moved = lambda t, h: t["v"].shape[0] * jnp.mean(difference(t, hidden(t), h) ** 2)
+    with pytest.raises(CancellationError, match="cancel but for round-off"):
+        tp.limit(moved)(theta, stored)
+
+
+def test_vectors_with_a_sampling_error(theta):
+    """There the error may hide what is left."""
+    vector = lambda t: jnp.tanh((features(t) * t["v"]) @ t["W"])
+    stored = tp.limit(vector)(theta)
+    moved = lambda t, h: t["v"].shape[0] * jnp.mean((vector(t) - h) ** 2)
+    with pytest.raises(CancellationError, match=r"round-off|zero within the sampling error"):
+        tp.limit(moved)(theta, stored)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_tells_apart_what_it_can(dtype, theta):
+    """States that differ by a twentieth: ``E (tanh(v) / 20)^2``."""
+    start = tp.limit(lambda v: v.astype(dtype))(theta["v"])
+    end = tp.limit(lambda v: v + dtype(0.05) * jnp.tanh(v))(start)
+    moved = lambda s, t: jnp.mean((s - t).astype(jnp.float32) ** 2)
+    assert tp.limit(moved)(end, start) == pytest.approx(0.05**2 * 0.3943, rel=0.1)
+
+
 def test_one_row_of_several(theta):
     """A row that cancels is refused beside others that do not."""
     stored = tp.limit(hidden)(theta)

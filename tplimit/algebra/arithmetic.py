@@ -19,7 +19,7 @@ from tplimit.errors import (
 )
 from tplimit.gaussian import sampling
 from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import Balance
+from tplimit.interpreter.cancellation import Balance, of_summands
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.zeros import share_below
 from tplimit.program.traits import Smooth
@@ -93,19 +93,11 @@ def zero_mask(value: Tensor, shape: Any) -> Any:
     return jnp.ones(shape, bool) if value.vanishes else None
 
 
-def less_cancelled(ctx: Context, value: Tensor, balance: Balance) -> Tensor:
+def less_cancelled(ctx: Context, value: Tensor, balance: Callable[[], Balance]) -> Tensor:
     """A sum of one term, with exact zeros where it cancels."""
-    if not _may_cancel(value):
+    if not jnp.issubdtype(value.dtype, jnp.floating) or value.exponents == EXACT_ZERO:
         return value
-    return _without(value, ctx.cancelling(balance, value.axis))
-
-
-def _may_cancel(value: Tensor) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.floating) and value.exponents != EXACT_ZERO
-
-
-def _without(value: Tensor, mask: np.ndarray | None) -> Tensor:
-    """A value of one term with exact zeros at these entries."""
+    mask = ctx.cancelling(balance, value.axis, sure=value.stderr is None)
     if mask is None:
         return value
     (term,) = value.terms
@@ -139,9 +131,7 @@ def add(ctx: Context, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     if stderr is not None:
         stderr = jnp.broadcast_to(stderr, jnp.shape(coefficient))
     total = tensor(coefficient, exponents, remainder, axis, space, stderr, zeros)
-    if not _may_cancel(total):
-        return total
-    return _without(total, ctx.cancelling_sum([x, y if sign > 0 else -y], axis))
+    return less_cancelled(ctx, total, lambda: of_summands([x, y if sign > 0 else -y], axis))
 
 
 def stderr_at_exponents(value: Tensor, exponents: Exponents) -> Any:

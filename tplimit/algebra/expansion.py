@@ -29,6 +29,7 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
 from tplimit.interpreter import doubts
+from tplimit.interpreter.cancellation import Balance, of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -117,7 +118,8 @@ def _cancelled(
     if len(parts) == 1 or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in parts):
         return None
     summands = [arithmetic.at_exponents(part, top) for part in parts]
-    mask = ctx.cancelling_sum(summands, axis)
+    sure = all(part.stderr is None for part in parts)
+    mask = ctx.cancelling(lambda: of_summands(summands, axis), axis, sure)
     return None if mask is None else Exponents(mask.astype(object))
 
 
@@ -271,8 +273,9 @@ def averaged(
     # What is constant along the width does not fluctuate: multipliers add up to nothing.
     coefficient = sum_of(weighted)
     fluctuation = tensor(coefficient, mean.exponents + -HALF)
-    balance = lambda: (coefficient, jnp.abs(sum_of(jnp.abs(weighted))))
-    found.append(arithmetic.less_cancelled(ctx, fluctuation, balance))
+    both = lambda array: (sum_of(array), jnp.abs(sum_of(jnp.abs(array))))
+    balance = Balance(both, [weighted], [None])
+    found.append(arithmetic.less_cancelled(ctx, fluctuation, lambda: balance))
     return found
 
 

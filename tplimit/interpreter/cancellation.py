@@ -30,8 +30,9 @@ Name = tuple[int, int]
 #: in half precision than this share.
 _UNITS, _SHARE = 4096, 0.1
 
-#: Two ways to compute one vector differ by less than this many units on all of some coordinates.
-_ALIKE, _SOME = 16, 256
+#: Two ways to compute one vector differ by less than this many units on all of some coordinates; in
+#: half precision by less than this share.
+_ALIKE, _ALIKE_SHARE, _SOME = 16, 0.01, 256
 
 
 class Question(NamedTuple):
@@ -43,25 +44,52 @@ class Question(NamedTuple):
     axis: int | None
 
 
-#: Gives a sum of coefficients of one order, and the sum of the absolute values of its summands.
-Balance = Callable[[], tuple[Any, Any]]
+class Balance(NamedTuple):
+    """A sum of coefficients of one order, and the sum of the absolute values of its summands.
+
+    Attributes:
+        of: both, from arrays.
+        arrays: what is summed.
+        axes: of each the axis of the width that the sum has, or None.
+    """
+
+    of: Callable[..., tuple[Any, Any]]
+    arrays: Sequence[Any]
+    axes: Sequence[int | None]
+
+    @property
+    def whole(self) -> tuple[Any, Any]:
+        return self.of(*self.arrays)
+
+    @property
+    def some(self) -> tuple[Any, Any]:
+        """On some of the coordinates."""
+        return self.of(*map(_some, self.arrays, self.axes))
 
 
-def of_summands(summands: Sequence[Any]) -> tuple[Any, Any]:
-    """The balance of an explicit sum."""
-    arrays = [jnp.asarray(array) for array in summands]
-    sizes = [lax.abs(array) for array in arrays]
+def _some(array: Any, axis: int | None) -> Any:
+    if axis is None:
+        return array
+    return lax.slice_in_dim(array, 0, min(_SOME, array.shape[axis]), axis=axis)
+
+
+def of_summands(summands: Sequence[Any], axis: int | None = None) -> Balance:
+    """The balance of an explicit sum, of vectors along an axis or of numbers."""
+    arrays = jnp.broadcast_arrays(*map(jnp.asarray, summands))
+    return Balance(_added, arrays, [axis] * len(arrays))
+
+
+def _added(*arrays: Any) -> tuple[Any, Any]:
+    sizes = map(lax.abs, arrays)
     return functools.reduce(operator.add, arrays), functools.reduce(operator.add, sizes)
 
 
-def round_off(summands: Sequence[Any], axis: int) -> jax.Array:
+def round_off(balance: Balance, axis: int) -> jax.Array:
     """Whether vectors along an axis add up to round-off, though not to exact zeros."""
-    arrays = jnp.broadcast_arrays(*summands)
-    few = [lax.slice_in_dim(a, 0, min(_SOME, a.shape[axis]), axis=axis) for a in arrays]
-    total, size = of_summands(few)
+    total, size = balance.some
     size = size + jnp.mean(size, axis, keepdims=True)
-    alike = jnp.abs(total) <= _ALIKE * float(jnp.finfo(total.dtype).eps) * size
-    alike = alike & jnp.isfinite(size)
+    left = min(_ALIKE * float(jnp.finfo(total.dtype).eps), _ALIKE_SHARE)
+    alike = (jnp.abs(total) <= left * size) & jnp.isfinite(size)
     return jnp.any(jnp.all(alike, axis) & jnp.any(total != 0, axis))
 
 
@@ -89,7 +117,9 @@ class Sums:
         self.held: list[Held] = []
         self._asked: dict[int, int] = {}
 
-    def cancelling(self, equation: object, balance: Balance, axis: int | None) -> np.ndarray | None:
+    def cancelling(
+        self, equation: object, balance: Callable[[], Balance], axis: int | None
+    ) -> np.ndarray | None:
         """Mask of the entries of a sum that are exactly zero though its summands are not; None if
         there are none."""
         number = self._asked.get(id(equation), 0)
@@ -97,9 +127,9 @@ class Sums:
         name = (id(equation), number)
         mask = self.cancelled.get(name)
         if self.questions is not None:
-            self.questions.append(Question(name, *balance(), axis))
+            self.questions.append(Question(name, *balance().whole, axis))
         elif mask is not None:
-            self.held.append(Held(_confirmed(mask, *balance(), axis), name))
+            self.held.append(Held(_confirmed(mask, *balance().whole, axis), name))
         return mask
 
 

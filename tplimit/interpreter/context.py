@@ -20,12 +20,11 @@ from tplimit.errors import (
 )
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter import folding, zeros
-from tplimit.interpreter.cancellation import Balance, Sums, of_summands, round_off
+from tplimit.interpreter.cancellation import Balance, Sums, round_off
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
-from tplimit.program.dependence import is_argument
 from tplimit.program.tracing import Equation, Operand, Program, Slot
-from tplimit.program.traits import Kind, Linear
+from tplimit.program.traits import Kind
 from tplimit.values.exponents import SLOWLY, Exponent, Size
 from tplimit.values.tensors import Tensor, Value, tensor
 
@@ -185,19 +184,21 @@ class Context:
         """Parameters with every ``Size`` replaced by the length at hand."""
         return jax.tree.map(lambda v: self.size(v) if isinstance(v, Size) else v, params)
 
-    def cancelling(self, balance: Balance, axis: int | None) -> np.ndarray | None:
+    def cancelling(
+        self, balance: Callable[[], Balance], axis: int | None, sure: bool = False
+    ) -> np.ndarray | None:
         """Mask of the entries of a sum that are exactly zero though its summands are not (see
-        ``cancellation.py``), with length 1 along the width; None if none are known to be."""
+        ``cancellation.py``), with length 1 along the width; None if none are known to be.
+
+        A sum of vectors that cancels in a run and is not known to is refused, where it is `sure`:
+        has no sampling error that would hide what is left.
+        """
         if self.sums is None:
             return None
-        return self.sums.cancelling(None if self.at is None else self.at.equation, balance, axis)
-
-    def cancelling_sum(self, summands: Sequence[Any], axis: int | None) -> np.ndarray | None:
-        """The same for coefficients that are added up. Where an argument is added to a vector, and
-        the sum cancels in a run and is not known to, it is refused."""
-        mask = self.cancelling(lambda: of_summands(summands), axis)
-        unseen = mask is None and self.sums is not None and self.sums.questions is None
-        if unseen and axis is not None and not self.exact and self._adds_an_argument():
+        equation = None if self.at is None else self.at.equation
+        mask = self.sums.cancelling(equation, balance, axis)
+        unseen = mask is None and self.sums.questions is None
+        if unseen and sure and axis is not None and not self.exact:
             error = self.error(
                 "Vectors that are added up cancel but for round-off, and it is not known whether "
                 "they are the same.",
@@ -205,13 +206,8 @@ class Context:
                 "Where one of them comes from an earlier call, keep the parameters in the state "
                 "and compute both in one function.",
             )
-            self.check(~round_off(summands, axis), error)
+            self.check(~round_off(balance(), axis), error)
         return mask
-
-    def _adds_an_argument(self) -> bool:
-        if self.at is None or not isinstance(self.kind, Linear) or len(self.at.operands) != 2:
-            return False
-        return any(is_argument(self.program, operand) for operand in self.equation.inputs)
 
     # Numbers without a limit ------------------------------------------------------------------
 

@@ -33,17 +33,6 @@ def is_linear(equation: Equation, variables: Container[Slot]) -> bool:
     return _combined(equation, degrees) != "other"
 
 
-def is_argument(program: Program, operand: Operand) -> bool:
-    """Whether a variable is an argument of a program, with entries moved or scaled at most."""
-    made = {out: equation for equation in program.equations for out in equation.outputs}
-    while isinstance(operand, Slot) and operand in made:
-        found = slots(made[operand])
-        if len(found) != 1 or not is_linear(made[operand], found):
-            return False
-        operand = found[0]
-    return isinstance(operand, Slot)
-
-
 def degree(program: Program, variables: Iterable[Slot]) -> str:
     """How the outputs depend on variables: "zero", "free", "linear", "affine" or "other"."""
     known: dict[Operand, str] = dict.fromkeys(variables, "linear")

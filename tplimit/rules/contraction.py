@@ -12,6 +12,7 @@ from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import NoLimitError
 from tplimit.gaussian import sampling
+from tplimit.interpreter.cancellation import Balance
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -153,8 +154,9 @@ def _uniform_product(
         )
         zeros = None if axis is None else _zeros(a, b, dims)
         out = tensor(product, exponents, remainder, axis, space, stderr, zeros)
-        sizes = lambda: ctx.rebind(abs(a.coefficient), abs(b.coefficient))
-        return arithmetic.less_cancelled(ctx, out, lambda: (product, sizes()))
+        both = lambda x, y: (ctx.rebind(x, y), ctx.rebind(abs(x), abs(y)))
+        balance = Balance(both, [a.coefficient, b.coefficient], [a.axis, b.axis])
+        return arithmetic.less_cancelled(ctx, out, lambda: balance)
     size = ctx.equation.in_avals[0].shape[over]
     assert isinstance(size, Size)
     factor, gain = arithmetic.width_factor(ctx, size)

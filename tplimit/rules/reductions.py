@@ -14,6 +14,7 @@ from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, knowledge
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter import doubts, layers
+from tplimit.interpreter.cancellation import Balance
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices, products
@@ -105,8 +106,9 @@ def finite_sum(ctx: Context, value: Tensor, axes: tuple[int, ...]) -> Tensor:
 
     zeros = None if value.zeros is None else jnp.all(value.zeros, axes)
     total = tensor(c, exponents, remainder, axis, value.space, stderr, zeros)
-    sizes = lambda: jnp.sum(jnp.where(leading, jnp.abs(value.coefficient), 0), axes)
-    return arithmetic.less_cancelled(ctx, total, lambda: (c, sizes()))
+    both = lambda array: (jnp.sum(array, axes), jnp.sum(jnp.abs(array), axes))
+    summands = lambda: jnp.where(leading, jnp.asarray(value.coefficient), 0)
+    return arithmetic.less_cancelled(ctx, total, lambda: Balance(both, [summands()], [value.axis]))
 
 
 def _left(axis: int | None, axes: tuple[int, ...]) -> int | None:
