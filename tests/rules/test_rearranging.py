@@ -15,7 +15,7 @@ import tplimit as tp
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.loop import evaluate
-from tplimit.program.tracing import Aval, Program
+from tplimit.program.equations import Aval, Program
 from tplimit.program.traits import TRAITS, Linear
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import aval_of, gathered

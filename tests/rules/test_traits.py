@@ -16,7 +16,7 @@ from test_rearranging import MOVES, primitives, program_of, run, vector
 import tplimit as tp
 from tplimit.interpreter.table import RULES
 from tplimit.program.dependence import degree
-from tplimit.program.tracing import Aval
+from tplimit.program.equations import Aval
 from tplimit.program.traits import TRAITS, Identity, Linear, Product, Quotient, Smooth, kind_of
 from tplimit.values.exponents import Size
 

@@ -16,7 +16,7 @@ from tplimit import _jax
 from tplimit._jax import Primitive, primitives as p
 from tplimit.declare.bits import Chain, Number, Operation, Source
 from tplimit.declare.walk import ENTRYWISE
-from tplimit.program.tracing import Constant, Equation, Operand, Program, Slot
+from tplimit.program.equations import Constant, Equation, Operand, Program, Slot
 from tplimit.values.exponents import EXACT_ZERO, NEVER
 
 #: Entries of a known law along a width, from a key.

@@ -23,7 +23,7 @@ from tplimit.interpreter import folding, zeros
 from tplimit.interpreter.cancellation import Balance, Sums, round_off
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
-from tplimit.program.tracing import Equation, Operand, Program, Slot
+from tplimit.program.equations import Equation, Operand, Program, Slot
 from tplimit.program.traits import Kind
 from tplimit.values.exponents import SLOWLY, Exponent, Size
 from tplimit.values.tensors import Tensor, Value, tensor

@@ -13,15 +13,8 @@ from tplimit.interpreter import doubts, layers, zeros
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
 from tplimit.interpreter.width_free import continuous, evaluated
-from tplimit.program.tracing import (
-    COMPLEX,
-    Constant,
-    Equation,
-    Operand,
-    Program,
-    Slot,
-    is_complex,
-)
+from tplimit.program.equations import Constant, Equation, Operand, Program, Slot
+from tplimit.program.tracing import COMPLEX, is_complex
 from tplimit.program.traits import Control, Kind, Refused, kind_of
 from tplimit.values.exponents import EXACT_ZERO, NEVER
 from tplimit.values.parity import EVEN

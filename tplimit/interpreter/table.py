@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tplimit._jax import Primitive
-from tplimit.program.tracing import Equation
+from tplimit.program.equations import Equation
 from tplimit.program.traits import TRAITS, Kind, Linear, Refused, kind_of
 
 Form = Callable[..., Any]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.program.tracing import Equation
+from tplimit.program.equations import Equation
 from tplimit.program.traits import Refused, kind_of
 from tplimit.values.exponents import NEVER, Exponents
 from tplimit.values.sampling_errors import errors_through

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import primitives as p
-from tplimit.program.tracing import Equation
+from tplimit.program.equations import Equation
 from tplimit.program.traits import (
     Control,
     Kind,

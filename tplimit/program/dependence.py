@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit._jax import is_key, primitives as p
-from tplimit.program.tracing import Aval, Constant, Equation, Operand, Program, Slot
+from tplimit.program.equations import Aval, Constant, Equation, Operand, Program, Slot
 from tplimit.program.traits import Identity, Linear, Product, kind_of, linear_places
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tplimit.errors import LimitWarning, warn
-from tplimit.program.tracing import Constant, Equation, Program, Slot
+from tplimit.program.equations import Constant, Equation, Program, Slot
 from tplimit.program.traits import Product, Quotient, kind_of
 
 #: Widths that people write into programs.

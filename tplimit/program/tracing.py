@@ -7,7 +7,7 @@ so that a ``Program`` is one list of equations; only loops and branches keep pro
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
@@ -25,6 +25,7 @@ from tplimit.errors import (
     WidthError,
 )
 from tplimit.program import known
+from tplimit.program.equations import Aval, Constant, Equation, Operand, Program, Slot, grows
 from tplimit.program.powers import (
     Fitted,
     Misfit,
@@ -35,7 +36,7 @@ from tplimit.program.powers import (
 )
 from tplimit.program.rewriting import rewritten
 from tplimit.program.traits import Control, kind_of
-from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim, Size
+from tplimit.values.exponents import EXACT_ZERO, NEVER, ORDER_ONE, Dim
 
 #: Multiples of 1920, so that heads and other usual divisors divide them; n^2 stays below 2^31.
 #: The first is traced twice: a difference means that the program is not deterministic.
@@ -55,111 +56,12 @@ _DIM: _Fits[Dim] = fit_dim, checked_dim
 _CONSTANT: _Fits[Fitted] = fit_constant, checked_constant
 
 
-@dataclass(frozen=True)
-class Aval:
-    """Shape (width axes as ``Size``) and dtype of a variable."""
-
-    shape: tuple[Dim, ...]
-    dtype: Any
-
-    @property
-    def width_axes(self) -> tuple[int, ...]:
-        return tuple(i for i, dim in enumerate(self.shape) if isinstance(dim, Size))
-
-    def __str__(self) -> str:
-        name = "key" if _jax.is_key(self) else np.dtype(self.dtype).name
-        return f"{name}[{','.join(map(str, self.shape))}]"
-
-
 COMPLEX = "Complex numbers that depend on a width are not supported."
 
 
 def is_complex(aval: Any) -> bool:
     """Whether a variable holds complex numbers."""
     return bool(jax.numpy.issubdtype(aval.dtype, np.complexfloating))
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A variable of a program, by number."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A number or array of the program, fitted over the widths."""
-
-    fitted: Fitted
-    aval: Aval
-
-
-Operand = Slot | Constant
-
-
-@dataclass(frozen=True)
-class Equation:
-    """One operation. In ``params`` lengths that grow are ``Size`` and jaxprs are ``Program``;
-    ``plain`` are the parameters as JAX has them, where they do not depend on the width."""
-
-    primitive: Any
-    inputs: tuple[Operand, ...]
-    outputs: tuple[Slot, ...]
-    params: dict[str, Any]
-    plain: dict[str, Any] | None
-    in_avals: tuple[Aval, ...]
-    out_avals: tuple[Aval, ...]
-    location: Location | None = field(compare=False)
-
-    def __str__(self) -> str:
-        operands = ", ".join(map(str, self.in_avals))
-        return f"{self.primitive.name}({operands})"
-
-
-@dataclass(frozen=True)
-class Program:
-    """A user's function, read at all widths at once."""
-
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Operand, ...]
-    equations: tuple[Equation, ...]
-    in_avals: tuple[Aval, ...]
-    out_avals: tuple[Aval, ...]
-
-    def slice(self, targets: Sequence[Slot]) -> list[Equation]:
-        """The equations needed for ``targets``, in order."""
-        needed = set(targets)
-        kept: list[Equation] = []
-        for equation in reversed(self.equations):
-            if needed.intersection(equation.outputs):
-                kept.append(equation)
-                needed.update(slot for slot in equation.inputs if isinstance(slot, Slot))
-        return kept[::-1]
-
-    @property
-    def sizes(self) -> set[Size]:
-        """The widths that its arrays have, those of inner programs among them."""
-        found = {
-            size
-            for equation in self.equations
-            for aval in (*equation.in_avals, *equation.out_avals)
-            for size in aval.shape
-            if isinstance(size, Size)
-        }
-        for equation in self.equations:
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                found |= inner.sizes if isinstance(inner, Program) else set()
-        return found | {d for a in self.in_avals for d in a.shape if isinstance(d, Size)}
-
-    @property
-    def locations(self) -> list[Location | None]:
-        """The place of every equation, those of inner programs among them."""
-        places = []
-        for equation in self.equations:
-            places.append(equation.location)
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                places += inner.locations if isinstance(inner, Program) else []
-        return places
 
 
 def trace(
@@ -429,7 +331,7 @@ class _Builder:
             tuple(operands),
             outputs,
             params,
-            None if _grows(params) else dict(equations[0].params),
+            None if grows(params) else dict(equations[0].params),
             in_avals,
             avals,
             where,
@@ -506,27 +408,6 @@ class _Builder:
         if callable(first) or all(first is v or _same(first, v) for v in values[1:]):
             return first
         raise _disagreement(f"the parameter {name}", where)
-
-
-def _grows(value: Any) -> bool:
-    """Whether a length or a number somewhere in parameters depends on the width."""
-    if isinstance(value, Size):
-        return True
-    if isinstance(value, dict):
-        return any(_grows(part) for part in value.values())
-    if isinstance(value, (tuple, list)):
-        return any(_grows(part) for part in value)
-    if not isinstance(value, Program):
-        return False
-    operands = [operand for e in value.equations for operand in e.inputs] + [*value.outputs]
-    constants = [operand for operand in operands if isinstance(operand, Constant)]
-    powers = any(
-        set(c.fitted.exponents.levels()) - {0, NEVER} or c.fitted.logs is not None
-        for c in constants
-    )
-    avals = [aval for e in value.equations for aval in (*e.in_avals, *e.out_avals)]
-    widths = any(aval.width_axes for aval in avals)
-    return powers or widths or any(e.plain is None for e in value.equations)
 
 
 def _without_ones(shape: Sequence[Dim]) -> list[Dim]:

@@ -19,7 +19,7 @@ from tplimit.interpreter.context import Check, Context
 from tplimit.interpreter.loop import inside
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
-from tplimit.program.tracing import Program
+from tplimit.program.equations import Program
 from tplimit.rules.selection import UNDECIDED, decided, needs_decision, select_mask
 from tplimit.values.exponents import NEVER, Exponents, Size
 from tplimit.values.rearranging import at, rearranged, with_common_exponents

@@ -19,7 +19,7 @@ from tplimit.errors import RULE_ADVICE, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.interpreter.width_free import is_plain
-from tplimit.program.tracing import Aval, Equation
+from tplimit.program.equations import Aval, Equation
 from tplimit.program.traits import Linear, linear_places
 from tplimit.values.exponents import Exponents, Size
 from tplimit.values.rearranging import with_common_exponents

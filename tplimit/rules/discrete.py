@@ -14,7 +14,7 @@ from tplimit.errors import CancellationError, NoLimitError
 from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.program.tracing import Constant
+from tplimit.program.equations import Constant
 from tplimit.program.traits import is_rounding
 from tplimit.rules.entrywise import of_entries
 from tplimit.rules.terms import leading_of, linearly, zero_with

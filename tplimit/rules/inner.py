@@ -24,7 +24,7 @@ from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.pairs import EVERY
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
-from tplimit.program.tracing import Equation, Program, Slot
+from tplimit.program.equations import Equation, Program, Slot
 from tplimit.program.traits import is_rounding
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponent, Exponents, Size
 from tplimit.values.fields import NESTED

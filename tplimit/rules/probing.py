@@ -27,7 +27,7 @@ from tplimit.caching.store import kept
 from tplimit.errors import NEXT_TERM_ADVICE, RULE_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
-from tplimit.program.tracing import Equation
+from tplimit.program.equations import Equation
 from tplimit.program.traits import Kind, Smooth
 from tplimit.rules.entrywise import of_entries
 from tplimit.rules.terms import leading_of, zero_with

@@ -29,7 +29,7 @@ from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.gaussian.kinds import KINDS
 from tplimit.matrices.parts import Matrix, Part
-from tplimit.program.tracing import Aval
+from tplimit.program.equations import Aval
 from tplimit.training.trajectory import Records
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
 from tplimit.values.exponents import NEVER, Exponents, Size

@@ -21,8 +21,9 @@ from tplimit.errors import LimitError, LimitWarning, Location, warn
 from tplimit.interpreter.cancellation import Held, Name
 from tplimit.interpreter.context import Check
 from tplimit.interpreter.table import RULES
+from tplimit.program.equations import Aval, Program, Slot
 from tplimit.program.lint import lint
-from tplimit.program.tracing import WIDTHS, Aval, Program, Slot, failed_at_width, trace
+from tplimit.program.tracing import WIDTHS, failed_at_width, trace
 from tplimit.transforms.effort import Calls, pays
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed, aval_of, beside, gathered, weak
 from tplimit.transforms.plans import Plan, Planning, plan_for

@@ -15,7 +15,7 @@ from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.width_free import is_plain
-from tplimit.program.tracing import Program, Slot
+from tplimit.program.equations import Program, Slot
 from tplimit.values.tensors import Tensor, Value
 
 #: Terms of the expansion in the width: more where fewer do not decide.

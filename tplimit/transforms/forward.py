@@ -16,7 +16,7 @@ from tplimit._jax import primitives as p
 from tplimit.errors import LimitError, Location
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program import dependence
-from tplimit.program.tracing import Aval, Equation, Program, Slot
+from tplimit.program.equations import Aval, Equation, Program, Slot
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import LimitValue
 from tplimit.values.exponents import HALF, NEVER, Exponent

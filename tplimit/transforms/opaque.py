@@ -13,7 +13,7 @@ from tplimit._jax import is_key, is_traced
 from tplimit.errors import OPAQUE, OPAQUE_ADVICE, LimitError, Location, OpaqueAttributeError
 from tplimit.gaussian.bank import Bank, merged, shifted
 from tplimit.matrices.parts import Matrix
-from tplimit.program.tracing import Aval
+from tplimit.program.equations import Aval
 from tplimit.transforms import sharding
 from tplimit.values.exponents import EXACT_ZERO, ORDER_ONE, Size
 from tplimit.values.fields import COMMON, map_arrays, stores_in

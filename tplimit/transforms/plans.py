@@ -17,7 +17,7 @@ from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Held, Name, Sums
 from tplimit.interpreter.context import SEVERAL, Check, Context
 from tplimit.interpreter.spaces import Spaces
-from tplimit.program.tracing import Program, Slot
+from tplimit.program.equations import Program, Slot
 from tplimit.transforms import sharding
 from tplimit.transforms.decisions import Decisions
 from tplimit.transforms.effort import ENTRIES, compiled, pays

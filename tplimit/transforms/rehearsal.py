@@ -35,7 +35,7 @@ from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
 from tplimit.matrices import matrices
 from tplimit.program import numerics
-from tplimit.program.tracing import Program
+from tplimit.program.equations import Program
 from tplimit.values.fields import COMMON, PAIRS, map_arrays
 from tplimit.values.tensors import Matrices, Tensor, Value, knowing
 

@@ -30,7 +30,7 @@ from tplimit.interpreter.context import Context
 from tplimit.matrices import matrices
 from tplimit.matrices.parts import Matrix
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
-from tplimit.program.tracing import Aval
+from tplimit.program.equations import Aval
 from tplimit.transforms import sharding
 from tplimit.transforms.effort import compiled
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed

@@ -16,7 +16,7 @@ from jax import Array
 
 from tplimit._jax import primitives as p
 from tplimit.kernels.programs.fields import Field, Gaussian, Number, Power, Value
-from tplimit.program.tracing import Equation
+from tplimit.program.equations import Equation
 from tplimit.program.traits import Linear, kind_of
 from tplimit.values.exponents import Size
 

@@ -29,7 +29,7 @@ from tplimit.errors import LimitError
 from tplimit.kernels.programs.recognition import NotRecognised, program_of, recognised
 from tplimit.observables.tangent import tangent_kernel
 from tplimit.program import dependence
-from tplimit.program.tracing import Program, Slot
+from tplimit.program.equations import Program, Slot
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.limits import limit
 from tplimit.transforms.opaque import aval_of

@@ -48,7 +48,7 @@ from tplimit.kernels.programs.positions import (
 )
 from tplimit.kernels.recursions.network import distinct
 from tplimit.program import traits
-from tplimit.program.tracing import Constant, Equation, Program, Slot
+from tplimit.program.equations import Constant, Equation, Program, Slot
 from tplimit.program.traits import Identity, Linear, is_rounding, kind_of
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.opaque import aval_of
