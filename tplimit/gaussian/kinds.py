@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Key, UInt32
 
 from tplimit import arguments
 from tplimit.caching.pieces import apart
@@ -80,7 +80,7 @@ class Sobol(Noise):
 
     @classmethod
     def of(cls, key: Key[Array, ""], lengths: Sequence[int]) -> "Sobol":
-        orders = tuple(sobol.order(jax.random.fold_in(key, size), size) for size in lengths)
+        orders = tuple(apart(_ordered, key, size=size) for size in lengths)
         return cls(None, orders, tuple(lengths))
 
     def rows(
@@ -115,6 +115,10 @@ class Sobol(Noise):
             f"samples={samples} is no power of two: Sobol' points are then balanced less well. "
             f'Use {lower} or {2 * lower}, or noise="random".'
         )
+
+
+def _ordered(key: Key[Array, ""], *, size: int) -> UInt32[Array, " size"]:
+    return sobol.order(jax.random.fold_in(key, size), size)
 
 
 #: By the names that users give them.

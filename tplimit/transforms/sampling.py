@@ -4,6 +4,7 @@
 arrays at an integer width and limit values at ``tp.inf`` and ``tp.Deferred(n)``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +40,8 @@ from tplimit.values.parity import EVEN, Marginal, Parity
 from tplimit.values.tensors import Matrices, Tensor, tensor, with_parity
 
 _SALT = 0x7470_6C69
+#: Numbers of keys beside those of the leaves, which have their places.
+_BANK, _NOISE, _ROWS = 2**31 - 3, 2**31 - 2, 2**31 - 1
 
 #: New directions below this share of a row's second moment are dropped in the limit.
 RANK_TOLERANCE = 1e-5
@@ -297,7 +300,7 @@ def _sampler(
         # Apart from keys that callers split off the same key: split(key)[i] is fold_in(key, i).
         key = jax.random.fold_in(key, _SALT)
         with noise.divided(how.mesh is not None):
-            values, bank = _Sampler(key, how).draw(declared)
+            values, bank = _Sampler(key, how, len(declared)).draw(declared)
         return sharding.constrained(how.mesh, (values, replace(bank, mesh=how.mesh)))
 
     def draw_all(keys: jax.Array) -> tuple[list[Any], Bank]:
@@ -310,6 +313,12 @@ def _sampler(
         declared,
         how,
     )
+
+
+def _folded(key: jax.Array, numbers: Sequence[int]) -> list[jax.Array]:
+    """``fold_in`` of several numbers, one loop in a compiled program."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(np.asarray(numbers, np.uint32))
+    return [keys[i] for i in range(len(numbers))]
 
 
 def _first_tied(leaves: Sequence[Any]) -> list[int]:
@@ -326,8 +335,10 @@ def _aval(parameter: Parameter) -> Aval:
 class _Sampler:
     """Draws limit values: vectors as particles, matrices as empty stores."""
 
-    def __init__(self, key: jax.Array, how: Draw) -> None:
-        self.key, self.how = key, how
+    def __init__(self, key: jax.Array, how: Draw, leaves: int) -> None:
+        names = [*range(leaves), _BANK, _NOISE, _ROWS]
+        self.keys = dict(zip(names, _folded(key, names), strict=True))
+        self.how = how
         self.law, self.n, self.dtype = how.law, how.n, how.dtype
         self.exact = self.law.exact
         self.stores: list[deferred.Store] = []
@@ -355,7 +366,7 @@ class _Sampler:
             noise=self._noise(*sorted(lengths)),
             store_spaces=tuple(self.store_spaces),
             anchor_spaces=tuple(self.anchor_spaces),
-            key=jax.random.fold_in(self.key, 2**31 - 3),
+            key=self.keys[_BANK],
             initial=self.initial,
             spaces=self.spaces,
             n=self.n,
@@ -391,13 +402,12 @@ class _Sampler:
 
     def _stream(self, length: int, rows: int) -> kinds.Stream:
         """Noise of initial vectors of one length; rows of all lengths have their own numbers."""
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), length)
+        key = jax.random.fold_in(self.keys[_ROWS], length)
         first, self.initial = self.initial, self.initial + rows
         return kinds.Stream(key, self._noise(length).with_room(self.initial), first)
 
     def _noise(self, *lengths: int) -> kinds.Noise:
-        key = jax.random.fold_in(self.key, 2**31 - 2)
-        return kinds.KINDS[self.law.kind].of(key, lengths)
+        return kinds.KINDS[self.law.kind].of(self.keys[_NOISE], lengths)
 
     def _space(self) -> int:
         self.spaces += 1
@@ -410,7 +420,7 @@ class _Sampler:
         return tensor(jnp.asarray(c, self.dtype), Exponents(p))
 
     def _value(self, leaf: Parameter, place: int, rows: Any) -> Any:
-        aval, key = _aval(leaf), jax.random.fold_in(self.key, place)
+        aval, key = _aval(leaf), self.keys[place]
         axes = aval.width_axes
         if len(axes) > 2:
             raise WidthError("A parameter may have at most two width axes.")
@@ -482,12 +492,13 @@ class _Sampler:
         shape = tuple(int(d) for d in aval.shape if not isinstance(d, Size))
         items = np.empty(shape, dtype=object)
         std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
-        for number, index in enumerate(np.ndindex(shape)):
+        keys = _folded(key, range(items.size))
+        for index, own in zip(np.ndindex(shape), keys, strict=True):
             spaces = self._space(), self._space()
             matrix = Matrix(rows, columns, *spaces)
             if not std.vanishes:
                 gaussian = ScaledGaussian(std, len(self.stores))
-                self._store(jax.random.fold_in(key, number), rows, columns, spaces, leaf.law)
+                self._store(own, rows, columns, spaces, leaf.law)
                 matrix = Matrix(rows, columns, *spaces, (gaussian,))
             if not mean.vanishes:
                 offset = matrices.constant(self.ctx, rows, columns, mean)
