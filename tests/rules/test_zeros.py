@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import tplimit as tp
-from tplimit.interpreter.zeros import crowded
 
 n = tp.Width("n")
 DECLARED = {name: tp.normal((n,)) for name in "uvw"}
@@ -91,66 +90,6 @@ def test_share_at_a_square_is_not_taken_for_a_smaller_one(name, terms):
         networks = [tp.sample(DECLARED, jax.random.key(k), width=size) for k in range(8)]
         missing.append(np.mean([1 - function(network) for network in networks]))
     assert np.log(missing[0] / missing[1]) / np.log(2**8) == pytest.approx(0.25, abs=0.03)
-
-
-def touching(t):
-    """(v - 1)^2, which no law of its summands tells."""
-    return t["v"] ** 2 - 2 * t["v"] + 1
-
-
-def next_term(t):
-    return t["u"] / width(t) ** 0.5
-
-
-#: Of order n^(-1/4) each, where simple zeros would give n^(-1/2).
-HIDDEN = {
-    "sign": lambda t: 1 - jnp.mean(jnp.sign(touching(t) + next_term(t))),
-    "comparison": lambda t: jnp.mean(touching(t) < next_term(t)),
-    "derivative": lambda t: (
-        1 - jnp.mean(jax.vmap(jax.grad(jax.nn.relu))(touching(t) + next_term(t)))
-    ),
-    "of third order": lambda t: jnp.mean(
-        jnp.abs(jnp.sign(jnp.sin(t["v"]) - t["v"] + next_term(t)) + jnp.sign(t["v"]))
-    ),
-    "step": lambda t: jnp.mean(jnp.floor(touching(t)) - jnp.floor(touching(t) + next_term(t))),
-    "saturation": lambda t: 1 - jnp.mean(jnp.tanh(width(t) ** 0.5 * touching(t))),
-    "exponential": lambda t: jnp.mean(jnp.exp(-(width(t) ** 0.5) * touching(t))),
-    "kink": lambda t: width(t) ** 0.5 * jnp.mean(jax.nn.relu(-touching(t) - next_term(t))),
-    "root": lambda t: jnp.mean(jnp.sqrt(touching(t) + next_term(t) ** 2) - jnp.sqrt(touching(t))),
-}
-
-
-@pytest.mark.parametrize("terms", [1, 2])
-@pytest.mark.parametrize("name", HIDDEN)
-def test_zeros_of_higher_order_than_those_of_the_summands(name, terms):
-    """Where it matters on how many coordinates, it is refused: not a limit of 0."""
-    theta = tp.sample(DECLARED, jax.random.key(0), width=tp.inf, samples=4096, terms=terms)
-    grown = lambda t: width(t) ** 0.25 * HIDDEN[name](t)
-    with pytest.raises(tp.CancellationError, match="More coordinates of a vector are near 0"):
-        tp.limit(grown)(theta)
-
-
-LAWS = {
-    "sum of products": (lambda u, v, w: u * v + 0.1 * w, 1),
-    "mixture": (lambda u, v, w: np.where(u > 0, v, 0.05 * w), 1),
-    "residual": (lambda u, v, w: v + 0.5 * np.tanh(v), 1),
-    "gated": (lambda u, v, w: u / (1 + np.exp(-v)), 1),
-    "exponential": (lambda u, v, w: u * np.exp(v), 1),
-    "square": (lambda u, v, w: v**2, 2),
-    "product of three": (lambda u, v, w: u * v * w, 3),
-    "dead units": (lambda u, v, w: np.maximum(u, 0), 1),
-}
-
-
-@pytest.mark.parametrize("size", [128, 1024, 4096])
-@pytest.mark.parametrize("name", LAWS)
-def test_laws_that_are_as_they_are_told(name, size):
-    """Not refused for any of two hundred draws."""
-    law, order = LAWS[name]
-    rng = np.random.default_rng(0)
-    values = law(*rng.standard_normal((3, 200, size), np.float32))
-    assert not crowded(jnp.asarray(values), 1, order)
-    assert size < 1024 or crowded(jnp.asarray(values) ** 3, 1, order)
 
 
 def test_share_at_a_bounded_density():

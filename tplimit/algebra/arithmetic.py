@@ -244,7 +244,6 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
     exponents = value.exponents.times(p)
     if p.denominator > 1:
         knowledge.not_negative(ctx, value, "A root of a value that")
-        knowledge.zeros_known(ctx, value, value.parity.marginal.order)
     if p < 0:
         knowledge.known(ctx, value, "Dividing by")
         knowledge.not_zero(ctx, value, "Division by")
@@ -384,19 +383,17 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)
     zeros = value.coefficient < 0 if low == 0 and value.axis is not None else None
     exponents = EXACT_ZERO if low == high == 0 else ORDER_ONE
-    beyond = Exponents(NEGLIGIBLE if value.finite else unsaturated(ctx, value, level))
+    beyond = Exponents(NEGLIGIBLE if value.finite else unsaturated(value, level))
     return tensor(out, exponents, beyond, value.axis, value.space, None, zeros)
 
 
-def unsaturated(ctx: Context, value: Tensor, level: Exponent) -> Exponent:
+def unsaturated(value: Tensor, level: Exponent) -> Exponent:
     """Exponent of the share of coordinates that do not grow where a vector grows like n^level.
 
     It is -level where the coordinates have a density at 0, and more for a square, say, or a product
     (``interpreter/zeros.py``). Coordinates that are exactly 0 are no part of it.
     """
-    order = value.parity.marginal.order
-    knowledge.zeros_known(ctx, value, order)
-    return share_below(-level, order)
+    return share_below(-level, value.parity.marginal.order)
 
 
 def _assembled(value: Tensor, parts: Sequence[tuple[Exponent, Tensor]]) -> Tensor:

@@ -327,8 +327,6 @@ def _flips(ctx: Context, difference: Tensor, number: int) -> Exponents:
     """Share of the coordinates whose sign is not that of the term with this number."""
     if difference.finite:
         return EXACT_ZERO
-    if number == 0:
-        knowledge.zeros_known(ctx, difference, ctx.order)
     term = difference.terms[number]
     # Where a patch hides the term an earlier one decides; rare coordinates are counted apart.
     hiding = [id(patch) for patch in patches.hiding(difference, term.exponents)]

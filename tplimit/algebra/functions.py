@@ -41,7 +41,7 @@ def expanded(
     beyond = base.exponents.map(lambda at: NEGLIGIBLE if at > 0 else NEVER)
     parts = [] if beyond == EXACT_ZERO else [replace(expansion.zero(value), remainder=beyond)]
     growing = [] if value.finite else [e for e in base.exponents.levels() if e > 0]
-    near = [Patch(arithmetic.unsaturated(ctx, base, e), Fraction(0)) for e in growing]
+    near = [Patch(arithmetic.unsaturated(base, e), Fraction(0)) for e in growing]
     power: Tensor | None = None
     for k in range(orders + 1):
         even = behaviour if k % 2 == 0 else _opposite(behaviour)

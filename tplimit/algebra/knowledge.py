@@ -12,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tplimit.errors import NEXT_TERM_ADVICE, CancellationError
-from tplimit.interpreter import zeros
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.doubts import decides, mostly_known, undecided, unsure
-from tplimit.interpreter.zeros import UNKNOWN_ORDER
-from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, NEVER
+from tplimit.values.exponents import NEGLIGIBLE, NEVER
 from tplimit.values.tensors import Tensor
 
 
@@ -54,25 +52,6 @@ def sign_known(ctx: Context, value: Tensor, what: str) -> None:
         if value.zeros is not None:
             zero = zero & ~value.zeros
         ctx.check(~beyond_accident(zero, value), undecided(ctx, what, tied=True))
-
-
-def zeros_known(ctx: Context, value: Tensor, order: int) -> None:
-    """Require the zeros of the leading term to have the order that is counted with, where it tells
-    on what share of the coordinates the next terms decide."""
-    alone = value.remainder == EXACT_ZERO and not value.terms[1:]
-    if value.axis is None or value.parity.fresh or ctx.exact:
-        return
-    if alone and value.exponents.max() <= 0:
-        return
-    if 0 < order < UNKNOWN_ORDER:
-        error = ctx.error(
-            "More coordinates of a vector are near 0 than was counted with: it is not known on "
-            "what share of them the next terms decide.",
-            CancellationError,
-            "A sum of functions of each other, such as v**2 - 2*v + 1, has zeros of higher order: "
-            "write it as a power, a product or another function of one vector.",
-        )
-        ctx.check(~zeros.crowded(jnp.asarray(value.coefficient), value.axis, order), error)
 
 
 def not_negative(ctx: Context, value: Tensor, what: str) -> None:

@@ -123,13 +123,8 @@ class Context:
     def flips(self, gap: Exponent) -> Exponent:
         """Exponent of the share of coordinates on which what is smaller by ``n^gap`` has another
         sign than the operands of the current equation, or their difference, have without it."""
-        return gap if gap >= SLOWLY else zeros.share_below(gap, self.order)
-
-    @property
-    def order(self) -> int:
-        """Order of the zeros of the operands of the current equation, or of their difference."""
         assert self.at is not None
-        return zeros.order(self.at.operands)
+        return gap if gap >= SLOWLY else zeros.share_below(gap, zeros.order(self.at.operands))
 
     def bind(self, primitive: Primitive, *arrays: Any, **params: Any) -> Any:
         """Evaluate a primitive on coefficients; constants are folded."""

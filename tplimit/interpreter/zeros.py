@@ -48,10 +48,6 @@ from tplimit.values.tensors import Tensor, Term, Value, knowing
 #: An order from which on it is not known: a share of the coordinates that vanishes, no more.
 UNKNOWN_ORDER = 8
 
-#: Whether zeros have the order that is told is looked at on this many particles, and where this
-#: many of them would be near 0; so many times more have another order.
-_LOOKED_AT, _NEAR, _MORE = 4096, 8, 4
-
 #: Functions with values apart from each other, and choices, which may be of a number.
 _STEPS = (p.sign_p, p.floor_p, p.ceil_p, p.round_p)
 _CHOICES = (p.max_p, p.min_p, p.clamp_p, p.select_n_p)
@@ -104,23 +100,6 @@ def share_below(size: Exponent, order: int) -> Exponent:
     if order == 0:
         return NEGLIGIBLE
     return min(size / order, SLOWLY) if order < UNKNOWN_ORDER else SLOWLY
-
-
-def crowded(coefficient: Any, axis: int, order: int) -> jax.Array:
-    """Whether more coordinates are near 0 than zeros of an order allow: of those below a size
-    ``s`` a share ``r`` is below ``r^order s``.
-
-    A sum of functions of each other may have zeros of a higher order than its summands.
-    """
-    size = min(_LOOKED_AT, coefficient.shape[axis])
-    c = jnp.abs(jax.lax.slice_in_dim(coefficient, 0, size, axis=axis))
-    moving = c > 0
-    logs = jnp.log(jnp.where(moving, c, 1))
-    count = jnp.maximum(jnp.sum(moving, axis, keepdims=True), 1)
-    logs = jnp.where(moving, logs - jnp.sum(logs, axis, keepdims=True) / count, jnp.inf)
-    ratio = 2 * _NEAR / size
-    below, near = jnp.sum(logs <= 0, axis), jnp.sum(logs <= order * math.log(ratio), axis)
-    return jnp.any(near > _NEAR + (_MORE - 1) * jnp.maximum(ratio * below, _NEAR))
 
 
 def with_marginals(equation: Equation, kind: Kind, values: Sequence[Value], out: Value) -> Value:

@@ -72,7 +72,6 @@ def flips(ctx: Context, difference: Tensor) -> Exponents:
     """Remainder of a mask: the share of coordinates whose sign the unknown part may change."""
     if difference.finite:
         return EXACT_ZERO
-    knowledge.zeros_known(ctx, difference, ctx.order)
     return difference.exponents.map(
         lambda e, r: NEVER if r == NEVER or e == NEVER else ctx.flips(r - e),
         difference.remainder,
