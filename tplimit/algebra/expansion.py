@@ -250,7 +250,7 @@ def averaged(
     if piece.exponents == EXACT_ZERO or mean.exponents == EXACT_ZERO:
         return [mean]
     if space is None:
-        # A share of a width: its fluctuations are not known, only their order.
+        # Constants along the width; draws of an earlier call, whose fluctuations are not known.
         return [replace(zero(mean), remainder=mean.remainder) if parity.vanishes else mean]
     lost = mean.exponents + Fraction(-1)
     found = [replace(mean, remainder=lost)]

@@ -1,5 +1,6 @@
 """What deferred matrices have been asked, in the course of one run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -168,17 +169,25 @@ class Ledger:
         assert self.bank is not None
         if not self.bank.fluctuating:
             return jnp.zeros(size)
+        unit = self.spaces.unit(space)
+        period = size if unit is None else math.gcd(size, int(unit * self.bank.n))
         if self.dry:
-            half = generic((size // 2,), np.float32, self.spaces.find(space), 3)
-            weights = np.concatenate([half, -half, np.zeros(size % 2, np.float32)])  # of zero sum
-            return weights * (1.0 + self.drawn)
-        return self.bank.multipliers(self.spaces.find(space), size)
+            half = generic((period // 2,), np.float32, self.spaces.find(space), 3)
+            weights = np.concatenate([half, -half, np.zeros(period % 2, np.float32)])  # of zero sum
+            return np.tile(weights, size // period) * (1.0 + self.drawn)
+        return self.bank.multipliers(self.spaces.find(space), size, period)
 
     def closed(self) -> Bank | None:
         """The bank as it leaves the call, knowing which spaces have been combined."""
         if self.bank is None:
             return None
-        return replace(self.bank, classes=tuple(sorted(self.spaces.lasting().items())))
+        units = sorted(self.spaces.lasting_units().items())
+        return replace(
+            self.bank,
+            classes=tuple(sorted(self.spaces.lasting().items())),
+            divided=tuple(space for space, _ in units),
+            units=tuple(unit for _, unit in units),
+        )
 
     def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:
         self._answers[(index, transposed, id(rows))] = (rows, coordinates)

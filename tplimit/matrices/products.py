@@ -131,7 +131,8 @@ def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     spread of the image shows where moments are matched, but not of products of vectors, or where
     particles are drawn inside of the program or are a share of those of a width.
     """
-    apart = ctx.spaces.drawn or x.space is None
+    shared = x.space is not None and ctx.spaces.unit(x.space) is not None
+    apart = ctx.spaces.drawn or x.space is None or shared
     apart = apart or any(term.parity.marginal.mixed for term in x.terms)
     unmatched = apart and not ctx.exact
     if x.stderr is None and not unmatched:

@@ -83,11 +83,11 @@ class ScaledGaussian(Part):
         """Parity of fresh images; which vectors are orthogonal by symmetry to what the transposed
         matrix has given."""
         assert ctx.bank is not None
-        out, into = ctx.bank.store_spaces[self.store]
+        out, into = ctx.bank.store_sources[self.store]
         if self.transposed:
             out, into = into, out
-        given = Parity(odd=frozenset((into,)))
-        return Parity(odd=frozenset((out,)), fresh=True), [
+        given = Parity(odd=into)
+        return Parity(odd=out, fresh=True), [
             (given * parity).vanishes for parity in parities
         ]
 

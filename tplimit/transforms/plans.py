@@ -140,7 +140,8 @@ def _planned(
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
         sums = None if learnt.cancelled is None else Sums(learnt.cancelled)
-        spaces, offset = Spaces(learnt.spaces.classes), None if sums is None else np.zeros(SEVERAL)
+        spaces = Spaces(learnt.spaces.classes, learnt.spaces.units)
+        offset = None if sums is None else np.zeros(SEVERAL)
         ctx = Context(bank, spaces=spaces, decide=made.get, sums=sums, offset=offset)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):

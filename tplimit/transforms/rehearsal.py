@@ -29,7 +29,7 @@ from tplimit.errors import LimitError
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Store
 from tplimit.interpreter.cancellation import Name, Sums
-from tplimit.interpreter.context import SEVERAL, Context, Decide
+from tplimit.interpreter.context import SEVERAL, Context, Decide, spaces_of
 from tplimit.interpreter.ledger import Asked, generic
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
@@ -116,8 +116,14 @@ def rehearsed(
         return _Traced.of(program, decide, None, bank, first).learnt(())
     draws = [_few(program, bank, first, number) for number in range(_DRAWS)]
     cancelled: dict[Name, np.ndarray] = {}
+    spaces = spaces_of(bank)
     while True:
-        traced = _Traced.of(program, decide, cancelled, *draws[0])
+        traced = _Traced.of(program, decide, cancelled, *draws[0], spaces)
+        learnt = traced.course.learnt.spaces
+        if learnt.units != spaces.units:
+            # Multipliers of a width are others where it has shares: they are to be from the start.
+            spaces = learnt
+            continue
         found = traced.cancelling(draws, refuted)
         if found.keys() == cancelled.keys() and all(
             np.array_equal(found[name], cancelled[name]) for name in found
@@ -163,13 +169,17 @@ class _Traced:
         cancelled: Mapping[Name, np.ndarray] | None,
         bank: Bank | None,
         values: Sequence[Value],
+        spaces: Spaces | None = None,
     ) -> "_Traced":
         def interpretation(
             bank: Bank | None, values: Sequence[Value], offset: Any, drawn: Any
         ) -> tuple[tuple[list[tuple[Any, Any]], list[Any], list[Any]], _Course]:
             sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
             offset = None if sums is None else offset
-            ctx = Context(bank, decide=decide, dry=True, sums=sums, offset=offset, drawn=drawn)
+            known = None if spaces is None else Spaces(spaces.classes, spaces.units)
+            ctx = Context(
+                bank, spaces=known, decide=decide, dry=True, sums=sums, offset=offset, drawn=drawn
+            )
             error, out = None, []
             try:
                 out = interpreted(ctx, program, values)
