@@ -19,7 +19,7 @@ from tplimit.gaussian import deferred
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.gaussian.kinds import Noise, Random, Stream
 from tplimit.gaussian.noise import NoiseRows
-from tplimit.values.fields import ALONG, FINITE, NESTED, SPACES, STATIC, relabelled
+from tplimit.values.fields import ALONG, FINITE, NESTED, SPACES, STATIC, STORE, relabelled
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ class Bank:
         store_sources: for each store the sources that what is fresh on its rows, and on its
             columns, is odd in: its own, named by the space, and those that it is one with others of
             a stack (see ``values/parity.py``).
+        asked: the stores that have been asked for images in earlier calls, and those that have
+            been asked for images under the transposed matrix.
         anchor_spaces: space of each array of anchors.
         classes: pairs (space, space it was combined with), a forest with roots the classes.
         divided: spaces whose widths are divided into shares.
@@ -59,6 +61,9 @@ class Bank:
     store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
     store_sources: tuple[tuple[frozenset[int], frozenset[int]], ...] = field(
         default=(), metadata=SPACES
+    )
+    asked: tuple[frozenset[int], frozenset[int]] = field(
+        default=(frozenset(), frozenset()), metadata=STORE
     )
     anchor_spaces: tuple[int, ...] = field(default=(), metadata=SPACES)
     classes: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
@@ -156,6 +161,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
     shifts = []
     classes: list[tuple[int, int]] = []
     divided: list[int] = []
+    asked: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
     spaces = 0
     for bank in banks:
         shift = len(stores), spaces
@@ -168,6 +174,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchor_spaces.extend(bank.anchor_spaces)
         classes.extend(bank.classes)
         divided.extend(bank.divided)
+        asked = asked[0] | bank.asked[0], asked[1] | bank.asked[1]
         spaces += bank.spaces
     whole = replace(
         first,
@@ -179,6 +186,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchor_spaces=tuple(anchor_spaces),
         classes=tuple(classes),
         divided=tuple(divided),
+        asked=asked,
         units=tuple(unit for bank in banks for unit in bank.units),
         initial=max(bank.initial for bank in banks),
         spaces=spaces,

@@ -297,6 +297,7 @@ class Context:
             drawn=self.ledger.drawn,
         )  # fmt: skip
         inner.nested, inner.at = True, self.at
+        inner.ledger.sides = set(self.ledger.sides)
         inner.without_limit = self.without_limit
         return inner
 

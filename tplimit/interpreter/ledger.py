@@ -58,6 +58,7 @@ class Ledger:
     Attributes:
         bank: with all that has been revealed, or None where nothing is deferred.
         asked: how many rows, of which matrix.
+        sides: (index, transposed) of what has been asked, in earlier calls too.
         dry: whether this is a rehearsal: rows are counted, and dense matrices answer.
         drawn: 0; what is random depends on it in a rehearsal.
     """
@@ -69,6 +70,8 @@ class Ledger:
         self.spaces = spaces
         self.dry, self.drawn = dry, drawn
         self.asked = Asked({})
+        earlier = () if bank is None else enumerate(bank.asked)
+        self.sides = {(index, bool(side)) for side, stores in earlier for index in stores}
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -147,6 +150,7 @@ class Ledger:
     def count(self, asked: Asked, times: int = 1) -> None:
         """Add to what has been asked."""
         self.asked.pairs += times * asked.pairs
+        self.sides.update(asked.rows)
         for side, rows in asked.rows.items():
             self.asked.rows[side] = self.asked.rows.get(side, 0) + times * rows
 
@@ -181,9 +185,11 @@ class Ledger:
         """The bank as it leaves the call, knowing which spaces have been combined."""
         if self.bank is None:
             return None
+        stores = lambda transposed: frozenset(i for i, side in self.sides if side == transposed)
         units = sorted(self.spaces.lasting_units().items())
         return replace(
             self.bank,
+            asked=(stores(False), stores(True)),
             classes=tuple(sorted(self.spaces.lasting().items())),
             divided=tuple(space for space, _ in units),
             units=tuple(unit for _, unit in units),
