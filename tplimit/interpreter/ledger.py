@@ -58,7 +58,8 @@ class Ledger:
     Attributes:
         bank: with all that has been revealed, or None where nothing is deferred.
         asked: how many rows, of which matrix.
-        sides: (index, transposed) of what has been asked, in earlier calls too.
+        sides: (index, transposed) of what has been asked, in earlier calls too; of values of
+            several terms only.
         dry: whether this is a rehearsal: rows are counted, and dense matrices answer.
         drawn: 0; what is random depends on it in a rehearsal.
     """
@@ -150,7 +151,8 @@ class Ledger:
     def count(self, asked: Asked, times: int = 1) -> None:
         """Add to what has been asked."""
         self.asked.pairs += times * asked.pairs
-        self.sides.update(asked.rows)
+        if self.bank is not None and self.bank.terms > 1:
+            self.sides.update(asked.rows)
         for side, rows in asked.rows.items():
             self.asked.rows[side] = self.asked.rows.get(side, 0) + times * rows
 
