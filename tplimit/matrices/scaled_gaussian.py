@@ -94,9 +94,7 @@ class ScaledGaussian(Part):
         if self.transposed:
             out, into = into, out
         given = Parity(odd=into)
-        return Parity(odd=out, fresh=True), [
-            (given * parity).vanishes for parity in parities
-        ]
+        return Parity(odd=out, fresh=True), [(given * parity).vanishes for parity in parities]
 
     def _remember_pieces(self, ctx: Context, rows: Rows) -> None:
         """Coordinates of the pieces, which updates of the weights are made of."""
