@@ -158,8 +158,7 @@ RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width
 LOGITS_ADVICE = (
     "Logits of attention are inner products over a width of length d. Independent queries and keys "
     "make them of order 1 if they are divided by its square root; but where training aligns the "
-    "two they grow like n^(1/2): divide by d, as in muP. Of logits that are to grow raise samples= "
-    "until their difference is larger than the error, or take another key."
+    "two they grow like n^(1/2): divide by d, as in muP."
 )
 COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
 MATRIX_ADVICE = (

@@ -371,7 +371,7 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
     knowledge.known(ctx, replace(value, remainder=others), name)
     what = f"{name} of what grows like n^{level} saturates: its limit"
     low, high = smooth.limits
-    advice = NEXT_TERM_ADVICE if np.isfinite(high) else LOGITS_ADVICE
+    advice = NEXT_TERM_ADVICE if np.isfinite(high) else f"{LOGITS_ADVICE} {NEXT_TERM_ADVICE}"
     knowledge.sign_known(ctx, value, what, advice)
     unknown = doubts.unsure(value)
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)

@@ -34,6 +34,10 @@ class Spaces:
         self.units = dict(units)
         self._draws: dict[Hashable, int] = {}
 
+    def copied(self) -> "Spaces":
+        """Another one that knows the same."""
+        return Spaces(self.classes, self.units)
+
     def of_draw(self, width: Hashable) -> int:
         """The label of the axis of draws along a width.
 

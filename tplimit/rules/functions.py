@@ -69,7 +69,8 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         f"The logits of a softmax (or log-sum-exp) grow like n^{power}, and which of them is the "
         "largest is not known: two are equal within their sampling error.",
         CancellationError,
-        LOGITS_ADVICE,
+        "Raise samples= until their difference is larger than the error, or take another key. "
+        + LOGITS_ADVICE,
     )
     ctx.check(jnp.all(sure), tie)
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))

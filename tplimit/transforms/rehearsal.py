@@ -112,13 +112,13 @@ def rehearsed(
     places = [None] * len(values) if axes is None else axes
     first = [_first(value) if at == 0 else value for value, at in zip(values, places, strict=True)]
     bank = bank if bank is None or axes is None else _first(bank)
+    spaces = spaces_of(bank)
     if bank is None or bank.law.exact:
-        return _Traced.of(program, decide, None, bank, first).learnt(())
+        return _Traced.of(program, decide, spaces, None, bank, first).learnt(())
     draws = [_few(program, bank, first, number) for number in range(_DRAWS)]
     cancelled: dict[Name, np.ndarray] = {}
-    spaces = spaces_of(bank)
     while True:
-        traced = _Traced.of(program, decide, cancelled, *draws[0], spaces)
+        traced = _Traced.of(program, decide, spaces, cancelled, *draws[0])
         learnt = traced.course.learnt.spaces
         if learnt.units != spaces.units:
             # Multipliers of a width are others where it has shares: they are to be from the start.
@@ -166,20 +166,20 @@ class _Traced:
         cls,
         program: Program,
         decide: Decide,
+        spaces: Spaces,
         cancelled: Mapping[Name, np.ndarray] | None,
         bank: Bank | None,
         values: Sequence[Value],
-        spaces: Spaces | None = None,
     ) -> "_Traced":
         def interpretation(
             bank: Bank | None, values: Sequence[Value], offset: Any, drawn: Any
         ) -> tuple[tuple[list[tuple[Any, Any]], list[Any], list[Any]], _Course]:
             sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
             offset = None if sums is None else offset
-            known = None if spaces is None else Spaces(spaces.classes, spaces.units)
             ctx = Context(
-                bank, spaces=known, decide=decide, dry=True, sums=sums, offset=offset, drawn=drawn
-            )
+                bank, spaces=spaces.copied(), decide=decide, dry=True, sums=sums, offset=offset,
+                drawn=drawn,
+            )  # fmt: skip
             error, out = None, []
             try:
                 out = interpreted(ctx, program, values)
