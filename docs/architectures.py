@@ -26,7 +26,7 @@ import tplimit as tp
 
 PAGE = Path(__file__).with_name("architectures.md")
 WIDTHS, SEEDS, SAMPLES = (64, 256), 200, 2**12
-DRAWS = 100
+DRAWS = 60
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 4, 3))
 TOKENS = jax.random.randint(jax.random.key(2), (2, 4), 0, 7)

@@ -286,4 +286,11 @@ def test_the_error_where_logits_grow_says_what_to_do(similar):
     with pytest.raises(tp.CancellationError, match=r"grows? like n\^1/2") as found:
         tp.limit(aligned)(sampled(2, samples=512))
     assert "divide by d" in found.value.advice
-    assert "test_shares.py" in found.value.location
+    assert "test_shares.py" in str(found.value)
+
+
+def test_shares_of_too_few_particles_are_refused():
+    """Their sums would not be normal."""
+    run = lambda t: jnp.sum(t["v"].reshape(16, -1), 1) / len(t["v"]) ** 0.5
+    with pytest.raises(tp.WidthError, match="4 independent multipliers"):
+        tp.limit(run)(sampled(2, samples=64))

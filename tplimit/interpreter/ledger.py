@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.errors import WidthError
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.spaces import Spaces
 from tplimit.values.tensors import Tensor
+
+#: Multipliers below which the central-limit terms of shares are far from normal.
+_FEWEST = 8
 
 
 @jax.tree_util.register_static
@@ -181,6 +185,12 @@ class Ledger:
             half = generic((period // 2,), np.float32, self.spaces.find(space), 3)
             weights = np.concatenate([half, -half, np.zeros(period % 2, np.float32)])  # of zero sum
             return np.tile(weights, size // period) * (1.0 + self.drawn)
+        if unit is not None and period < _FEWEST:
+            raise WidthError(
+                f"A width of {size} particles is divided into so many shares that central-limit "
+                f"terms have {period} independent multipliers.",
+                advice="Raise samples=, or let shares begin at multiples of their length.",
+            )
         return self.bank.multipliers(self.spaces.find(space), size, period)
 
     def closed(self) -> Bank | None:

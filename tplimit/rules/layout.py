@@ -163,16 +163,15 @@ def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value
 
 def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
     widths = [d for d in old if isinstance(d, Size)], [d for d in new if isinstance(d, Size)]
-    bad = any(d.power != 1 for side in widths for d in side) or len(widths[0]) != len(widths[1])
-    if not bad:
-        bad = [_tail(old, k) for k in range(len(widths[0]))] != [
-            _tail(new, k) for k in range(len(widths[1]))
-        ]
-    if bad:
+    advice = "Put the finite axis before the width: reshape(b, heads, n // heads)."
+    if any(d.power != 1 for side in widths for d in side) or len(widths[0]) != len(widths[1]):
+        ctx.fail("A width is reshaped into something else than a width.", NoLimitError, advice)
+    before, after = ([_tail(shape, k) for k in range(len(widths[0]))] for shape in (old, new))
+    if before != after:
         ctx.fail(
-            "A width is reshaped into something else than a width.",
+            f"The coordinates of a width are dealt out to an axis behind it. {NO_ORDER}",
             NoLimitError,
-            "Only (finite, width) groups may be merged or split: reshape(b, heads, n // heads).",
+            advice,
         )
 
 
