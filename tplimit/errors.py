@@ -155,6 +155,11 @@ DIVERGENCE_ADVICE = (
     "the width, or use tp.leading to see coefficient and exponent."
 )
 RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width."
+LOGITS_ADVICE = (
+    "Logits of attention are inner products over a width of length d. Independent queries and keys "
+    "make them of order 1 if they are divided by its square root; but where training aligns the "
+    "two they grow like n^(1/2): divide by d, as in muP."
+)
 COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."
 MATRIX_ADVICE = (
     "Sums, finite factors, products with vectors and norms are supported, and functions of all "

@@ -12,6 +12,8 @@ import numpy as np
 
 from tplimit.algebra import knowledge
 from tplimit.errors import (
+    LOGITS_ADVICE,
+    NEXT_TERM_ADVICE,
     RESCALE_ADVICE,
     CancellationError,
     LimitWarning,
@@ -367,17 +369,18 @@ def _saturated(ctx: Context, value: Tensor, smooth: Smooth, name: str, level: Ex
         return ctx.refuse_later(value, error, knowledge.significant(value))
     others = value.remainder.map(lambda r, e: r if e == level else NEVER, value.exponents)
     knowledge.known(ctx, replace(value, remainder=others), name)
-    what = f"{name} saturates: its limit"
-    knowledge.sign_known(ctx, value, what)
+    what = f"{name} of what grows like n^{level} saturates: its limit"
+    low, high = smooth.limits
+    advice = NEXT_TERM_ADVICE if np.isfinite(high) else f"{LOGITS_ADVICE} {NEXT_TERM_ADVICE}"
+    knowledge.sign_known(ctx, value, what, advice)
     unknown = doubts.unsure(value)
     c, mask = jnp.asarray(value.coefficient), value.exponents.mask(level)
     if unknown is not None:
-        ctx.check(~jnp.any(unknown & mask), doubts.undecided(ctx, what))
-    low, high = smooth.limits
+        ctx.check(~jnp.any(unknown & mask), doubts.undecided(ctx, what, advice=advice))
     if not np.isfinite(high):
         ctx.check(~jnp.any((c > 0) & mask), error)
     if value.finite and not value.exact:
-        ctx.check(~jnp.any((c == 0) & mask), doubts.undecided(ctx, name, tied=True))
+        ctx.check(~jnp.any((c == 0) & mask), doubts.undecided(ctx, name, tied=True, advice=advice))
     ends = jnp.where(c > 0, jnp.asarray(high, c.dtype), jnp.asarray(low, c.dtype))
     # A coordinate that is exactly zero does not grow.
     out = jnp.where(c == 0, smooth.function(jnp.zeros((), c.dtype)), ends)

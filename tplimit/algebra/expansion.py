@@ -40,9 +40,18 @@ from tplimit.values.exponents import (
     Exponent,
     Exponents,
 )
-from tplimit.values.parity import EVEN, Parity, marginal_of_sum
+from tplimit.values.parity import EVEN, UNKNOWN, Parity, marginal_of_sum
 from tplimit.values.rearranging import restricted
-from tplimit.values.tensors import Patch, Tensor, Term, leading_term, tensor, with_parity
+from tplimit.values.tensors import (
+    Patch,
+    Tensor,
+    Term,
+    knowing,
+    leading_term,
+    parity_of_unknown,
+    tensor,
+    with_parity,
+)
 
 #: From a piece (or two) of one term to a value of one term.
 Piecewise = Callable[..., Tensor]
@@ -72,13 +81,20 @@ def zero(value: Tensor) -> Tensor:
 
 def unknown_part(value: Tensor) -> Tensor:
     """What is unknown of a value, everywhere."""
-    return replace(zero(value), remainder=value.remainder)
+    return symmetric(replace(zero(value), remainder=value.remainder), parity_of_unknown(value))
+
+
+def symmetric(piece: Tensor, parity: Parity) -> Tensor:
+    """A piece with these sign symmetries; if nothing of it is known, what is unknown has them."""
+    out = with_parity(piece, parity)
+    return knowing(out, unknown=parity) if out.exponents == EXACT_ZERO else out
 
 
 def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
     """Sum of values of one term: equal exponents add, the largest are kept, entry by entry."""
     axis, space = arithmetic.common_axis(ctx, *parts)
     remainder = parts[0].remainder.maximum(*(part.remainder for part in parts[1:]))
+    unknown = [(part.remainder, parity_of_unknown(part)) for part in parts]
     left = [part.exponents for part in parts]
     found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
@@ -90,6 +106,7 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
             continue
         if len(kept) == ctx.terms:
             dropped = [p for p, e in zip(parts, left, strict=True) if e != EXACT_ZERO]
+            unknown += [(e, p.parity) for p, e in zip(parts, left, strict=True)]
             remainder, found = _lost(dropped, top, remainder)
             break
         kept.append((top, those))
@@ -102,13 +119,27 @@ def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
             # What is infinite is so beside every power of the width: it leads.
             others = [] if terms else [p for p in parts if all(p is not one for one in those)]
             terms.append(_added(top, known, those, shape, others))
+        if known != top:
+            unknown += [(part.exponents, part.parity) for part in those]
     if not terms:
         dtype = jnp.result_type(*(part.dtype for part in parts))
         terms.append(Term(jnp.zeros(shape, dtype), EXACT_ZERO, parity=EVEN))
     if len(terms) == 1 and remainder != EXACT_ZERO:
         # Zeros of a single term stand for zeros of the value, and there may be something else.
         terms = [replace(terms[0], zeros=None)]
-    return patches.with_patches(Tensor(tuple(terms), remainder, axis, space), *found)
+    out = Tensor(tuple(terms), remainder, axis, space)
+    return patches.with_patches(knowing(out, unknown=_symmetries(remainder, unknown)), *found)
+
+
+def _symmetries(remainder: Exponents, parts: list[tuple[Exponents, Parity]]) -> Parity:
+    """Of what is unknown of a sum, where parts of it have these exponents."""
+
+    def counts(exponents: Exponents) -> bool:
+        near = exponents.map(lambda e, r: float(e != NEVER and r - HALF < e <= r), remainder)
+        return near.max() > 0
+
+    those = [parity for exponents, parity in parts if counts(exponents)]
+    return functools.reduce(operator.and_, those) if those else UNKNOWN
 
 
 def _cancelled(
@@ -192,7 +223,7 @@ def bilinear(ctx: Context, product: Piecewise, a: Tensor, b: Tensor) -> Tensor:
     """A product of series, from that of two pieces."""
     found = []
     for x, y in itertools.product(pieces(a), pieces(b)):
-        found.append(with_parity(product(x, y), parity_of_product(x, y)))
+        found.append(symmetric(product(x, y), parity_of_product(x, y)))
     return patches.inheriting(total(ctx, found), a, b, product=True)
 
 
@@ -247,10 +278,12 @@ def averaged(
         space: of the width, or None if it has none.
     """
     mean = reduce(piece)
-    if piece.exponents == EXACT_ZERO or mean.exponents == EXACT_ZERO:
+    if piece.exponents == EXACT_ZERO:
+        return [unknown_sum(mean, parity)]
+    if mean.exponents == EXACT_ZERO:
         return [mean]
     if space is None:
-        # A share of a width: its fluctuations are not known, only their order.
+        # Constants along the width; draws of an earlier call, whose fluctuations are not known.
         return [replace(zero(mean), remainder=mean.remainder) if parity.vanishes else mean]
     lost = mean.exponents + Fraction(-1)
     found = [replace(mean, remainder=lost)]
@@ -277,6 +310,11 @@ def averaged(
     balance = Balance(both, [weighted], [None])
     found.append(arithmetic.less_cancelled(ctx, fluctuation, lambda: balance))
     return found
+
+
+def unknown_sum(total: Tensor, parity: Parity) -> Tensor:
+    """A sum over a width of what is unknown: smaller where that is odd in some source."""
+    return replace(total, remainder=total.remainder + -HALF) if parity.vanishes else total
 
 
 # --- signs
@@ -352,7 +390,7 @@ def where(ctx: Context, mask: Any, cases: tuple[Tensor, Tensor], parity: Parity)
                 zeros=_without(piece, chosen),
                 parity=EVEN if piece.axis is None else piece.parity * parity,
             )
-            parts.append(replace(piece, terms=(term,)))
+            parts.append(symmetric(replace(piece, terms=(term,)), term.parity))
     return patches.with_patches(total(ctx, parts), *found)
 
 

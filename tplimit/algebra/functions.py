@@ -15,7 +15,7 @@ from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEGLIGIBLE, NEVER, Exponent
 from tplimit.values.parity import Behaviour
-from tplimit.values.tensors import Patch, Tensor, leading_term, tensor, with_parity
+from tplimit.values.tensors import Patch, Tensor, knowing, leading_term, tensor, with_parity
 
 #: Terms from which on it is asked which of the known terms of a number leads.
 _CHOSEN = 4
@@ -79,9 +79,9 @@ def _base(value: Tensor) -> tuple[Tensor, Tensor]:
     stays = first.exponents.map(lambda e: e if e >= 0 else NEVER)
     goes = first.exponents.map(lambda e: e if e < 0 else NEVER)
     if goes == EXACT_ZERO:
-        rest = Tensor(value.terms[1:], value.remainder, value.axis, value.space)
-        if not value.terms[1:]:
-            rest = expansion.unknown_part(value)
+        rest = expansion.unknown_part(value)
+        if value.terms[1:]:
+            rest = _with_unknown_of(value, replace(rest, terms=value.terms[1:]))
         return Tensor((first,), EXACT_ZERO, value.axis, value.space), rest
     if stays == EXACT_ZERO:
         return expansion.zero(value), value
@@ -89,7 +89,12 @@ def _base(value: Tensor) -> tuple[Tensor, Tensor]:
     base = replace(first, coefficient=jnp.where(mask, first.coefficient, 0), exponents=stays)
     moved = replace(first, coefficient=jnp.where(mask, 0, first.coefficient), exponents=goes)
     rest = Tensor((moved, *value.terms[1:]), value.remainder, value.axis, value.space)
-    return Tensor((base,), EXACT_ZERO, value.axis, value.space), rest
+    return Tensor((base,), EXACT_ZERO, value.axis, value.space), _with_unknown_of(value, rest)
+
+
+def _with_unknown_of(value: Tensor, rest: Tensor) -> Tensor:
+    """Some terms of a value, with what is unknown of it."""
+    return knowing(rest, unknown=value.facts.unknown)
 
 
 def smooth(
@@ -142,9 +147,9 @@ def power(
         knowledge.not_zero(ctx, inexact, "A power of")
     lead = arithmetic.power(ctx, inexact, p, functools.partial(fn, q=p))
     lead = with_parity(replace(lead, remainder=EXACT_ZERO), first.parity.under(parity))
-    change = Tensor(rest, value.remainder, value.axis, value.space)
-    if not rest:
-        change = expansion.unknown_part(value)
+    change = expansion.unknown_part(value)
+    if rest:
+        change = _with_unknown_of(value, replace(change, terms=rest))
     parts, moved, binomial = expansion.pieces(lead), change, Fraction(1)
     for k in (1, 2):
         binomial *= (p - k + 1) / Fraction(k)

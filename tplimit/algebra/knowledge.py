@@ -44,14 +44,14 @@ def not_zero(ctx: Context, value: Tensor, what: str) -> None:
     ctx.check(significant(value) & ~jnp.any(zero), error)
 
 
-def sign_known(ctx: Context, value: Tensor, what: str) -> None:
+def sign_known(ctx: Context, value: Tensor, what: str, advice: str = NEXT_TERM_ADVICE) -> None:
     """The sign of the leading coefficient alone decides: there are no zeros but exact ones."""
     decides(ctx, value, what)
     if not value.exact:
         zero = value.coefficient == 0
         if value.zeros is not None:
             zero = zero & ~value.zeros
-        ctx.check(~beyond_accident(zero, value), undecided(ctx, what, tied=True))
+        ctx.check(~beyond_accident(zero, value), undecided(ctx, what, tied=True, advice=advice))
 
 
 def not_negative(ctx: Context, value: Tensor, what: str) -> None:

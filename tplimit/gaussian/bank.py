@@ -8,6 +8,7 @@ combined coordinate by coordinate.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TypeVar
 
 import jax
@@ -18,7 +19,7 @@ from tplimit.gaussian import deferred
 from tplimit.gaussian.deferred import Law, Store
 from tplimit.gaussian.kinds import Noise, Random, Stream
 from tplimit.gaussian.noise import NoiseRows
-from tplimit.values.fields import ALONG, FINITE, NESTED, SPACES, STATIC, relabelled
+from tplimit.values.fields import ALONG, FINITE, NESTED, SPACES, STATIC, STORE, relabelled
 
 T = TypeVar("T")
 
@@ -34,8 +35,15 @@ class Bank:
         noise: the kind of noise, with room for all rows that the stores have room for.
         key: names the multipliers of central-limit terms, or None.
         store_spaces: (row space, column space) of each store.
+        store_sources: for each store the sources that what is fresh on its rows, and on its
+            columns, is odd in: its own, named by the space, and those that it is one with others of
+            a stack (see ``values/parity.py``).
+        asked: the stores that have been asked for images in earlier calls, and those that have
+            been asked for images under the transposed matrix.
         anchor_spaces: space of each array of anchors.
         classes: pairs (space, space it was combined with), a forest with roots the classes.
+        divided: spaces whose widths are divided into shares.
+        units: for each of these the length, over ``n``, that all shares are multiples of.
         initial: numbers of noise rows that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
@@ -51,8 +59,16 @@ class Bank:
     noise: Noise = field(default=Random(), metadata=NESTED)
     key: jax.Array | None = field(default=None, metadata=FINITE)
     store_spaces: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
+    store_sources: tuple[tuple[frozenset[int], frozenset[int]], ...] = field(
+        default=(), metadata=SPACES
+    )
+    asked: tuple[frozenset[int], frozenset[int]] = field(
+        default=(frozenset(), frozenset()), metadata=STORE
+    )
     anchor_spaces: tuple[int, ...] = field(default=(), metadata=SPACES)
     classes: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
+    divided: tuple[int, ...] = field(default=(), metadata=SPACES)
+    units: tuple[Fraction, ...] = field(default=(), metadata=STATIC)
     initial: int = field(default=0, metadata=STATIC)
     spaces: int = field(default=0, metadata=STATIC)
     n: int = field(default=1, metadata=STATIC)
@@ -98,16 +114,17 @@ class Bank:
         key = self.view(index, transposed).key_Y
         return Stream(key, self.noise, first, 2 * len(self.stores))
 
-    def multipliers(self, space: int, size: int) -> jax.Array:
-        """One standard normal per coordinate of a space, of zero sum.
+    def multipliers(self, space: int, size: int, period: int) -> jax.Array:
+        """One standard normal per coordinate of a space, of zero sum; after a period the same ones
+        again.
 
         The central-limit term of ``sum(a)`` over the width is ``sqrt(n) M^-1/2 sum(multiplier a)``,
         with the same multipliers for all sums over the space: so all are jointly right.
         """
         assert self.key is not None
-        drawn = jax.random.normal(jax.random.fold_in(self.key, space), (size,))
+        drawn = jax.random.normal(jax.random.fold_in(self.key, space), (period,))
         drawn = drawn - jnp.mean(drawn)
-        return drawn / jnp.sqrt(jnp.mean(drawn * drawn))
+        return jnp.tile(drawn / jnp.sqrt(jnp.mean(drawn * drawn)), size // period)
 
     def noise_rows(
         self, index: int, transposed: bool, classes: Mapping[int, int]
@@ -139,9 +156,12 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
     stores: list[Store] = []
     anchors: list[jax.Array] = []
     store_spaces: list[tuple[int, int]] = []
+    store_sources: list[tuple[frozenset[int], frozenset[int]]] = []
     anchor_spaces: list[int] = []
     shifts = []
     classes: list[tuple[int, int]] = []
+    divided: list[int] = []
+    asked: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
     spaces = 0
     for bank in banks:
         shift = len(stores), spaces
@@ -150,8 +170,11 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         stores.extend(bank.stores)
         anchors.extend(bank.anchors)
         store_spaces.extend(bank.store_spaces)
+        store_sources.extend(bank.store_sources)
         anchor_spaces.extend(bank.anchor_spaces)
         classes.extend(bank.classes)
+        divided.extend(bank.divided)
+        asked = asked[0] | bank.asked[0], asked[1] | bank.asked[1]
         spaces += bank.spaces
     whole = replace(
         first,
@@ -159,8 +182,12 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchors=tuple(anchors),
         noise=first.noise.joined([bank.noise for bank in banks]),
         store_spaces=tuple(store_spaces),
+        store_sources=tuple(store_sources),
         anchor_spaces=tuple(anchor_spaces),
         classes=tuple(classes),
+        divided=tuple(divided),
+        asked=asked,
+        units=tuple(unit for bank in banks for unit in bank.units),
         initial=max(bank.initial for bank in banks),
         spaces=spaces,
     )

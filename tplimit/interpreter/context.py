@@ -89,7 +89,7 @@ class Context:
         offset: Any = None,
         drawn: Any = 0.0,
     ) -> None:
-        self.spaces = Spaces(() if bank is None else bank.classes) if spaces is None else spaces
+        self.spaces = spaces_of(bank) if spaces is None else spaces
         self.ledger = Ledger(bank, self.spaces, dry, drawn)
         self.decide = decide
         self.sums = sums
@@ -297,8 +297,16 @@ class Context:
             drawn=self.ledger.drawn,
         )  # fmt: skip
         inner.nested, inner.at = True, self.at
+        inner.ledger.sides = set(self.ledger.sides)
         inner.without_limit = self.without_limit
         return inner
+
+
+def spaces_of(bank: Bank | None) -> Spaces:
+    """What earlier calls know of the widths."""
+    if bank is None:
+        return Spaces()
+    return Spaces(bank.classes, zip(bank.divided, bank.units, strict=True))
 
 
 def _array(value: Any) -> Any:

@@ -190,12 +190,14 @@ def mostly_known(value: Tensor) -> jax.Array:
     return jnp.all(jnp.sum(known, value.axis) >= jnp.sum(~known & ~silent, value.axis))
 
 
-def undecided(ctx: Context, what: str, tied: bool = False) -> LimitError:
+def undecided(
+    ctx: Context, what: str, tied: bool = False, advice: str = NEXT_TERM_ADVICE
+) -> LimitError:
     """The error of a choice that hangs on a coefficient that vanishes: within its error, or (where
     coefficients are ``tied``) exactly."""
     how = "equal, and the next terms are not known" if tied else "equal within the sampling error"
     return ctx.error(
         f"{what} is decided by terms that vanish: the leading coefficients are {how}.",
         CancellationError,
-        NEXT_TERM_ADVICE,
+        advice,
     )

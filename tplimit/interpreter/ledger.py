@@ -1,5 +1,6 @@
 """What deferred matrices have been asked, in the course of one run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tplimit.errors import WidthError
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.spaces import Spaces
 from tplimit.values.tensors import Tensor
+
+#: Multipliers below which the central-limit terms of shares are far from normal.
+_FEWEST = 8
 
 
 @jax.tree_util.register_static
@@ -57,6 +62,8 @@ class Ledger:
     Attributes:
         bank: with all that has been revealed, or None where nothing is deferred.
         asked: how many rows, of which matrix.
+        sides: (index, transposed) of what has been asked, in earlier calls too; of values of
+            several terms only.
         dry: whether this is a rehearsal: rows are counted, and dense matrices answer.
         drawn: 0; what is random depends on it in a rehearsal.
     """
@@ -68,6 +75,8 @@ class Ledger:
         self.spaces = spaces
         self.dry, self.drawn = dry, drawn
         self.asked = Asked({})
+        earlier = () if bank is None else enumerate(bank.asked)
+        self.sides = {(index, bool(side)) for side, stores in earlier for index in stores}
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -146,6 +155,8 @@ class Ledger:
     def count(self, asked: Asked, times: int = 1) -> None:
         """Add to what has been asked."""
         self.asked.pairs += times * asked.pairs
+        if self.bank is not None and self.bank.terms > 1:
+            self.sides.update(asked.rows)
         for side, rows in asked.rows.items():
             self.asked.rows[side] = self.asked.rows.get(side, 0) + times * rows
 
@@ -168,17 +179,33 @@ class Ledger:
         assert self.bank is not None
         if not self.bank.fluctuating:
             return jnp.zeros(size)
+        unit = self.spaces.unit(space)
+        period = size if unit is None else math.gcd(size, int(unit * self.bank.n))
         if self.dry:
-            half = generic((size // 2,), np.float32, self.spaces.find(space), 3)
-            weights = np.concatenate([half, -half, np.zeros(size % 2, np.float32)])  # of zero sum
-            return weights * (1.0 + self.drawn)
-        return self.bank.multipliers(self.spaces.find(space), size)
+            half = generic((period // 2,), np.float32, self.spaces.find(space), 3)
+            weights = np.concatenate([half, -half, np.zeros(period % 2, np.float32)])  # of zero sum
+            return np.tile(weights, size // period) * (1.0 + self.drawn)
+        if unit is not None and period < _FEWEST:
+            raise WidthError(
+                f"A width of {size} particles is divided into so many shares that central-limit "
+                f"terms have {period} independent multipliers.",
+                advice="Raise samples=, or let shares begin at multiples of their length.",
+            )
+        return self.bank.multipliers(self.spaces.find(space), size, period)
 
     def closed(self) -> Bank | None:
         """The bank as it leaves the call, knowing which spaces have been combined."""
         if self.bank is None:
             return None
-        return replace(self.bank, classes=tuple(sorted(self.spaces.lasting().items())))
+        stores = lambda transposed: frozenset(i for i, side in self.sides if side == transposed)
+        units = sorted(self.spaces.lasting_units().items())
+        return replace(
+            self.bank,
+            asked=(stores(False), stores(True)),
+            classes=tuple(sorted(self.spaces.lasting().items())),
+            divided=tuple(space for space, _ in units),
+            units=tuple(unit for _, unit in units),
+        )
 
     def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:
         self._answers[(index, transposed, id(rows))] = (rows, coordinates)

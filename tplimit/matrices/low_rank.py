@@ -127,6 +127,9 @@ class LowRank(Part):
         parity = [self.row_parity] * len(rows.parities)
         return Image(image, change, self.scale, gain, parity, self.row_mask, stderr)
 
+    def symmetry(self, ctx: Context, parity: Parity) -> Parity:
+        return self.row_parity
+
     def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
         """Written in the bases of a store, whose rank does not grow with every update."""
         home = self._home(ctx, matrix)

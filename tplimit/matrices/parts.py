@@ -18,7 +18,7 @@ import numpy as np
 
 from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.fields import NESTED, SPACES, STATIC
-from tplimit.values.parity import Marginal, Parity
+from tplimit.values.parity import UNKNOWN, Marginal, Parity
 from tplimit.values.sampling_errors import bounded
 from tplimit.values.tensors import MatrixRemainder, Tensor
 
@@ -59,6 +59,7 @@ class Image(NamedTuple):
         parity: of the mean, per piece of the vector.
         mask: coordinates that may differ from 0, or None for all.
         stderr: sampling error of the mean, or None.
+        change_parity: of the change, for all pieces.
     """
 
     mean: Any
@@ -68,6 +69,7 @@ class Image(NamedTuple):
     parity: Sequence[Parity]
     mask: Any = None
     stderr: Any = None
+    change_parity: Parity = UNKNOWN
 
     def at(self, number: int, place: slice) -> "Image":
         """Images of one piece of the vector, the rows at this place."""
@@ -121,6 +123,10 @@ class Part(ABC):
     @abstractmethod
     def image(self, ctx: Any, rows: Rows) -> Image:
         """Images of rows over the columns."""
+
+    def symmetry(self, ctx: Any, parity: Parity) -> Parity:
+        """Of the image of a vector with this parity, but for parts smaller by n^(-1/2)."""
+        return UNKNOWN
 
     @property
     def unknown(self) -> Exponent:

@@ -17,8 +17,15 @@ from tplimit.matrices.matrices import order_of, relative_error, remainder_everyw
 from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
-from tplimit.values.parity import EVEN
-from tplimit.values.tensors import Patch, Tensor, tensor, with_one_exponent, with_parity
+from tplimit.values.parity import EVEN, UNKNOWN, Parity
+from tplimit.values.tensors import (
+    Patch,
+    Tensor,
+    parity_of_unknown,
+    tensor,
+    with_one_exponent,
+    with_parity,
+)
 
 
 def apply(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> Tensor:
@@ -76,7 +83,7 @@ def _image(
         ]
         if image.change is not None:
             change = tensor(image.change, level + -HALF, EXACT_ZERO, 1, matrix.row_space)
-            values.append(_within(image.mask, change))
+            values.append(_within(image.mask, with_parity(change, image.change_parity)))
         for value in values:
             product = expansion.multiply(ctx, value, image.scale)
             parts.append(replace(product, space=matrix.row_space))
@@ -103,11 +110,18 @@ def _image_of_unknown(ctx: Context, matrix: Matrix, x: Tensor, size: Size) -> li
     unknown = _row_exponents(patches.remainder_everywhere(x).remainder, x)
     bound = patches.bound_of(x)
     _, gain = arithmetic.width_factor(ctx, size)
-    found: list[tuple[Exponents, Any]] = [(unknown + (matrix.remainder + gain), None)]
-    found.append((_row_exponents(x.exponents, x) + (matrix.remainder + gain), None))
-    found += [(unknown + order_of(ctx, part), part.row_mask) for part in matrix.parts]
+    parity = parity_of_unknown(x) if not x.patches else UNKNOWN
+    rest, whole = matrix.remainder + gain, _row_exponents(x.exponents, x)
+    found: list[tuple[Exponents, Any, Parity]] = [(unknown + rest, None, UNKNOWN)]
+    found.append((whole + rest, None, UNKNOWN))
+    for part in matrix.parts:
+        order = unknown + order_of(ctx, part)
+        found.append((order, part.row_mask, part.symmetry(ctx, parity)))
     nothing = _nothing(ctx, matrix, x)
-    values = [_within(mask, replace(nothing, remainder=order)) for order, mask in found]
+    values = [
+        _within(mask, expansion.symmetric(replace(nothing, remainder=order), symmetry))
+        for order, mask, symmetry in found
+    ]
     for block in matrix.blocks:
         patch = Patch(block.row_share, block.bound + block.column_share + gain + bound, block.rows)
         if block.rows is None and block.row_share == 0:
@@ -131,7 +145,8 @@ def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     spread of the image shows where moments are matched, but not of products of vectors, or where
     particles are drawn inside of the program or are a share of those of a width.
     """
-    apart = ctx.spaces.drawn or x.space is None
+    shared = x.space is not None and ctx.spaces.unit(x.space) is not None
+    apart = ctx.spaces.drawn or x.space is None or shared
     apart = apart or any(term.parity.marginal.mixed for term in x.terms)
     unmatched = apart and not ctx.exact
     if x.stderr is None and not unmatched:

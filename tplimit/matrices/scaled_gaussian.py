@@ -68,6 +68,8 @@ class ScaledGaussian(Part):
         root, half = ctx.scale(float(rows.size.ratio) ** 0.5, HALF)
         fresh, unmet = self._symmetry(ctx, rows.parities)
         flags = rows.each(unmet) if ctx.terms > 1 else None
+        # Where nothing has been given by the transposed matrix all is made of fresh rows.
+        first = (self.store, not self.transposed) not in ctx.ledger.sides
         images, changes = ctx.ledger.query(
             self.store, self.transposed, rows.block, [p.kernel for p in updates], flags
         )
@@ -77,19 +79,22 @@ class ScaledGaussian(Part):
             rows.met[id(part)] = both[0], both[1]
         change = None if changes[0] is None else root * changes[0]
         parity = [fresh if free else UNKNOWN for free in unmet]
-        return Image(root * images[0], change, self.scale, half, parity)
+        made = replace(fresh, fresh=False) if first else UNKNOWN
+        return Image(root * images[0], change, self.scale, half, parity, change_parity=made)
+
+    def symmetry(self, ctx: Context, parity: Parity) -> Parity:
+        fresh, (free,) = self._symmetry(ctx, [parity])
+        return replace(fresh, fresh=False) if free else UNKNOWN
 
     def _symmetry(self, ctx: Context, parities: Sequence[Parity]) -> tuple[Parity, list[bool]]:
         """Parity of fresh images; which vectors are orthogonal by symmetry to what the transposed
         matrix has given."""
         assert ctx.bank is not None
-        out, into = ctx.bank.store_spaces[self.store]
+        out, into = ctx.bank.store_sources[self.store]
         if self.transposed:
             out, into = into, out
-        given = Parity(odd=frozenset((into,)))
-        return Parity(odd=frozenset((out,)), fresh=True), [
-            (given * parity).vanishes for parity in parities
-        ]
+        given = Parity(odd=into)
+        return Parity(odd=out, fresh=True), [(given * parity).vanishes for parity in parities]
 
     def _remember_pieces(self, ctx: Context, rows: Rows) -> None:
         """Coordinates of the pieces, which updates of the weights are made of."""

@@ -54,10 +54,10 @@ def contraction_of_series(ctx: Context, a: Tensor, b: Tensor, **params: Any) -> 
     parts = []
     for x in expansion.pieces(a):
         for y in expansion.pieces(b):
-            if y.exponents.levels()[0] == -np.inf:
-                parts.append(product(x, y))
-                continue
             parity = expansion.parity_of_product(x, y)
+            if y.exponents.levels()[0] == -np.inf:
+                parts.append(expansion.unknown_sum(product(x, y), parity))
+                continue
             reduce = functools.partial(_flipped, product, y)
             parts += expansion.averaged(ctx, reduce, x, parity, space)
     return summed(ctx, parts, a, b)

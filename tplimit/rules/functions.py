@@ -9,7 +9,7 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion, functions, knowledge
-from tplimit.errors import CancellationError, NoLimitError
+from tplimit.errors import LOGITS_ADVICE, CancellationError, NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.program.dependence import less_its_maximum
@@ -66,12 +66,11 @@ def exponential_of_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
         sure = sure & (jnp.max(below, axis) < 0)
     power = a.exponents.levels()[-1]
     tie = ctx.error(
-        f"Which of several values that grow like n^{power} is the largest, as softmax and "
-        "log-sum-exp ask, is not known: two are equal within their sampling error.",
+        f"The logits of a softmax (or log-sum-exp) grow like n^{power}, and which of them is the "
+        "largest is not known: two are equal within their sampling error.",
         CancellationError,
         "Raise samples= until their difference is larger than the error, or take another key. "
-        "Logits of attention, inner products over a width, are divided by it and not by its square "
-        "root where queries and keys are trained.",
+        + LOGITS_ADVICE,
     )
     ctx.check(jnp.all(sure), tie)
     return tensor(largest.astype(c.dtype), remainder=Exponents(NEGLIGIBLE))

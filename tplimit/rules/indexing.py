@@ -17,7 +17,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.scatters import meeting
-from tplimit.rules.layout import NO_ORDER, finite_only, moved
+from tplimit.rules.layout import NO_ORDER, divided, finite_only, moved
 from tplimit.rules.terms import unsupported
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, Exponents, Size
@@ -80,8 +80,8 @@ def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list
             slice(int(start), int(end)) if i == axis else slice(None)
             for i in range(len(value.shape))
         )
-        part = at(value, index)
-        parts.append(replace(part, space=None) if value.axis == axis else part)
+        parts.append(at(value, index))
+    divided(ctx, value.space)
     return parts
 
 

@@ -46,12 +46,20 @@ def moved(
         return (bind or ctx.rebind)(*arguments)
 
     axes = ctx.equation.out_avals[0].width_axes
-    axis = axes[0] if axes else None
-    space = None
-    if axis is not None and ctx.equation.out_avals[0].shape[axis] in ctx.equation.in_avals[0].shape:
-        spaces = [value.space for value in found if value.axis is not None]
-        space = spaces[0] if len(spaces) == 1 else ctx.spaces.unify(*spaces)
-    return rearranged(values, move, axis, space)
+    space = ctx.spaces.unify(*(value.space for value in found if value.axis is not None))
+    divided(ctx, space)
+    return rearranged(values, move, axes[0] if axes else None, space if axes else None)
+
+
+def divided(ctx: Context, space: int | None) -> None:
+    """Note where the current equation divides a width into shares, or joins them."""
+    equation = ctx.equation
+    avals = (*equation.in_avals, *equation.out_avals)
+    lengths = {d.ratio for aval in avals for d in aval.shape if isinstance(d, Size)}
+    if space is not None and len(lengths) > 1:
+        # Shares may begin anywhere.
+        places = (v for v in jax.tree.leaves(equation.params) if isinstance(v, Size))
+        ctx.spaces.divide(space, [*lengths, *(place.ratio for place in places)])
 
 
 def _known(ctx: Context, operands: list[Tensor], places: Sequence[int]) -> list[Any] | None:
@@ -155,16 +163,15 @@ def reshape(ctx: Context, value: Value, *dynamic: Value, **params: Any) -> Value
 
 def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
     widths = [d for d in old if isinstance(d, Size)], [d for d in new if isinstance(d, Size)]
-    bad = any(d.power != 1 for side in widths for d in side) or len(widths[0]) != len(widths[1])
-    if not bad:
-        bad = [_tail(old, k) for k in range(len(widths[0]))] != [
-            _tail(new, k) for k in range(len(widths[1]))
-        ]
-    if bad:
+    advice = "Put the finite axis before the width: reshape(b, heads, n // heads)."
+    if any(d.power != 1 for side in widths for d in side) or len(widths[0]) != len(widths[1]):
+        ctx.fail("A width is reshaped into something else than a width.", NoLimitError, advice)
+    before, after = ([_tail(shape, k) for k in range(len(widths[0]))] for shape in (old, new))
+    if before != after:
         ctx.fail(
-            "A width is reshaped into something else than a width.",
+            f"The coordinates of a width are dealt out to an axis behind it. {NO_ORDER}",
             NoLimitError,
-            "Only (finite, width) groups may be merged or split: reshape(b, heads, n // heads).",
+            advice,
         )
 
 

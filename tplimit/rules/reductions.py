@@ -63,7 +63,7 @@ def sum_of_series(ctx: Context, value: Tensor, axes: tuple[int, ...], **_: Any) 
             reduce = functools.partial(one_term_of, ctx)
             parts += expansion.averaged(ctx, reduce, piece, piece.parity, value.space)
         else:
-            parts.append(with_parity(one_term_of(ctx, piece), piece.parity))
+            parts.append(expansion.symmetric(one_term_of(ctx, piece), piece.parity))
     if over:
         return summed(ctx, parts, value)
     return patches.inheriting(expansion.total(ctx, parts), value)

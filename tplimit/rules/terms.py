@@ -124,7 +124,7 @@ def linearly(ctx: Context, *values: Value, **_: Any) -> list[Value]:
                 assert isinstance(out, Tensor)
                 # Of what is only declared, a row may combine nothing: it is zero.
                 parity = piece.parity if known else replace(piece.parity, fresh=False)
-                parts.append(with_parity(out, parity))
+                parts.append(expansion.symmetric(out, parity))
     given = [v for v in values if isinstance(v, Tensor)]
     return [patches.inheriting(expansion.total(ctx, parts), *given) for parts in found]
 

@@ -16,7 +16,6 @@ from tplimit.gaussian.bank import Bank
 from tplimit.interpreter import doubts
 from tplimit.interpreter.cancellation import Held, Name, Sums
 from tplimit.interpreter.context import SEVERAL, Check, Context
-from tplimit.interpreter.spaces import Spaces
 from tplimit.program.equations import Program, Slot
 from tplimit.transforms import sharding
 from tplimit.transforms.decisions import Decisions
@@ -140,7 +139,8 @@ def _planned(
         bank = None if rest is None else replace(rest, stores=stores)
         mesh = None if bank is None else bank.mesh
         sums = None if learnt.cancelled is None else Sums(learnt.cancelled)
-        spaces, offset = Spaces(learnt.spaces.classes), None if sums is None else np.zeros(SEVERAL)
+        spaces = learnt.spaces.copied()
+        offset = None if sums is None else np.zeros(SEVERAL)
         ctx = Context(bank, spaces=spaces, decide=made.get, sums=sums, offset=offset)
         # Bases stay orthonormal only if products of matrices have all digits, on GPUs too.
         with noise.divided(mesh is not None), jax.default_matmul_precision("highest"):

@@ -29,7 +29,7 @@ from tplimit.errors import LimitError
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Store
 from tplimit.interpreter.cancellation import Name, Sums
-from tplimit.interpreter.context import SEVERAL, Context, Decide
+from tplimit.interpreter.context import SEVERAL, Context, Decide, spaces_of
 from tplimit.interpreter.ledger import Asked, generic
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
@@ -112,12 +112,18 @@ def rehearsed(
     places = [None] * len(values) if axes is None else axes
     first = [_first(value) if at == 0 else value for value, at in zip(values, places, strict=True)]
     bank = bank if bank is None or axes is None else _first(bank)
+    spaces = spaces_of(bank)
     if bank is None or bank.law.exact:
-        return _Traced.of(program, decide, None, bank, first).learnt(())
+        return _Traced.of(program, decide, spaces, None, bank, first).learnt(())
     draws = [_few(program, bank, first, number) for number in range(_DRAWS)]
     cancelled: dict[Name, np.ndarray] = {}
     while True:
-        traced = _Traced.of(program, decide, cancelled, *draws[0])
+        traced = _Traced.of(program, decide, spaces, cancelled, *draws[0])
+        learnt = traced.course.learnt.spaces
+        if learnt.units != spaces.units:
+            # Multipliers of a width are others where it has shares: they are to be from the start.
+            spaces = learnt
+            continue
         found = traced.cancelling(draws, refuted)
         if found.keys() == cancelled.keys() and all(
             np.array_equal(found[name], cancelled[name]) for name in found
@@ -160,6 +166,7 @@ class _Traced:
         cls,
         program: Program,
         decide: Decide,
+        spaces: Spaces,
         cancelled: Mapping[Name, np.ndarray] | None,
         bank: Bank | None,
         values: Sequence[Value],
@@ -169,7 +176,10 @@ class _Traced:
         ) -> tuple[tuple[list[tuple[Any, Any]], list[Any], list[Any]], _Course]:
             sums = None if cancelled is None else Sums(cancelled, rehearsing=True)
             offset = None if sums is None else offset
-            ctx = Context(bank, decide=decide, dry=True, sums=sums, offset=offset, drawn=drawn)
+            ctx = Context(
+                bank, spaces=spaces.copied(), decide=decide, dry=True, sums=sums, offset=offset,
+                drawn=drawn,
+            )  # fmt: skip
             error, out = None, []
             try:
                 out = interpreted(ctx, program, values)

@@ -343,6 +343,7 @@ class _Sampler:
         self.exact = self.law.exact
         self.stores: list[deferred.Store] = []
         self.store_spaces: list[tuple[int, int]] = []
+        self.store_sources: list[tuple[frozenset[int], frozenset[int]]] = []
         self.anchors: list[jax.Array] = []
         self.anchor_spaces: list[int] = []
         self.spaces = 0
@@ -365,6 +366,7 @@ class _Sampler:
             anchors=tuple(self.anchors),
             noise=self._noise(*sorted(lengths)),
             store_spaces=tuple(self.store_spaces),
+            store_sources=tuple(self.store_sources),
             anchor_spaces=tuple(self.anchor_spaces),
             key=self.keys[_BANK],
             initial=self.initial,
@@ -493,12 +495,21 @@ class _Sampler:
         items = np.empty(shape, dtype=object)
         std, mean = self._scaled(leaf.std), self._scaled(leaf.mean)
         keys = _folded(key, range(items.size))
+        common: dict[tuple[int, ...], tuple[int, int]] = {}
         for index, own in zip(np.ndindex(shape), keys, strict=True):
             spaces = self._space(), self._space()
             matrix = Matrix(rows, columns, *spaces)
             if not std.vanishes:
                 gaussian = ScaledGaussian(std, len(self.stores))
                 self._store(own, rows, columns, spaces, leaf.law)
+                # Of a stack signs may be flipped in all its matrices at once, too: so heads that
+                # are put side by side keep a symmetry. The same for stacks inside of it.
+                stacks = [index[:k] for k in range(len(index))]
+                for stack in stacks:
+                    common.setdefault(stack, (self._space(), self._space()))
+                sides = zip(spaces, *(common[stack] for stack in stacks), strict=True)
+                out, into = map(frozenset, sides)
+                self.store_sources.append((out, into))
                 matrix = Matrix(rows, columns, *spaces, (gaussian,))
             if not mean.vanishes:
                 offset = matrices.constant(self.ctx, rows, columns, mean)

@@ -1,9 +1,11 @@
 """Sign symmetry: which sources of randomness a vector is odd or even in; its values near 0.
 
-A *source* is an initial vector with a symmetric law, or one side of a Gaussian matrix; it is named
-by the label of its space. Flipping the sign of a source at one coordinate, with all averages over
-widths held fixed, leaves the law of the network unchanged. So the average of a vector that is odd
-in some source is exactly zero, which no number of particles could tell from a small one.
+A *source* is an initial vector with a symmetric law, one side of a Gaussian matrix, or that of all
+matrices of a stack together; it is named by the label of its space, a stack by one of its own.
+Flipping the sign of a source at one coordinate, with all averages over widths held fixed, leaves
+the law of the network unchanged. So the average of a vector that is odd in some source is exactly
+zero, which no number of particles could tell from a small one. Where a width is divided into
+shares, the sign is flipped at one coordinate of every share.
 """
 
 from collections.abc import Iterable

@@ -19,7 +19,7 @@ import numpy as np
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, NEVER, Exponent, Exponents
 from tplimit.values.parity import EVEN, Parity
-from tplimit.values.tensors import Tensor, Term, zeros_of
+from tplimit.values.tensors import Tensor, Term, knowing, parity_of_unknown, zeros_of
 
 
 def rearranged(
@@ -40,7 +40,11 @@ def rearranged(
         _term([_number(value, k) for value in values], values, move, axis) for k in range(count)
     )
     remainder = _exponents([value.remainder for value in values], values, move, axis)
-    return patches.inheriting(Tensor(terms, remainder, axis, space), *values)
+    out = Tensor(terms, remainder, axis, space)
+    if remainder != EXACT_ZERO:
+        those = [parity_of_unknown(v) for v in values if v.remainder != EXACT_ZERO]
+        out = knowing(out, unknown=functools.reduce(Parity.__and__, those))
+    return patches.inheriting(out, *values)
 
 
 def gathered(values: np.ndarray, place: int | None, space: int | None) -> Tensor:

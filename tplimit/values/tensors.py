@@ -159,6 +159,8 @@ class Facts(NamedTuple):
         layer: what its coordinates are at finite widths, where they do not all saturate.
         generic: of a mask, what it is but for an accident of probability 0: an average over random
             coordinates is no given number.
+        unknown: sign symmetries of what the remainder of a vector stands for, but for parts that
+            are smaller by n^(-1/2).
     """
 
     zero_with: "Tensor | None" = None
@@ -169,6 +171,7 @@ class Facts(NamedTuple):
     alike: bool = False
     layer: "Layer | None" = None
     generic: "np.ndarray | None" = None
+    unknown: Parity = UNKNOWN
 
 
 NO_FACTS = Facts()
@@ -273,6 +276,11 @@ def knowing(value: Tensor, **facts: Any) -> Tensor:
     out = replace(value)
     object.__setattr__(out, "facts", value.facts._replace(**facts))
     return out
+
+
+def parity_of_unknown(value: Tensor) -> Parity:
+    """Sign symmetries of what is unknown of a value; numbers have no other."""
+    return EVEN if value.axis is None else value.facts.unknown
 
 
 def generic(value: Tensor) -> np.ndarray | None:
