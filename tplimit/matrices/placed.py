@@ -9,6 +9,7 @@ Along a width there is no order, but the shares of a width may be told apart: th
 widths, each with coordinates that are alike.
 """
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -21,10 +22,10 @@ from tplimit.interpreter.context import Context
 from tplimit.matrices import matrices
 from tplimit.matrices.pairs import EVERY
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
-from tplimit.values.exponents import Exponent, Size
+from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.fields import NESTED, STATIC
 from tplimit.values.spans import Span
-from tplimit.values.tensors import MatrixRemainder, Tensor
+from tplimit.values.tensors import Matrices, MatrixRemainder, Tensor
 
 
 @jax.tree_util.register_dataclass
@@ -175,4 +176,54 @@ def side_by_side(ctx: Context, parts: Sequence[Matrix], along_rows: bool) -> Mat
     return total
 
 
-__all__ = ["Placed", "placed", "side_by_side"]
+# --- bounded size
+
+
+def absorbed(ctx: Context, value: Matrices) -> Matrices:
+    """The same matrices with parts of low rank written as cores, so that their size stays bounded:
+    in matrices that are shares of deferred ones, share by share."""
+    return matrices.absorbed(ctx, value.map(lambda matrix: _by_shares(ctx, matrix)))
+
+
+def _by_shares(ctx: Context, matrix: Matrix) -> Matrix:
+    shares = _tiles(matrix)
+    low = [part for part in matrix.parts if part.factors is not None and part.number is None]
+    if not shares or not low or ctx.terms > 1:
+        return matrix
+    kept = tuple(part for part in matrix.parts if all(part is not one for one in low))
+    alone = replace(matrix, parts=(), remainder=NEVER, blocks=())
+    written = [
+        replace(alone, parts=(_written(ctx, one, share),)) for one in low for share in shares
+    ]
+    return functools.reduce(
+        functools.partial(matrices.sum_of, ctx), written, replace(matrix, parts=kept)
+    )
+
+
+def _written(ctx: Context, low: Part, share: Placed) -> Placed:
+    """What of a part stands in a share, in the bases of the matrix that it is a share of."""
+    own = low.placed(ctx, share.rows.T, share.columns.T)
+    assert own is not None
+    sizes = Size(share.rows.source), Size(share.columns.source)
+    home = Matrix(*sizes, None, None, (share.part,))
+    return replace(share, part=own.absorbed(ctx, home))
+
+
+def _tiles(matrix: Matrix) -> list[Placed]:
+    """Shares of deferred matrices that cover a matrix, each place once; none if they do not."""
+    found: list[Placed] = []
+    for part in matrix.parts:
+        free = isinstance(part, Placed) and not any(_meet(part, other) for other in found)
+        if isinstance(part, Placed) and free and part.part.home is not None:
+            found.append(part)
+    covered = sum(part.rows.length * part.columns.length for part in found)
+    return found if covered == matrix.rows.ratio * matrix.columns.ratio else []
+
+
+def _meet(a: Placed, b: Placed) -> bool:
+    """Whether two shares have a place in common."""
+    pairs = (a.rows, b.rows), (a.columns, b.columns)
+    return all(x.place < y.place + y.length and y.place < x.place + x.length for x, y in pairs)
+
+
+__all__ = ["Placed", "absorbed", "placed", "side_by_side"]

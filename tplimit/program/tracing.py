@@ -6,7 +6,8 @@ so that a ``Program`` is one list of equations; only loops and branches keep pro
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
-from tplimit.program import known
+from tplimit.program import beside, known
 from tplimit.program.powers import (
     Fitted,
     Misfit,
@@ -95,6 +96,21 @@ class Constant:
 
 
 Operand = Slot | Constant
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An array with an axis of length ``k + n``, by its pieces (``beside.py``).
+
+    Attributes:
+        axis: along which they stand side by side.
+        pieces: variables.
+        lengths: of the pieces, at every width of the traces.
+    """
+
+    axis: int
+    pieces: tuple[Operand, ...]
+    lengths: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -270,6 +286,12 @@ def _program(
     ]
     inputs = tuple(builder.slot(aval) for aval in avals)
     outputs = builder.run(opened, inputs, where)
+    if any(isinstance(out, Joined) for out in outputs):
+        raise NoLimitError(
+            "An output has an axis of the form k + n that no argument has.",
+            location=where,
+            advice="Return its parts by themselves.",
+        )
     out_avals = tuple(builder.aval_of(out) for out in outputs)
     needed = {out for out in outputs if isinstance(out, Slot)}
     equations: list[Equation] = []
@@ -397,8 +419,11 @@ class _Builder:
         ]
 
     def equation(
-        self, equations: Sequence[Any], operands: list[Operand], where: Location | None
-    ) -> list[Operand]:
+        self, equations: Sequence[Any], operands: list[Any], where: Location | None
+    ) -> list[Any]:
+        outs = self.mixed(equations, where)
+        if any(isinstance(operand, Joined) for operand in operands) or any(outs[0]):
+            return self.beside(equations, operands, outs, where)
         widths = [self.widths_of(operand) for operand in operands]
         bodies = known.written(equations, widths, lambda place: self.known_array(operands[place]))
         bodies = bodies or [_jax.inner_program(equation) for equation in equations]
@@ -438,6 +463,64 @@ class _Builder:
         found = self.known.setdefault(key, equation)
         self.makers.update(dict.fromkeys(found.outputs, found))
         return list(found.outputs)
+
+    def mixed(
+        self, equations: Sequence[Any], where: Location | None
+    ) -> list[list[beside.Form | None]]:
+        """Of the results at every width those with an axis of length k + n."""
+        found: list[list[beside.Form | None]] = [[] for _ in equations]
+        for variables in zip(*(equation.outvars for equation in equations), strict=True):
+            shapes = [variable.aval.shape for variable in variables]
+            with self.refusing(where):
+                form = beside.mixed_axis(shapes[: len(self.widths)], self.widths)
+            for forms, shape in zip(found, shapes, strict=True):
+                forms.append(form and form.of_length(shape[form.axis]))
+        return found
+
+    def beside(
+        self,
+        equations: Sequence[Any],
+        operands: list[Any],
+        outs: Sequence[Sequence[beside.Form | None]],
+        where: Location | None,
+    ) -> list[Any]:
+        """An operation on arrays with an axis of length k + n as operations on their pieces."""
+        bodies = [_jax.inner_program(equation) for equation in equations]
+        if bodies[0] is not None:
+            return self.run([_jax.open_jaxpr(body) for body in bodies], operands, where)
+        programs, forms = [], []
+        with self.refusing(where):
+            for number, equation in enumerate(equations):
+                given = [
+                    beside.Form(o.axis, o.lengths[number]) if isinstance(o, Joined) else None
+                    for o in operands
+                ]
+                function, found = beside.written(equation, given, outs[number])
+                shapes = beside.shapes(_jax.shapes_of(equation), given)
+                programs.append(_jax.program_of(function, equation, shapes))
+                forms.append(found)
+        flat = [x for o in operands for x in (o.pieces if isinstance(o, Joined) else (o,))]
+        results = iter(self.run([_jax.open_jaxpr(one) for one in programs], flat, where))
+        made: list[Any] = []
+        for ways in zip(*forms, strict=True):
+            if ways[0] is None:
+                made.append(next(results))
+                continue
+            pieces = tuple(next(results) for _ in ways[0].lengths)
+            made.append(Joined(ways[0].axis, pieces, tuple(way.lengths for way in ways)))
+        return made
+
+    @contextmanager
+    def refusing(self, where: Location | None) -> Iterator[None]:
+        """What is not written as operations on pieces is refused at its line."""
+        try:
+            yield
+        except beside.Refusal as refusal:
+            raise UnsupportedOperationError(
+                f"{refusal} Coordinates of a width and others stand side by side there.",
+                location=where,
+                advice="Keep both parts in arrays of their own, and add the products with them.",
+            ) from None
 
     def before_reshaped(self, operand: Operand) -> Operand:
         """What a reshaped array was: axes that are merged and split again are as before."""

@@ -36,12 +36,13 @@ def placed(ctx: Context, value: Matrices, rows: Span, columns: Span) -> Matrices
 
 def split(ctx: Context, value: Matrices, axis: int, sizes: Sequence[Size]) -> list[Any]:
     """Shares along a width axis, one after the other."""
-    whole = [ctx.equation.in_avals[0].shape[a] for a in value.axes]
-    parts = []
-    for span in shares(whole[value.axes.index(axis)], sizes):
-        spans = [span if a == axis else Span.whole(w) for a, w in zip(value.axes, whole, strict=True)]
-        parts.append(placed(ctx, value, *spans))
-    return parts
+    shape: Any = ctx.equation.in_avals[0].shape
+    rows, columns = (Span.whole(shape[a]) for a in value.axes)
+    along_rows = axis == value.axes[0]
+    return [
+        placed(ctx, value, *((span, columns) if along_rows else (rows, span)))
+        for span in shares(shape[axis], sizes)
+    ]
 
 
 def joined(ctx: Context, values: Sequence[Matrices], axis: int) -> Matrices:
