@@ -1,5 +1,6 @@
 """Parameters with an axis of length ``k + n``: their pieces, side by side."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,8 +60,7 @@ def taken_apart(tree: Any, lengths: dict[int, tuple[int, ...]]) -> Any:
 
 
 def _cut(array: Any, axis: int, lengths: Sequence[int]) -> tuple[Any, ...]:
-    ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    ends = itertools.accumulate(lengths, initial=0)
     return tuple(
-        lax.slice_in_dim(array, start, end, axis=axis)
-        for start, end in zip(ends[:-1], ends[1:], strict=True)
+        lax.slice_in_dim(array, start, end, axis=axis) for start, end in itertools.pairwise(ends)
     )

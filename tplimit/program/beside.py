@@ -16,10 +16,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from tplimit import _jax
-from tplimit._jax import primitives as p, split_p
-from tplimit.errors import NoLimitError
-from tplimit.program.traits import Identity, Logarithm, Power, Product, Quotient, Relation, Smooth
-from tplimit.program.traits import kind_of
+from tplimit._jax import primitives as p, split_p, stack_p, unstack_p
+from tplimit.program.traits import (
+    Identity,
+    Logarithm,
+    Power,
+    Product,
+    Quotient,
+    Relation,
+    Smooth,
+    kind_of,
+)
 
 #: Operations entry by entry that no kind tells.
 _ENTRYWISE = frozenset(
@@ -226,6 +233,21 @@ def _concatenate(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]
     parts = [cut(value, axis, marks_of(*operands)).arrays for value in operands]
     arrays = [lax.concatenate(those, dimension) for those in zip(*parts, strict=True)]
     return [Pieces(axis, tuple(arrays))]
+
+
+def _stack(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
+    axis = next(value.axis for value in operands if isinstance(value, Pieces))
+    parts = [cut(value, axis, marks_of(*operands)).arrays for value in operands]
+    stacked = [_bound(equation, *those) for those in zip(*parts, strict=True)]
+    return [Pieces(axis + (equation.params["axis"] <= axis), tuple(stacked))]
+
+
+def _unstack(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
+    (value,), axis = operands, equation.params["axis"]
+    if axis == value.axis:
+        raise Refusal("The entries along an axis of the form k + n, one by one.")
+    columns = zip(*(_bound(equation, array) for array in value.arrays), strict=True)
+    return [Pieces(value.axis - (axis < value.axis), tuple(column)) for column in columns]
 
 
 def _broadcast(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
@@ -457,6 +479,8 @@ _WRITTEN: dict[Any, Callable[[Any, Sequence[Any], Any], list[Any]]] = {
     p.squeeze_p: _squeeze,
     p.transpose_p: _transpose,
     split_p: _split,
+    stack_p: _stack,
+    unstack_p: _unstack,
 }
 
 __all__ = ["Form", "Pieces", "Refusal", "mixed_axis", "shapes", "written"]
