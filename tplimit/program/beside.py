@@ -45,9 +45,9 @@ class Form(NamedTuple):
     axis: int
     lengths: tuple[int, ...]
 
-    def of_length(self, length: int) -> "Form":
-        """The same first pieces and another last one, at another width."""
-        return Form(self.axis, (*self.lengths[:-1], length - sum(self.lengths[:-1])))
+    def cut(self, length: int) -> tuple[int, ...]:
+        """The same first piece and the rest of another length, at another width."""
+        return self.lengths[0], length - self.lengths[0]
 
 
 class Pieces(NamedTuple):

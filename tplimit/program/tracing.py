@@ -314,6 +314,8 @@ class _Builder:
         self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
         self.makers: dict[Operand, Equation] = {}
+        # How arrays with an axis of length k + n are cut, by this length at every width.
+        self.cuts: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
 
     def slot(self, aval: Aval) -> Slot:
         self.avals.append(aval)
@@ -473,8 +475,13 @@ class _Builder:
             shapes = [variable.aval.shape for variable in variables]
             with self.refusing(where):
                 form = beside.mixed_axis(shapes[: len(self.widths)], self.widths)
-            for forms, shape in zip(found, shapes, strict=True):
-                forms.append(form and form.of_length(shape[form.axis]))
+            ways: Sequence[Any] = [None] * len(shapes)
+            if form is not None:
+                lengths = tuple(shape[form.axis] for shape in shapes)
+                cut = self.cuts.get(lengths) or tuple(map(form.cut, lengths))
+                ways = [beside.Form(form.axis, way) for way in cut]
+            for forms, way in zip(found, ways, strict=True):
+                forms.append(way)
         return found
 
     def beside(
@@ -507,7 +514,9 @@ class _Builder:
                 made.append(next(results))
                 continue
             pieces = tuple(next(results) for _ in ways[0].lengths)
-            made.append(Joined(ways[0].axis, pieces, tuple(way.lengths for way in ways)))
+            lengths = tuple(way.lengths for way in ways)
+            self.cuts.setdefault(tuple(map(sum, lengths)), lengths)
+            made.append(Joined(ways[0].axis, pieces, lengths))
         return made
 
     @contextmanager

@@ -162,9 +162,12 @@ def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> 
         ]
     if bad:
         ctx.fail(
-            "A width is reshaped into something else than a width.",
+            "A width is reshaped into something else than a width: its coordinates have no order, "
+            "so that only shares of it are known, not groups of neighbours as in (n, 3).",
             NoLimitError,
-            "Only (finite, width) groups may be merged or split: reshape(b, heads, n // heads).",
+            "Only (finite, width) groups may be merged or split: reshape(b, heads, n // heads). "
+            "For x.reshape(n, 3).max(-1) of 3 n coordinates that are alike write "
+            "x.reshape(3, n).max(0), which has the same law.",
         )
 
 
