@@ -135,8 +135,8 @@ class Placed(Part):
 def placed(ctx: Context, matrix: Matrix, rows: Span, columns: Span) -> Matrix:
     """A matrix with its rows and columns at other places, zero elsewhere."""
     sides = (rows, matrix.rows, matrix.row_space), (columns, matrix.columns, matrix.column_space)
-    sizes = [size if span.is_whole else Size(span.target) for span, size, _ in sides]
-    spaces = [space if span.is_whole else None for span, _, space in sides]
+    row_size, column_size = (s if span.is_whole else Size(span.target) for span, s, _ in sides)
+    row_space, column_space = (space if span.is_whole else None for span, _, space in sides)
     parts = [_placed_part(ctx, part, rows, columns) for part in matrix.parts]
     blocks = [
         replace(
@@ -147,7 +147,9 @@ def placed(ctx: Context, matrix: Matrix, rows: Span, columns: Span) -> Matrix:
         for block in matrix.blocks
     ]
     left = tuple(part for part in parts if part is not None)
-    return Matrix(*sizes, *spaces, left, matrix.remainder, tuple(blocks))
+    return Matrix(
+        row_size, column_size, row_space, column_space, left, matrix.remainder, tuple(blocks)
+    )
 
 
 def _placed_part(ctx: Context, part: Part, rows: Span, columns: Span) -> Part | None:

@@ -9,64 +9,95 @@ pieces that it takes. So nothing behind the trace knows of them.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from tplimit import _jax
-from tplimit._jax import primitives as p, split_p, stack_p, unstack_p
-from tplimit.program.traits import (
-    Identity,
-    Logarithm,
-    Power,
-    Product,
-    Quotient,
-    Relation,
-    Smooth,
-    kind_of,
-)
-
-#: Operations entry by entry that no kind tells.
-_ENTRYWISE = frozenset(
-    [
-        p.abs_p, p.add_jaxvals_p, p.add_p, p.and_p, p.ceil_p, p.clamp_p, p.convert_element_type_p,
-        p.floor_p, p.is_finite_p, p.max_p, p.min_p, p.neg_p, p.not_p, p.or_p, p.pow_p,
-        p.reduce_precision_p, p.rem_p, p.round_p, p.select_n_p, p.sign_p, p.sub_p, p.xor_p,
-    ]
-)  # fmt: skip
-_KINDS = (Identity, Logarithm, Power, Quotient, Relation, Smooth)
+from tplimit.program.pieces import Form, Pieces, Refusal, joined, operation
 
 
-class Form(NamedTuple):
-    """How an array is cut at one width: an axis, and the lengths of the pieces along it."""
+@dataclass(frozen=True)
+class Joined:
+    """An array with an axis of length ``k + n``, by its pieces.
+
+    Attributes:
+        axis: along which they stand side by side.
+        pieces: variables of the program.
+        lengths: of the pieces, at every width of the traces.
+    """
 
     axis: int
-    lengths: tuple[int, ...]
-
-    def cut(self, length: int) -> tuple[int, ...]:
-        """The same first piece and the rest of another length, at another width."""
-        return self.lengths[0], length - self.lengths[0]
+    pieces: tuple[Any, ...]
+    lengths: tuple[tuple[int, ...], ...]
 
 
-class Pieces(NamedTuple):
-    """An array as its pieces."""
+class Cuts:
+    """How the arrays of a program are cut, by their length at every width.
 
-    axis: int
-    arrays: tuple[Any, ...]
+    ``widths`` of the traces; a further one that is not proportional to them may come last.
+    """
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(array.shape[self.axis] for array in self.arrays)
+    def __init__(self, widths: Sequence[int]) -> None:
+        self.widths = widths
+        self._known: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
 
+    def of_results(self, equations: Sequence[Any]) -> list[list[Form | None]]:
+        """Of the results of aligned equations, at every width, those with such an axis.
 
-class Refusal(Exception):
-    """Why an operation on pieces is not written as others."""
+        Raises:
+            Refusal: one has two.
+        """
+        found: list[list[Form | None]] = [[] for _ in equations]
+        for variables in zip(*(equation.outvars for equation in equations), strict=True):
+            shapes = [variable.aval.shape for variable in variables]
+            alike = len({len(shape) for shape in shapes}) == 1  # else the axes are refused
+            first = mixed_axis(shapes[: len(self.widths)], self.widths) if alike else None
+            ways: Sequence[Form | None] = [None] * len(shapes)
+            if first is not None:
+                lengths = tuple(shape[first.axis] for shape in shapes)
+                cut = self._known.get(lengths) or tuple(map(first.cut, lengths))
+                ways = [Form(first.axis, way) for way in cut]
+            for forms, way in zip(found, ways, strict=True):
+                forms.append(way)
+        return found
 
+    def in_pieces(
+        self,
+        equations: Sequence[Any],
+        operands: Sequence[Any],
+        outs: Sequence[Sequence[Form | None]],
+        run: Callable[[list[Any], list[Any]], Sequence[Any]],
+    ) -> list[Any]:
+        """The results of aligned equations, some as ``Joined``.
 
-#: From arrays, some of them as pieces, to such ones.
-Written = Callable[..., list[Any]]
+        ``run`` writes programs of pieces, one for each width, and returns their results.
+
+        Raises:
+            Refusal: the operation is not written as others.
+        """
+        programs, found = [], []
+        for number, equation in enumerate(equations):
+            given = [
+                Form(o.axis, o.lengths[number]) if isinstance(o, Joined) else None for o in operands
+            ]
+            function, forms = _written(equation, given, outs[number])
+            shapes = _shapes(_jax.shapes_of(equation), given)
+            programs.append(_jax.program_of(function, equation, shapes))
+            found.append(forms)
+        flat = [x for o in operands for x in (o.pieces if isinstance(o, Joined) else (o,))]
+        results = iter(run(programs, flat))
+        made: list[Any] = []
+        for ways in zip(*found, strict=True):
+            if ways[0] is None:
+                made.append(next(results))
+                continue
+            pieces = tuple(next(results) for _ in ways[0].lengths)
+            lengths = tuple(way.lengths for way in ways)
+            self._known.setdefault(tuple(map(sum, lengths)), lengths)
+            made.append(Joined(ways[0].axis, pieces, lengths))
+        return made
 
 
 def mixed_axis(shapes: Sequence[tuple[int, ...]], widths: Sequence[int]) -> Form | None:
@@ -97,7 +128,9 @@ def offset(lengths: Sequence[int], widths: Sequence[int]) -> int:
     return k if not rest and fits and k > 0 else 0
 
 
-def written(equation: Any, forms: Sequence[Form | None], outs: Sequence[Form | None]) -> Any:
+def _written(
+    equation: Any, forms: Sequence[Form | None], outs: Sequence[Form | None]
+) -> tuple[Callable[..., list[Any]], list[Form | None]]:
     """A function of the pieces of the operands of an equation, at one width, and the forms of its
     results, which are known when it has been called.
 
@@ -109,12 +142,9 @@ def written(equation: Any, forms: Sequence[Form | None], outs: Sequence[Form | N
     Raises:
         Refusal: the operation is not written as others.
     """
-    primitive = equation.primitive
-    write = _WRITTEN.get(primitive)
-    if write is None and _is_entrywise(primitive):
-        write = _entrywise
+    write = operation(equation.primitive)
     if write is None:
-        raise Refusal(f"{primitive.name} of an array with an axis of the form k + n.")
+        raise Refusal(f"{equation.primitive.name} of an array with an axis of the form k + n.")
     found: list[Form | None] = []
 
     def function(*flat: Any) -> list[Any]:
@@ -135,7 +165,7 @@ def written(equation: Any, forms: Sequence[Form | None], outs: Sequence[Form | N
     return function, found
 
 
-def shapes(operands: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
+def _shapes(operands: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
     """Shapes of the pieces of arrays of these shapes."""
     found: list[Any] = []
     for whole, form in zip(operands, forms, strict=True):
@@ -149,12 +179,6 @@ def shapes(operands: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
     return found
 
 
-def _is_entrywise(primitive: Any) -> bool:
-    kind = kind_of(primitive)
-    product = isinstance(kind, Product) and kind.entrywise
-    return primitive in _ENTRYWISE or isinstance(kind, _KINDS) or product
-
-
 def _as_asked(result: Any, out: Form | None) -> Any:
     """Pieces where the result has an axis of the form k + n, and one array where it has not."""
     if isinstance(result, Pieces) and out is None:
@@ -164,323 +188,4 @@ def _as_asked(result: Any, out: Form | None) -> Any:
     return result
 
 
-def joined(value: Any) -> Any:
-    """The array itself."""
-    if not isinstance(value, Pieces):
-        return value
-    return value.arrays[0] if len(value.arrays) == 1 else lax.concatenate(value.arrays, value.axis)
-
-
-def cut(value: Any, axis: int, marks: Sequence[int]) -> Pieces:
-    """Pieces between marks along an axis, at which it is cut besides."""
-    arrays = value.arrays if isinstance(value, Pieces) else (value,)
-    if isinstance(value, Pieces) and value.axis != axis:
-        raise Refusal("An array with two axes of the form k + n.")
-    found, start = [], 0
-    for array in arrays:
-        length = array.shape[axis]
-        inside = [m - start for m in marks if start < m < start + length]
-        ends = [0, *inside, length]
-        found += [
-            array if b - a == length else lax.slice_in_dim(array, a, b, axis=axis)
-            for a, b in itertools.pairwise(ends)
-        ]
-        start += length
-    return Pieces(axis, tuple(found))
-
-
-def marks_of(*values: Any) -> list[int]:
-    """Where some of these arrays are cut."""
-    pieces = [value for value in values if isinstance(value, Pieces)]
-    return sorted({m for value in pieces for m in itertools.accumulate(value.lengths)})
-
-
-def _bound(equation: Any, *arrays: Any, **changed: Any) -> Any:
-    return equation.primitive.bind(*arrays, **{**equation.params, **changed})
-
-
-# --- operations
-
-
-def _entrywise(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    axis = next(value.axis for value in operands if isinstance(value, Pieces))
-    marks = marks_of(*operands)
-    parts = [cut(v, axis, marks).arrays if jnp.ndim(_first(v)) else None for v in operands]
-    count = next(len(part) for part in parts if part is not None)
-    arrays = [
-        _bound(equation, *(v if x is None else x[i] for v, x in zip(operands, parts, strict=True)))
-        for i in range(count)
-    ]
-    return [Pieces(axis, tuple(arrays))]
-
-
-def _first(value: Any) -> Any:
-    return value.arrays[0] if isinstance(value, Pieces) else value
-
-
-def _each(value: Pieces, axis: int, function: Callable[[Any], Any]) -> list[Any]:
-    """A function of every piece, the pieces of the result standing along an axis."""
-    return [Pieces(axis, tuple(map(function, value.arrays)))]
-
-
-def _concatenate(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    dimension = equation.params["dimension"]
-    axes = {value.axis for value in operands if isinstance(value, Pieces)}
-    if axes <= {dimension}:
-        arrays = [a for v in operands for a in (v.arrays if isinstance(v, Pieces) else (v,))]
-        return [Pieces(dimension, tuple(arrays))]
-    (axis,) = axes
-    parts = [cut(value, axis, marks_of(*operands)).arrays for value in operands]
-    arrays = [lax.concatenate(those, dimension) for those in zip(*parts, strict=True)]
-    return [Pieces(axis, tuple(arrays))]
-
-
-def _stack(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    axis = next(value.axis for value in operands if isinstance(value, Pieces))
-    parts = [cut(value, axis, marks_of(*operands)).arrays for value in operands]
-    stacked = [_bound(equation, *those) for those in zip(*parts, strict=True)]
-    return [Pieces(axis + (equation.params["axis"] <= axis), tuple(stacked))]
-
-
-def _unstack(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), axis = operands, equation.params["axis"]
-    if axis == value.axis:
-        raise Refusal("The entries along an axis of the form k + n, one by one.")
-    columns = zip(*(_bound(equation, array) for array in value.arrays), strict=True)
-    return [Pieces(value.axis - (axis < value.axis), tuple(column)) for column in columns]
-
-
-def _broadcast(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value, *_), (out,) = operands, outs
-    shape, where = equation.params["shape"], equation.params["broadcast_dimensions"]
-    if not isinstance(value, Pieces):
-        axis, lengths = out.axis, out.lengths
-        if axis in where and value.shape[where.index(axis)] != 1:
-            raise Refusal("An array with an axis of the form k + n that is made as a whole.")
-        arrays = [value] * len(lengths)
-    else:
-        axis, lengths, arrays = where[value.axis], value.lengths, list(value.arrays)
-    made = [
-        lax.broadcast_in_dim(array, (*shape[:axis], length, *shape[axis + 1 :]), where)
-        for array, length in zip(arrays, lengths, strict=True)
-    ]
-    return [Pieces(axis, tuple(made))]
-
-
-def _transpose(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), order = operands, equation.params["permutation"]
-    return _each(value, order.index(value.axis), lambda a: lax.transpose(a, order))
-
-
-def _reshape(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    """Of the other axes, those before this one and those behind it by themselves."""
-    value, shape = operands[0], equation.params["new_sizes"]
-    if equation.params["dimensions"] is not None or not isinstance(value, Pieces):
-        raise Refusal("An axis of the form k + n that is split or merged.")
-    old, total = _first(value).shape, sum(value.lengths)
-    before = _count(old[: value.axis])
-    places = [
-        axis
-        for axis, length in enumerate(shape)
-        if length == total and _count(shape[:axis]) == before
-    ]
-    if not places:
-        raise Refusal("An axis of the form k + n that is split or merged.")
-    axis = places[0]
-    return _each(
-        value,
-        axis,
-        lambda a: lax.reshape(a, (*shape[:axis], a.shape[value.axis], *shape[axis + 1 :])),
-    )
-
-
-def _count(lengths: Sequence[int]) -> int:
-    count = 1
-    for length in lengths:
-        count *= length
-    return count
-
-
-def _squeeze(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), gone = operands, equation.params["dimensions"]
-    axis = value.axis - sum(1 for one in gone if one < value.axis)
-    return _each(value, axis, lambda a: lax.squeeze(a, gone))
-
-
-def _slice(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), params = operands, equation.params
-    axis, strides = value.axis, params["strides"]
-    start, limit = params["start_indices"][axis], params["limit_indices"][axis]
-    if strides is not None and strides[axis] != 1:
-        raise Refusal("A strided slice along an axis of the form k + n.")
-    pieces = cut(value, axis, [start, limit])
-    taken = [
-        lax.slice(
-            array,
-            [0 if i == axis else s for i, s in enumerate(params["start_indices"])],
-            [array.shape[axis] if i == axis else s for i, s in enumerate(params["limit_indices"])],
-            strides,
-        )
-        for array, end in zip(pieces.arrays, itertools.accumulate(pieces.lengths), strict=True)
-        if start < end <= limit
-    ]
-    return [Pieces(axis, tuple(taken))]
-
-
-def _split(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), sizes, axis = operands, equation.params["sizes"], equation.params["axis"]
-    if axis != value.axis:
-        columns = zip(*(_bound(equation, array) for array in value.arrays), strict=True)
-        return [Pieces(value.axis, tuple(column)) for column in columns]
-    ends = list(itertools.accumulate(sizes))
-    pieces = cut(value, axis, ends)
-    places = list(itertools.accumulate(pieces.lengths))
-    return [
-        Pieces(
-            axis,
-            tuple(a for a, at in zip(pieces.arrays, places, strict=True) if end - size < at <= end),
-        )
-        for size, end in zip(sizes, ends, strict=True)
-    ]
-
-
-def _pad(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value, filler), (out,) = operands, outs
-    config = list(equation.params["padding_config"])
-    axis = value.axis if isinstance(value, Pieces) else out.axis
-    low, high, interior = config[axis]
-    if min(low, high) < 0 or interior:
-        raise Refusal("An axis of the form k + n is cut or dilated by padding.")
-    config[axis] = (0, 0, 0)
-    arrays = value.arrays if isinstance(value, Pieces) else (value,)
-    padded = [lax.pad(array, filler, config) for array in arrays]
-
-    def nothing(length: int) -> list[Any]:
-        shape = [length if i == axis else d for i, d in enumerate(padded[0].shape)]
-        return [lax.broadcast(filler, shape)] if length else []
-
-    return [Pieces(axis, (*nothing(low), *padded, *nothing(high)))]
-
-
-def _sum(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    (value,), axes = operands, equation.params["axes"]
-    sums = [_bound(equation, array) for array in value.arrays]
-    if value.axis in axes:
-        return [_added(sums)]
-    return [Pieces(value.axis - sum(1 for one in axes if one < value.axis), tuple(sums))]
-
-
-def _added(arrays: Sequence[Any]) -> Any:
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return total
-
-
-def _contraction(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    """Over the axis a sum of contractions; else those of every piece side by side."""
-    (ca, cb), (ba, bb) = equation.params["dimension_numbers"]
-    a, b = operands
-    for mine, others in ((ca, cb), (ba, bb)):
-        met = [
-            (i, j)
-            for i, j in zip(mine, others, strict=True)
-            if (isinstance(a, Pieces) and a.axis == i) or (isinstance(b, Pieces) and b.axis == j)
-        ]
-        if not met:
-            continue
-        ((i, j),) = met
-        marks = marks_of(a, b)
-        pairs = zip(cut(a, i, marks).arrays, cut(b, j, marks).arrays, strict=True)
-        found = [_bound(equation, x, y) for x, y in pairs]
-        return [_added(found) if mine is ca else Pieces(tuple(mine).index(i), tuple(found))]
-    if isinstance(a, Pieces) and isinstance(b, Pieces):
-        raise Refusal("An array with two axes of the form k + n.")
-    one, contracted, batch = (a, ca, ba) if isinstance(a, Pieces) else (b, cb, bb)
-    free = [i for i in range(_first(one).ndim) if i not in (*contracted, *batch)]
-    before = len(batch) + (0 if one is a else _first(a).ndim - len(ca) - len(ba))
-    swap = (lambda x: (x, b)) if one is a else (lambda x: (a, x))
-    return _each(one, before + free.index(one.axis), lambda x: _bound(equation, *swap(x)))
-
-
-def _scan(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
-    """A loop over the pieces: inside they are put together, and taken apart at the end."""
-    params = equation.params
-    constants, carried = _jax.scan_layout(params)
-    body = _jax.jaxpr_as_fun(params["jaxpr"])
-    fixed, start, along = (
-        list(operands[:constants]),
-        list(operands[constants : constants + carried]),
-        list(operands[constants + carried :]),
-    )
-    if any(isinstance(value, Pieces) and value.axis == 0 for value in along):
-        raise Refusal("A loop along an axis of the form k + n.")
-    turned = [_one_turn(value) for value in along]
-
-    def turn(state: Any, entries: Any) -> Any:
-        values = [*fixed, *state, *entries]
-        results = body(*(joined(_restored(v)) for v in values))
-        after = [_like(r, v) for r, v in zip(results[:carried], start, strict=True)]
-        rows = [
-            r if out is None else _arrays(r, out.axis - 1, out.lengths)
-            for r, out in zip(results[carried:], outs[carried:], strict=True)
-        ]
-        return after, rows
-
-    end, rows = lax.scan(
-        turn, list(map(_bare, start)), turned, length=params["length"],
-        reverse=params["reverse"], unroll=params["unroll"],
-    )  # fmt: skip
-    ended = [
-        Pieces(v.axis, tuple(r.arrays)) if isinstance(v, Pieces) else r
-        for r, v in zip(map(_restored, end), start, strict=True)
-    ]
-    stacked = [
-        r if out is None else Pieces(out.axis, tuple(_restored(r).arrays))
-        for r, out in zip(rows, outs[carried:], strict=True)
-    ]
-    return [*ended, *stacked]
-
-
-def _bare(value: Any) -> Any:
-    """Pieces as a tree whose leaves are arrays."""
-    return {value.axis: list(value.arrays)} if isinstance(value, Pieces) else value
-
-
-def _restored(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((axis, arrays),) = value.items()
-    return Pieces(axis, tuple(arrays))
-
-
-def _one_turn(value: Any) -> Any:
-    """The same for what a loop takes an entry of at every turn."""
-    return {value.axis - 1: list(value.arrays)} if isinstance(value, Pieces) else value
-
-
-def _arrays(array: Any, axis: int, lengths: Sequence[int]) -> Any:
-    return _bare(cut(array, axis, list(itertools.accumulate(lengths))))
-
-
-def _like(result: Any, value: Any) -> Any:
-    return _arrays(result, value.axis, value.lengths) if isinstance(value, Pieces) else result
-
-
-_WRITTEN: dict[Any, Callable[[Any, Sequence[Any], Any], list[Any]]] = {
-    p.broadcast_in_dim_p: _broadcast,
-    p.concatenate_p: _concatenate,
-    p.dot_general_p: _contraction,
-    p.pad_p: _pad,
-    p.reduce_sum_p: _sum,
-    p.reshape_p: _reshape,
-    p.scan_p: _scan,
-    p.slice_p: _slice,
-    p.squeeze_p: _squeeze,
-    p.transpose_p: _transpose,
-    split_p: _split,
-    stack_p: _stack,
-    unstack_p: _unstack,
-}
-
-__all__ = ["Form", "Pieces", "Refusal", "mixed_axis", "shapes", "written"]
+__all__ = ["Cuts", "Form", "Joined", "Pieces", "Refusal", "mixed_axis", "offset"]

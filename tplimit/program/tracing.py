@@ -25,7 +25,8 @@ from tplimit.errors import (
     UnsupportedOperationError,
     WidthError,
 )
-from tplimit.program import beside, known
+from tplimit.program import known
+from tplimit.program.beside import Cuts, Joined, Refusal
 from tplimit.program.powers import (
     Fitted,
     Misfit,
@@ -96,21 +97,6 @@ class Constant:
 
 
 Operand = Slot | Constant
-
-
-@dataclass(frozen=True)
-class Joined:
-    """An array with an axis of length ``k + n``, by its pieces (``beside.py``).
-
-    Attributes:
-        axis: along which they stand side by side.
-        pieces: variables.
-        lengths: of the pieces, at every width of the traces.
-    """
-
-    axis: int
-    pieces: tuple[Operand, ...]
-    lengths: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -314,8 +300,7 @@ class _Builder:
         self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
         self.makers: dict[Operand, Equation] = {}
-        # How arrays with an axis of length k + n are cut, by this length at every width.
-        self.cuts: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
+        self.cuts = Cuts(widths)
 
     def slot(self, aval: Aval) -> Slot:
         self.avals.append(aval)
@@ -423,9 +408,10 @@ class _Builder:
     def equation(
         self, equations: Sequence[Any], operands: list[Any], where: Location | None
     ) -> list[Any]:
-        outs = self.mixed(equations, where)
+        with self.refusing(where):
+            outs = self.cuts.of_results(equations)
         if any(isinstance(operand, Joined) for operand in operands) or any(outs[0]):
-            return self.beside(equations, operands, outs, where)
+            return self.in_pieces(equations, operands, outs, where)
         widths = [self.widths_of(operand) for operand in operands]
         bodies = known.written(equations, widths, lambda place: self.known_array(operands[place]))
         bodies = bodies or [_jax.inner_program(equation) for equation in equations]
@@ -466,65 +452,23 @@ class _Builder:
         self.makers.update(dict.fromkeys(found.outputs, found))
         return list(found.outputs)
 
-    def mixed(
-        self, equations: Sequence[Any], where: Location | None
-    ) -> list[list[beside.Form | None]]:
-        """Of the results at every width those with an axis of length k + n."""
-        found: list[list[beside.Form | None]] = [[] for _ in equations]
-        for variables in zip(*(equation.outvars for equation in equations), strict=True):
-            shapes = [variable.aval.shape for variable in variables]
-            with self.refusing(where):
-                form = beside.mixed_axis(shapes[: len(self.widths)], self.widths)
-            ways: Sequence[Any] = [None] * len(shapes)
-            if form is not None:
-                lengths = tuple(shape[form.axis] for shape in shapes)
-                cut = self.cuts.get(lengths) or tuple(map(form.cut, lengths))
-                ways = [beside.Form(form.axis, way) for way in cut]
-            for forms, way in zip(found, ways, strict=True):
-                forms.append(way)
-        return found
-
-    def beside(
-        self,
-        equations: Sequence[Any],
-        operands: list[Any],
-        outs: Sequence[Sequence[beside.Form | None]],
-        where: Location | None,
+    def in_pieces(
+        self, equations: Sequence[Any], operands: list[Any], outs: Any, where: Location | None
     ) -> list[Any]:
-        """An operation on arrays with an axis of length k + n as operations on their pieces."""
+        """Operations on arrays with an axis of length k + n (``beside.py``)."""
+        run = lambda bodies, given: self.run([_jax.open_jaxpr(b) for b in bodies], given, where)
         bodies = [_jax.inner_program(equation) for equation in equations]
         if bodies[0] is not None:
-            return self.run([_jax.open_jaxpr(body) for body in bodies], operands, where)
-        programs, forms = [], []
+            return run(bodies, operands)
         with self.refusing(where):
-            for number, equation in enumerate(equations):
-                given = [
-                    beside.Form(o.axis, o.lengths[number]) if isinstance(o, Joined) else None
-                    for o in operands
-                ]
-                function, found = beside.written(equation, given, outs[number])
-                shapes = beside.shapes(_jax.shapes_of(equation), given)
-                programs.append(_jax.program_of(function, equation, shapes))
-                forms.append(found)
-        flat = [x for o in operands for x in (o.pieces if isinstance(o, Joined) else (o,))]
-        results = iter(self.run([_jax.open_jaxpr(one) for one in programs], flat, where))
-        made: list[Any] = []
-        for ways in zip(*forms, strict=True):
-            if ways[0] is None:
-                made.append(next(results))
-                continue
-            pieces = tuple(next(results) for _ in ways[0].lengths)
-            lengths = tuple(way.lengths for way in ways)
-            self.cuts.setdefault(tuple(map(sum, lengths)), lengths)
-            made.append(Joined(ways[0].axis, pieces, lengths))
-        return made
+            return self.cuts.in_pieces(equations, operands, outs, run)
 
     @contextmanager
     def refusing(self, where: Location | None) -> Iterator[None]:
         """What is not written as operations on pieces is refused at its line."""
         try:
             yield
-        except beside.Refusal as refusal:
+        except Refusal as refusal:
             raise UnsupportedOperationError(
                 f"{refusal} Coordinates of a width and others stand side by side there.",
                 location=where,
