@@ -40,8 +40,7 @@ def selection(span: Span) -> np.ndarray:
     return np.asarray(span.moved(jnp.asarray(eye), N)).T
 
 
-@pytest.mark.parametrize("row", range(3))
-@pytest.mark.parametrize("column", range(3))
+@pytest.mark.parametrize(("row", "column"), [(0, 1), (1, 2), (2, 0)])
 @pytest.mark.parametrize("kind", [k for k in EXAMPLES if k is not Placed], ids=lambda k: k.__name__)
 @pytest.mark.usefixtures("op_by_op")
 def test_a_share_has_the_entries_of_the_whole(kind: type[Part], row: int, column: int) -> None:
@@ -133,7 +132,8 @@ def test_linear_programs(noise: str) -> None:
     theta = tp.sample(DECLARED, jax.random.key(3), width=tp.inf, samples=1024, noise=noise)
     found = np.asarray(tp.limit(linear)(theta))
     assert_allclose(found, EXACT, atol=6 * 1024**-0.5, rtol=6 * 1024**-0.5)
-    assert_allclose(found[[0, 4, 6, 7]], np.asarray(EXACT)[[0, 4, 6, 7]], rtol=0.02)
+    whole = [4, 6, 7]  # images by all rows of a matrix are matched
+    assert_allclose(found[whole], np.asarray(EXACT)[whole], rtol=1e-4)
 
 
 def trained(t: Any) -> Any:
