@@ -205,6 +205,29 @@ def test_read_from_an_initialiser() -> None:
         tp.declare(shared)
 
 
+def kernel_of(t: Any, x: Any) -> Any:
+    m = len(t["v"])
+    h = jnp.broadcast_to(t["h"], (len(x), m))
+    both = jnp.concatenate([x * m**0.5, h], axis=1)
+    return jnp.tanh(both @ t["W"] / m**0.5) @ t["v"] / m**0.5
+
+
+def kernel_of_parts(t: Any, x: Any) -> Any:
+    m = len(t["v"])
+    return jnp.tanh((x @ t["A"] * m**0.5 + t["h"] @ t["B"]) / m**0.5) @ t["v"] / m**0.5
+
+
+@pytest.mark.parametrize("kernel", [tp.nngp, tp.ntk])
+def test_kernels(kernel: Any) -> None:
+    """With derivatives by the parts; of the same draws, hence to round-off."""
+    vectors = {"h": tp.normal((n,)), "v": tp.normal((n,))}
+    joined = {"W": tp.normal((3 + n, n)), **vectors}
+    parts = {"A": tp.normal((3, n)), "B": tp.normal((n, n)), **vectors}
+    options = {"samples": 128, "replicates": 2, "method": "particles"}
+    found = kernel(kernel_of, joined, X, **options).value
+    assert_allclose(found, kernel(kernel_of_parts, parts, X, **options).value, rtol=1e-4)
+
+
 # --- what there is not
 
 
@@ -221,13 +244,18 @@ def branch(t: Any) -> Any:
     return jnp.sum(jax.lax.cond(t["a"][0] > 0, jnp.sin, jnp.cos, whole(t)[1]))  # here
 
 
+def more_than_a_share(t: Any) -> Any:
+    return jnp.mean(t["v"][: len(t["h"]) + 3])  # here
+
+
 def returned(t: Any) -> Any:
     return whole(t)[1]
 
 
-@pytest.mark.parametrize("run", [outer, largest, branch])
+@pytest.mark.parametrize("run", [outer, largest, branch, more_than_a_share])
 def test_refused_with_its_line(run: Any) -> None:
-    with pytest.raises(tp.UnsupportedOperationError, match="k \\+ n") as caught:
+    words = "k \\+ n|single coordinates besides"
+    with pytest.raises(tp.UnsupportedOperationError, match=words) as caught:
         tp.limit(run)(limit())
     assert caught.value.location.line == line_of(run)
     assert "arrays of their own" in str(caught.value)

@@ -1,7 +1,7 @@
 """Parameters with an axis of length ``k + n``: their pieces, side by side."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,19 @@ def put_together(tree: Any) -> Any:
         return jnp.concatenate(leaf.parts, leaf.axis) if _is_joined(leaf) else leaf
 
     return jax.tree.map(whole, tree, is_leaf=_is_joined)
+
+
+def of_parts(function: Callable[..., Any], declared: Any) -> tuple[Callable[..., Any], Any]:
+    """A function of parameters and other arguments as one of the parts of these, and the parts:
+    for what takes parameters one by one, such as derivatives."""
+    if not any(map(_is_joined, jax.tree.leaves(declared, is_leaf=_is_joined))):
+        return function, declared
+    leaves, tree = jax.tree.flatten(declared)
+
+    def of_leaves(leaves: Any, *others: Any) -> Any:
+        return function(put_together(jax.tree.unflatten(tree, leaves)), *others)
+
+    return of_leaves, leaves
 
 
 def lengths_in(tree: Any) -> dict[int, tuple[int, ...]]:

@@ -211,6 +211,7 @@ def _squeeze(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
 
 def _slice(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     (value,), params = operands, equation.params
+    _not_of_width(value)
     axis, strides = value.axis, params["strides"]
     start, limit = params["start_indices"][axis], params["limit_indices"][axis]
     if strides is not None and strides[axis] != 1:
@@ -229,8 +230,14 @@ def _slice(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     return [Pieces(axis, tuple(taken))]
 
 
+def _not_of_width(value: Any) -> None:
+    if not isinstance(value, Pieces):
+        raise Refusal("A share of a width and single coordinates besides are taken.")
+
+
 def _split(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     (value,), sizes, axis = operands, equation.params["sizes"], equation.params["axis"]
+    _not_of_width(value)
     if axis != value.axis:
         columns = zip(*(_bound(equation, array) for array in value.arrays), strict=True)
         return [Pieces(value.axis, tuple(column)) for column in columns]
