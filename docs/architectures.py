@@ -295,8 +295,7 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
         return f"refused: {' '.join(error.reason.split())}", f"{time.perf_counter() - start:.0f} s"
     seconds = time.perf_counter() - start
     power = float(np.max(np.asarray(limit.exponent, float)))
-    if power != 0:
-        return f"of order n^{power:g}", f"{seconds:.0f} s"
+    order = f", of order n^{power:g}" if power else ""
     average, stderr, moments = limit.coefficient, limit.stderr, 1
     if limit.random:
         leading = tp.leading(squares)
@@ -306,7 +305,8 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
         average, stderr = draws.mean(0), draws.std(0, ddof=1) / DRAWS**0.5
     keys = jax.random.split(jax.random.key(6), SEEDS)
     narrow, wide = (
-        np.asarray(jax.lax.map(lambda k, n=n: squares(tp.sample(declared, k, width=n)), keys))
+        n**-power
+        * np.asarray(jax.lax.map(lambda k, n=n: squares(tp.sample(declared, k, width=n)), keys))
         for n in WIDTHS
     )
     # f + b/n from two widths of which one is four times the other.
@@ -314,7 +314,8 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
     networks = np.stack(found, 1) if limit.random else found[0]
     error = np.hypot(stderr, networks.std(0, ddof=1) / SEEDS**0.5)
     z = np.max(np.abs(networks.mean(0) - average) / error)
-    return f"agrees, z = {z:.1f}" if z < 4.5 else f"**differs**, z = {z:.1f}", f"{seconds:.0f} s"
+    verdict = "agrees" if z < 4.5 else "**differs**"
+    return f"{verdict}, z = {z:.1f}{order}", f"{seconds:.0f} s"
 
 
 def rows() -> dict[tuple[str, str], str]:

@@ -24,6 +24,13 @@ a window derivatives take the first one, as JAX does in reverse; where values ar
 is known of them (positions of an image that look alike, away from exact zeros), the derivative of a
 maximum is refused. Of finitely many groups with growing channels there is the value, no derivative.
 
+Shares of a width, such as one gate of (3n), are taken by `slice` and `split`, of vectors also by
+`reshape(3, n)`, of matrices along one or both of their widths; widths side by side are one width.
+An integer and a width side by side, `concatenate([x, h])` of an input and a state, make an axis of
+length k + n. Such an array is its pieces, and operations on it are written as operations on these:
+those entry by entry, contractions, sums, transposition, broadcasting, slices, stacks, padding and
+`scan`.
+
 An operation that is in no table is evaluated on small arrays. If every entry of its result is one
 function of the entries at the same place (tested by changing, permuting and leaving out others),
 it acts on values of order 1 as `f(c + O(n^rho)) = f(c) + O(n^rho)`; a value whose unknown part

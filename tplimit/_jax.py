@@ -54,6 +54,7 @@ __all__ = [
     "program_of",
     "scan_layout",
     "settings",
+    "shapes_of",
     "split_p",
     "stack_p",
     "tile_p",
@@ -152,12 +153,20 @@ def _expanded(equation: Any) -> Any:
     return program_of(program, equation)
 
 
-def program_of(function: Callable[..., Any], equation: Any) -> Any:
-    """The jaxpr of a function of the operands of an equation, at its place."""
-    shapes = [
+def shapes_of(equation: Any) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and types of the operands of an equation."""
+    return [
         jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype, weak_type=var.aval.weak_type)
         for var in equation.invars
     ]
+
+
+def program_of(
+    function: Callable[..., Any], equation: Any, shapes: Sequence[Any] | None = None
+) -> Any:
+    """The jaxpr of a function of the operands of an equation, or of arrays of other shapes, at its
+    place."""
+    shapes = shapes_of(equation) if shapes is None else shapes
     with source_info_util.user_context(equation.source_info.traceback):
         return jax.make_jaxpr(function)(*shapes)
 

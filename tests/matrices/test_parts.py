@@ -20,11 +20,13 @@ from tplimit.matrices import matrices, products
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.pairs import Pairs
 from tplimit.matrices.parts import Matrix, Part
+from tplimit.matrices.placed import Placed
 from tplimit.matrices.projected_update import ProjectedUpdate
 from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.rules.inner import Total
 from tplimit.training import encoding
 from tplimit.values.exponents import HALF, NEVER, Exponents, Size
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Matrices, Tensor, tensor
 
 pytestmark = pytest.mark.usefixtures("op_by_op")
@@ -75,12 +77,21 @@ def _update(ctx: Context) -> Part:
     return part.absorbed(ctx, home)
 
 
+def _placed(ctx: Context) -> Part:
+    """The first half of the rows in the place of the second; in several terms all of them, since
+    shares along the width that is summed over are refused there (``test_placed.py``)."""
+    half, one = Fraction(1, 2), Fraction(1)
+    rows = Span(half * 0, half, half, one, one) if ctx.terms == 1 else Span.whole(WIDTH)
+    return Placed(ScaledGaussian(number(1.5), 0), rows, Span.whole(WIDTH))
+
+
 #: An example of each kind, of order one in a context; a new kind is entered here.
 EXAMPLES: dict[type[Part], Callable[[Context], Part]] = {
     ScaledGaussian: lambda ctx: ScaledGaussian(number(1.5), 0),
     ProjectedUpdate: _update,
     LowRank: _low_rank,
     Pairs: lambda ctx: Pairs(jnp.tanh(rows(2, N, N)), Fraction(0)),
+    Placed: _placed,
 }
 
 #: What acts on vectors: of a total nothing but the sum of all entries is known.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,18 @@ import numpy as np
 from tplimit import _jax
 from tplimit.declare.bits import law_of
 from tplimit.declare.entries import LAWS, alike
-from tplimit.declare.parameters import Parameter, is_parameter, long_side, orthogonal
+from tplimit.declare.joined import SideBySide
+from tplimit.declare.parameters import (
+    Parameter,
+    in_parts,
+    is_parameter,
+    long_side,
+    orthogonal,
+)
 from tplimit.declare.walk import PARTS, Entries, Opaque, Run, run
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError, warn
+from tplimit.program.beside import offset
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
 from tplimit.values.exponents import Size, rational
 
@@ -124,7 +132,8 @@ def _tied(made: Run, leaves: Sequence[Any]) -> list[Any]:
     """
     users: dict[str, list[int]] = {}
     for i, (leaf, value) in enumerate(zip(leaves, made.values, strict=True)):
-        for key in {source.key for source in value.sources} if is_parameter(leaf) else ():
+        declared = is_parameter(leaf) or isinstance(leaf, SideBySide)
+        for key in {source.key for source in value.sources} if declared else ():
             users.setdefault(key, []).append(i)
     out = list(leaves)
     for places in users.values():
@@ -141,6 +150,11 @@ def _tied(made: Run, leaves: Sequence[Any]) -> list[Any]:
                 )
         number = next(_TIES)
         for place in places:
+            if isinstance(out[place], SideBySide):
+                raise UnsupportedOperationError(
+                    f"The leaf {made.paths[place]} of make(n), with an axis of the form k + n, is "
+                    "the same draw as another one."
+                )
             out[place] = replace(out[place], tied=number)
     return out
 
@@ -196,7 +210,7 @@ class _Leaf:
             return self._array(path, values)
         lengths = zip(*(value.shape for value in values), strict=True)
         try:
-            dims = tuple(fit_dim(along, _WIDTHS) for along in lengths)
+            dims = tuple(map(_fitted_dim, lengths))
         except (Misfit, ValueError) as error:
             raise WidthError(f"The shape of the leaf {path} of make(n): {error}.") from error
         one = values[0]
@@ -225,6 +239,9 @@ class _Leaf:
     def _dim(self, path: str, dim: Any, *lengths: int) -> Any:
         """An axis: an integer, a width or a multiple of one. Lengths: as it is, and with each of
         several widths doubled."""
+        if isinstance(dim, _Both):
+            rest = self._dim(path, dim.width, *(length - dim.first for length in lengths))
+            return dim.first + rest
         if not isinstance(dim, Size):
             return dim
         moved = [i for i, length in enumerate(lengths[1:]) if length != lengths[0]] or [0]
@@ -240,7 +257,7 @@ class _Leaf:
 
     def _parameter(
         self, path: str, shape: tuple[Any, ...], values: Sequence[Any], doubled: Sequence[Any]
-    ) -> Parameter:
+    ) -> Any:
         laws = [law_of(value.chain) for value in values]
         name, quantiles = laws[0].name, laws[0].quantiles
         trouble = next((law.trouble for law in laws if law.trouble), "")
@@ -260,11 +277,11 @@ class _Leaf:
         if quantiles is not None:
             scale = self._scale(path, [x.scale for x in laws], [x.scale for x in others])
             shift = self._scale(path, [x.shift for x in laws], [x.shift for x in others])
-            return Parameter(shape, name, scale, mean, quantiles, shift)
+            return in_parts(Parameter(shape, name, scale, mean, quantiles, shift))
         if name == "orthogonal":
             return orthogonal(shape, std * long_side(shape) ** 0.5)
         spread = LAWS[name].std
-        return Parameter(shape, name, std * (1 / spread) if spread else std, mean)
+        return in_parts(Parameter(shape, name, std * (1 / spread) if spread else std, mean))
 
     def _leading(self, path: str, values: Sequence[float]) -> tuple[float, Fraction]:
         """``c`` and ``p`` of the leading power ``c n^p`` of a scale."""
@@ -312,6 +329,25 @@ class _Leaf:
         return scale
 
 
+class _Both(NamedTuple):
+    """A length ``k + n``."""
+
+    first: int
+    width: Size
+
+
+def _fitted_dim(lengths: Sequence[int]) -> Any:
+    try:
+        return fit_dim(lengths, _WIDTHS)
+    except Misfit:
+        first = offset(lengths, _WIDTHS)
+        if not first:
+            raise
+        width = fit_dim([length - first for length in lengths], _WIDTHS)
+        assert isinstance(width, Size)
+        return _Both(first, width)
+
+
 def _same(first: Any, other: Any) -> bool:
     if isinstance(first, Entries) or isinstance(other, Entries) or first.shape != other.shape:
         return False
@@ -328,4 +364,4 @@ def _neat(c: float) -> float:
 
 
 def _grows(dims: Sequence[Any]) -> bool:
-    return any(isinstance(dim, Size) for dim in dims)
+    return any(isinstance(dim, (Size, _Both)) for dim in dims)

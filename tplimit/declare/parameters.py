@@ -8,7 +8,8 @@ import jax
 
 from tplimit import arguments
 from tplimit.declare.entries import LAWS, EntryLaw, Quantiles, by_quantiles
-from tplimit.declare.widths import Scale, Width, as_scale
+from tplimit.declare.joined import SideBySide
+from tplimit.declare.widths import Scale, Sum, Width, as_scale
 from tplimit.errors import LimitError, WidthError
 
 
@@ -69,15 +70,39 @@ class Parameter:
         return self.entries.draw(key, shape, dtype)
 
 
-def _declared(shape: Any, law: str, scale: Scale, mean: Scale) -> Parameter:
+def _declared(shape: Any, law: str, scale: Scale, mean: Scale) -> Any:
     given = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
-    return Parameter(tuple(_dim(dim) for dim in given), law, scale, mean)
+    return in_parts(Parameter(tuple(_dim(dim) for dim in given), law, scale, mean))
+
+
+def in_parts(parameter: Parameter) -> Any:
+    """A parameter, or where an axis has a length ``k + n`` its two parts along it.
+
+    Raises:
+        WidthError: there are two such axes, or it is an orthogonal matrix.
+    """
+    shape = parameter.shape
+    axes = [axis for axis, dim in enumerate(shape) if isinstance(dim, Sum)]
+    if not axes:
+        return parameter
+    if len(axes) > 1 or parameter.law == "orthogonal":
+        what = "Two axes" if len(axes) > 1 else "An axis of an orthogonal matrix"
+        raise WidthError(
+            f"{what} of the form k + n: {', '.join(map(str, shape))}.",
+            advice="Declare the parts of such a parameter by themselves.",
+        )
+    (axis,) = axes
+    parts = [
+        replace(parameter, shape=(*shape[:axis], part, *shape[axis + 1 :]))
+        for part in shape[axis].parts
+    ]
+    return SideBySide(tuple(parts), axis)
 
 
 def _dim(dim: Any) -> Any:
     """An axis of a declared shape: a positive integer, a width or a multiple of one."""
     wanted = "A shape consists of positive integers and widths or multiples of them, as in (3, n)."
-    if isinstance(dim, Width):
+    if isinstance(dim, (Width, Sum)):
         return dim
     if isinstance(dim, Scale):
         length, power = dim.as_power_of_n()
@@ -103,7 +128,9 @@ def normal(shape: Any, std: Any = 1.0, mean: Any = 0.0) -> Parameter:
     """Independent Gaussian entries ``N(mean, std^2)``.
 
     Args:
-        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``.
+        shape: mixes integers and widths, for instance ``(64, n)``, ``(n, 3 * n)``, ``(n,)``. One
+            axis may be both side by side, ``(3 + n, 4 * n)``: it is declared as its two parts,
+            which programs see as one array.
         std, mean: numbers or scales ``c * n**p``.
 
     Raises:
@@ -175,7 +202,7 @@ def orthogonal(shape: Any, scale: Any = 1.0) -> Parameter:
         >>> bool(abs(tp.limit(back)(theta) - 1) < 1e-5)
         True
     """
-    parameter = _declared(shape, "orthogonal", _spread("scale", scale), Scale(0.0))
+    parameter: Any = _declared(shape, "orthogonal", _spread("scale", scale), Scale(0.0))
     widths = [as_scale(side) for side in parameter.shape[-2:] if not isinstance(side, int)]
     if len(parameter.shape) < 2 or len(set(widths)) > 1:
         raise WidthError(

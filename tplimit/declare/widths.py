@@ -13,7 +13,13 @@ from tplimit.values.exponents import rational
 
 
 class _Arithmetic:
-    """Products, quotients and powers of widths are scales; sums are not known yet."""
+    """Products, quotients and powers of widths are scales; a sum with an integer is a length."""
+
+    def __add__(self, other: Any) -> "Sum":
+        return Sum((self, other)) if _is_length(self, other) else self._no_sum(other)
+
+    def __radd__(self, other: Any) -> "Sum":
+        return Sum((other, self)) if _is_length(self, other) else self._no_sum(other)
 
     def __mul__(self, other: Any) -> "Scale":
         first, second = as_scale(self), as_scale(other)
@@ -54,13 +60,12 @@ class _Arithmetic:
     def _no_sum(self, other: Any) -> NoReturn:
         text = " and ".join(sorted(map(str, (self, other))))
         raise WidthError(
-            f"A sum or difference of {text} is neither a size nor a scale that tplimit knows yet.",
-            advice="Sizes and scales are c * n**p. Declare the parts of such a parameter by "
-            "themselves, tp.normal((3, 4 * n)) and tp.normal((n, 4 * n)) instead of "
-            "tp.normal((3 + n, 4 * n)), and add their products in the program.",
+            f"A sum or difference of {text} is neither a size nor a scale that tplimit knows.",
+            advice="Scales are c * n**p; sizes are integers, multiples of a width, and sums of the "
+            "two, 3 + n or n + 3.",
         )
 
-    __add__ = __radd__ = __sub__ = __rsub__ = _no_sum
+    __sub__ = __rsub__ = _no_sum
 
     def _no_rest(self, other: Any) -> NoReturn:
         raise WidthError(
@@ -69,6 +74,23 @@ class _Arithmetic:
         )
 
     __floordiv__ = __mod__ = _no_rest
+
+
+def _is_length(width: Any, other: Any) -> bool:
+    """Whether a multiple of a width and a positive integer are added."""
+    whole = isinstance(other, int) and not isinstance(other, bool) and other > 0
+    return whole and as_scale(width).as_power_of_n()[1] == 1
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A length ``k + n``: an integer and a multiple of a width, in the order in which they stand
+    side by side."""
+
+    parts: tuple[Any, Any]
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
 
 
 @dataclass(frozen=True)
@@ -128,8 +150,8 @@ class Width(_Arithmetic):
         ratio: this width divided by the common ``n``. With two differently named widths the
             limit depends on their ratio, so it must be declared (else ``WidthError``).
 
-    Arithmetic gives scales: ``n**-0.5``, ``2 / n``, ``3 * n``. The exponents are exact. Sums such
-    as ``3 + n`` are not supported yet (``WidthError``).
+    Arithmetic gives scales: ``n**-0.5``, ``2 / n``, ``3 * n``. The exponents are exact. Sums with
+    an integer, ``3 + n`` or ``n + 3``, are lengths of axes.
 
     Raises:
         WidthError: no name, or a ratio that is not positive, or no rational number with denominator

@@ -13,6 +13,7 @@ from tplimit.errors import WidthError
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.spaces import Spaces
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Tensor
 
 #: Multipliers below which the central-limit terms of shares are far from normal.
@@ -79,6 +80,7 @@ class Ledger:
         self.sides = {(index, bool(side)) for side, stores in earlier for index in stores}
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._moved: dict[tuple[int, Span], tuple[Any, Any]] = {}
 
     def rows(self, value: Tensor) -> Any:
         """Coefficient as rows ``(k, M)``, finite axes first; the same object when asked again."""
@@ -89,6 +91,17 @@ class Ledger:
             flat = moved.reshape(-1, moved.shape[-1])
             self._rows[key] = (value.coefficient, flat)
         return self._rows[key][1]
+
+    def moved(self, rows: Any, span: Span) -> Any:
+        """Rows, or a mask of coordinates, at another place along their width; the same object when
+        asked again."""
+        if span.is_whole:
+            return rows
+        key = (id(rows), span)
+        if key not in self._moved:
+            n = 1 if self.bank is None else self.bank.n
+            self._moved[key] = (rows, span.moved(rows, n))
+        return self._moved[key][1]
 
     def query(
         self,

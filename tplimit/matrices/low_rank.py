@@ -16,6 +16,7 @@ from tplimit.matrices.projected_update import ProjectedUpdate
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Marginal, Parity
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Tensor, with_stderr
 
 
@@ -130,6 +131,22 @@ class LowRank(Part):
     def symmetry(self, ctx: Context, parity: Parity) -> Parity:
         return self.row_parity
 
+    def placed(self, ctx: Context, rows: Span, columns: Span) -> "LowRank":
+        if rows.is_whole and columns.is_whole:
+            return self
+        row_side, column_side = (
+            _placed_side(ctx, *side)
+            for side in (
+                (self.rows, self.row_parity, self.row_reach, rows),
+                (self.columns, self.column_parity, self.column_reach, columns),
+            )
+        )
+        fills = all(span.length == span.target for span in (rows, columns))
+        return LowRank(
+            row_side[0], column_side[0], self.scale, row_side[1], column_side[1],
+            row_side[2], column_side[2], self.constant and fills,
+        )  # fmt: skip
+
     def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
         """Written in the bases of a store, whose rank does not grow with every update."""
         home = self._home(ctx, matrix)
@@ -155,3 +172,15 @@ class LowRank(Part):
                 if ctx.ledger.recall(index, not transposed, self.rows) is not None:
                     return index, transposed
         return None
+
+
+def _placed_side(
+    ctx: Context, rows: Any, parity: Parity, reach: Any, span: Span
+) -> tuple[Any, Parity, Any]:
+    """Vectors on one side, their symmetries and where they may differ from 0, at other places."""
+    moved = ctx.ledger.moved(rows, span)
+    if span.length < span.target:
+        # Zeros are odd and even in everything, but not fresh.
+        parity = replace(parity, fresh=False)
+        reach = jnp.ones(rows.shape, bool) if reach is None else reach
+    return moved, parity, None if reach is None else ctx.ledger.moved(reach, span)

@@ -28,6 +28,7 @@ from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share, sha
 from tplimit.values.exponents import NEVER, Exponent, Exponents
 from tplimit.values.fields import FINITE, PAIRS, STATIC
 from tplimit.values.parity import UNKNOWN, Marginal, marginal_of_sum
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Tensor, Term, tensor
 
 EVERY = slice(None)
@@ -142,6 +143,18 @@ class Pairs(Part):
         one = tensor(np.ones((), rows.block.dtype))
         unknown = [UNKNOWN] * len(rows.parities)
         return Image(image, change, one, self.exponent + gain, unknown, stderr=stderr)
+
+    def placed(self, ctx: Context, rows: Span, columns: Span) -> "Pairs":
+        if rows.is_whole and columns.is_whole:
+            return self
+        if self.across is not None:
+            ctx.fail(
+                "A share of a function of pairs along a width, where averages are over few of the "
+                "particles.",
+                advice="Leave out pair_samples.",
+            )
+        across = ctx.ledger.moved(self.entries, columns)
+        return replace(self, entries=ctx.ledger.moved(across.T, rows).T)
 
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         if self.across is None or rows == EVERY:

@@ -20,6 +20,7 @@ from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.fields import NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Marginal, Parity
 from tplimit.values.sampling_errors import bounded
+from tplimit.values.spans import Span
 from tplimit.values.tensors import MatrixRemainder, Tensor
 
 
@@ -175,6 +176,16 @@ class Part(ABC):
             if mask is not None
         ]
         return functools.reduce(operator.or_, outside) if outside else None
+
+    def placed(self, ctx: Any, rows: Span, columns: Span) -> "Part | None":
+        """The part with its rows and columns at other places (see ``placed.py``), where that is one
+        of its own kind; None where it is not."""
+        return None
+
+    @property
+    def random(self) -> Tensor | None:
+        """Scale of the deferred Gaussian matrix that it is, or is a share of, else None."""
+        return None
 
     @property
     def home(self) -> tuple[int, bool] | None:

@@ -50,6 +50,10 @@ class ScaledGaussian(Part):
         return MatrixRemainder(bound + (self.gain - Part.gain))
 
     @property
+    def random(self) -> Tensor:
+        return self.scale
+
+    @property
     def home(self) -> tuple[int, bool]:
         return self.store, self.transposed
 

@@ -6,7 +6,8 @@ so that a ``Program`` is one list of equations; only loops and branches keep pro
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from tplimit.errors import (
     WidthError,
 )
 from tplimit.program import known
+from tplimit.program.beside import Cuts, Joined, Refusal
 from tplimit.program.equations import Aval, Constant, Equation, Operand, Program, Slot, grows
 from tplimit.program.powers import (
     Fitted,
@@ -172,6 +174,12 @@ def _program(
     ]
     inputs = tuple(builder.slot(aval) for aval in avals)
     outputs = builder.run(opened, inputs, where)
+    if any(isinstance(out, Joined) for out in outputs):
+        raise NoLimitError(
+            "An output has an axis of the form k + n that no argument has.",
+            location=where,
+            advice="Return its parts by themselves.",
+        )
     out_avals = tuple(builder.aval_of(out) for out in outputs)
     needed = {out for out in outputs if isinstance(out, Slot)}
     equations: list[Equation] = []
@@ -194,6 +202,7 @@ class _Builder:
         self.known: dict[Any, Equation] = {}
         self.avals: list[Aval] = []
         self.makers: dict[Operand, Equation] = {}
+        self.cuts = Cuts(widths)
 
     def slot(self, aval: Aval) -> Slot:
         self.avals.append(aval)
@@ -299,8 +308,12 @@ class _Builder:
         ]
 
     def equation(
-        self, equations: Sequence[Any], operands: list[Operand], where: Location | None
-    ) -> list[Operand]:
+        self, equations: Sequence[Any], operands: list[Any], where: Location | None
+    ) -> list[Any]:
+        with self.refusing(where):
+            outs = self.cuts.of_results(equations)
+        if any(isinstance(operand, Joined) for operand in operands) or any(outs[0]):
+            return self.in_pieces(equations, operands, outs, where)
         widths = [self.widths_of(operand) for operand in operands]
         bodies = known.written(equations, widths, lambda place: self.known_array(operands[place]))
         bodies = bodies or [_jax.inner_program(equation) for equation in equations]
@@ -340,6 +353,29 @@ class _Builder:
         found = self.known.setdefault(key, equation)
         self.makers.update(dict.fromkeys(found.outputs, found))
         return list(found.outputs)
+
+    def in_pieces(
+        self, equations: Sequence[Any], operands: list[Any], outs: Any, where: Location | None
+    ) -> list[Any]:
+        """Operations on arrays with an axis of length k + n (``beside.py``)."""
+        run = lambda bodies, given: self.run([_jax.open_jaxpr(b) for b in bodies], given, where)
+        bodies = [_jax.inner_program(equation) for equation in equations]
+        if bodies[0] is not None:
+            return run(bodies, operands)
+        with self.refusing(where):
+            return self.cuts.in_pieces(equations, operands, outs, run)
+
+    @contextmanager
+    def refusing(self, where: Location | None) -> Iterator[None]:
+        """What is not written as operations on pieces is refused at its line."""
+        try:
+            yield
+        except Refusal as refusal:
+            raise UnsupportedOperationError(
+                f"{refusal} Coordinates of a width and others stand side by side there.",
+                location=where,
+                advice="Keep both parts in arrays of their own, and add the products with them.",
+            ) from None
 
     def before_reshaped(self, operand: Operand) -> Operand:
         """What a reshaped array was: axes that are merged and split again are as before."""

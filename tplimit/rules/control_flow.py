@@ -18,7 +18,7 @@ from tplimit.interpreter import doubts
 from tplimit.interpreter.context import Check, Context
 from tplimit.interpreter.loop import inside
 from tplimit.interpreter.table import RULES
-from tplimit.matrices import matrices
+from tplimit.matrices import matrices, placed
 from tplimit.program.equations import Program
 from tplimit.rules.selection import UNDECIDED, decided, needs_decision, select_mask
 from tplimit.values.exponents import NEVER, Exponents, Size
@@ -249,7 +249,7 @@ def _iteration(
 ) -> tuple[list[Value], list[Value]]:
     out = inside(ctx, body, [*consts, *carry, *xs])
     new, ys = out[: len(carry)], out[len(carry) :]
-    kept = [matrices.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in new]
+    kept = [placed.absorbed(ctx, v) if isinstance(v, Matrices) else v for v in new]
     return kept, ys
 
 
@@ -314,7 +314,7 @@ def _compiled(
             for terms, x in zip(sliced, picked, strict=True)
         ]
         new, ys = _iteration(inner, body, consts, values, items)
-        ys = [matrices.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
+        ys = [placed.absorbed(inner, y) if isinstance(y, Matrices) else y for y in ys]
         doubts.settle(inner, [*new, *ys])
         return (new, inner.bank), (ys, inner.checks, inner.ledger.asked)
 

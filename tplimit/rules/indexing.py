@@ -17,6 +17,7 @@ from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
 from tplimit.matrices import matrices
 from tplimit.program.scatters import meeting
+from tplimit.rules import shares
 from tplimit.rules.layout import NO_ORDER, divided, finite_only, moved
 from tplimit.rules.terms import unsupported
 from tplimit.values import patches
@@ -43,13 +44,12 @@ def slice_(ctx: Context, value: Value, **params: Any) -> Value:
         if isinstance(dim, Size) and strides is not None and strides[axis] != 1:
             ctx.fail(f"A strided slice along a width. {NO_ORDER}", NoLimitError)
     if isinstance(value, Matrices):
-        if any(shape[a] != ctx.equation.out_avals[0].shape[a] for a in value.axes):
-            ctx.fail("A slice of a matrix along a width.")
         index = tuple(
             slice(starts[a], limits[a], 1 if strides is None else strides[a])
             for a in value.finite_axes
         )
-        return Matrices(value.items[index], value.axes)
+        spans = [shares.between(shape[axis], starts[axis], limits[axis]) for axis in value.axes]
+        return shares.placed(ctx, Matrices(value.items[index], value.axes), *spans)
     return moved(ctx, value)
 
 
@@ -66,13 +66,15 @@ def _check_share(ctx: Context, start: Any, limit: Any) -> None:
 @RULES(split_p)
 def split(ctx: Context, value: Value, sizes: tuple[Any, ...], axis: int) -> list[Value]:
     """Parts along a finite axis, or shares of a width such as the gates of (3n)."""
+    whole = ctx.equation.in_avals[0].shape[axis]
+    if isinstance(whole, Size) and not all(isinstance(size, Size) for size in sizes):
+        _check_share(ctx, 1, 1)
     if isinstance(value, Matrices):
-        finite_only(ctx, value, (axis,))
+        if axis in value.axes:
+            return shares.split(ctx, value, axis, sizes)
         place = value.finite_axes.index(axis)
         ends = list(np.cumsum(sizes)[:-1])
         return [Matrices(part, value.axes) for part in np.split(value.items, ends, axis=place)]
-    if value.axis == axis and not all(isinstance(size, Size) for size in sizes):
-        _check_share(ctx, 1, 1)
     marks = np.cumsum([0, *(ctx.size(size) for size in sizes)])
     parts: list[Value] = []
     for start, end in itertools.pairwise(marks):
@@ -135,16 +137,18 @@ def tile(ctx: Context, value: Value, reps: tuple[int, ...]) -> Value:
     """Repetition side by side; a repeated width is a wider one made of equal shares."""
     if not isinstance(value, Matrices):
         return moved(ctx, value)
-    if any(reps[axis] != 1 for axis in value.axes):
-        ctx.fail("A width axis of a matrix is repeated.")
-    return Matrices(np.tile(value.items, [reps[a] for a in value.finite_axes]), value.axes)
+    out = Matrices(np.tile(value.items, [reps[a] for a in value.finite_axes]), value.axes)
+    for axis in value.axes:
+        out = shares.joined(ctx, [out] * reps[axis], axis)
+    return out
 
 
 def _concatenate_matrices(ctx: Context, values: tuple[Value, ...], dimension: int) -> Matrices:
     if not all(isinstance(value, Matrices) for value in values):
         ctx.fail("Matrices and other arrays are concatenated.")
     arrays = [value for value in values if isinstance(value, Matrices)]
-    finite_only(ctx, arrays[0], (dimension,))
+    if dimension in arrays[0].axes:
+        return shares.joined(ctx, arrays, dimension)
     place = arrays[0].finite_axes.index(dimension)
     items = np.concatenate([value.items for value in arrays], axis=place)
     return Matrices(items, arrays[0].axes)
@@ -199,6 +203,11 @@ def _other_shares(ctx: Context, value: Tensor, filler: Tensor) -> Tensor:
 def _pad_matrices(ctx: Context, value: Matrices, filler: Tensor, config: Any) -> Matrices:
     if not filler.vanishes:
         ctx.fail("A matrix is padded with something else than zeros.")
+    if not all(_by_shares(config[axis]) for axis in value.axes):
+        ctx.fail("A width is padded: its coordinates would no longer be alike.", NoLimitError)
+    sizes = ctx.equation.in_avals[0].shape
+    spans = [shares.among_zeros(sizes[axis], *config[axis][:2]) for axis in value.axes]
+    value = shares.placed(ctx, value, *spans)
     out = ctx.equation.out_avals[0]
     shape = tuple(int(d) for d in out.shape if not isinstance(d, Size))
     matrix = next(iter(value.items.flat))

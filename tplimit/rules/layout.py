@@ -171,7 +171,9 @@ def _check_reshape(ctx: Context, old: tuple[Any, ...], new: tuple[Any, ...]) -> 
         ctx.fail(
             f"The coordinates of a width are dealt out to an axis behind it. {NO_ORDER}",
             NoLimitError,
-            advice,
+            "Only (finite, width) groups may be merged or split: reshape(b, heads, n // heads). "
+            "For x.reshape(n, 3).max(-1) of 3 n coordinates that are alike write "
+            "x.reshape(3, n).max(0), which has the same law.",
         )
 
 

@@ -34,14 +34,15 @@ from tplimit.training.trajectory import Records
 from tplimit.transforms.opaque import LimitValue, Lineage, Revealed
 from tplimit.values.exponents import NEVER, Exponents, Size
 from tplimit.values.parity import Marginal, Parity
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Matrices, MatrixRemainder, Patch, Tensor, Term
 
 __all__ = ["Malformed", "OtherFields", "conforms", "decode", "encode"]
 
 _CLASSES = (
     Aval, Bank, Deferred, Exponents, Law, LimitValue, Location, Matrices, Matrix, MatrixRemainder,
-    Marginal, Parameter, Parity, Patch, Quantiles, Records, Revealed, Scale, Size, Store, Tensor,
-    Term, Width,
+    Marginal, Parameter, Parity, Patch, Quantiles, Records, Revealed, Scale, Size, Span, Store,
+    Tensor, Term, Width,
 )  # fmt: skip
 _IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tplimit import _jax, arguments
 from tplimit.caching.store import kept
+from tplimit.declare import joined
 from tplimit.declare.draws import with_draws
 from tplimit.errors import LimitError, LimitWarning, Location, warn
 from tplimit.interpreter.cancellation import Held, Name
@@ -138,8 +139,10 @@ class Evaluator:
             multiple = math.lcm(1, *(ratio.denominator for ratio in sizes))
 
             def flat(*inputs: Any) -> Any:
-                args, kwargs = jax.tree.unflatten(tree, inputs)
-                return arguments.returned(self.function, self.function(*args, **kwargs))
+                parts = jax.tree.unflatten(tree, inputs)
+                args, kwargs = joined.put_together(parts)
+                out = arguments.returned(self.function, self.function(*args, **kwargs))
+                return joined.taken_apart(out, joined.lengths_in(parts))
 
             def inputs_at(n: int) -> list[Any]:
                 return [

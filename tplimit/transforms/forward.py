@@ -14,7 +14,6 @@ import numpy as np
 
 from tplimit._jax import primitives as p
 from tplimit.errors import LimitError, Location
-from tplimit.matrices.scaled_gaussian import ScaledGaussian
 from tplimit.program import dependence
 from tplimit.program.equations import Aval, Equation, Program, Slot
 from tplimit.transforms.compilation import Evaluator
@@ -97,7 +96,7 @@ class Pass:
     def random_weights(self) -> list[Exponent]:
         """Exponents of what the initial hidden matrices contribute to preactivations."""
         return [
-            part.scale.exponents.max()
+            part.random.exponents.max()
             + HALF
             + x.exponents.max()
             # Factors after the product, such as n^(-1/2).
@@ -105,7 +104,7 @@ class Pass:
             for matrices, x, out, end in self.products
             for matrix in matrices.items.flat
             for part in matrix.parts
-            if isinstance(part, ScaledGaussian) and out.exponents.max() != NEVER
+            if part.random is not None and out.exponents.max() != NEVER
         ]
 
 

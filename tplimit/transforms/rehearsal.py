@@ -33,7 +33,7 @@ from tplimit.interpreter.context import SEVERAL, Context, Decide, spaces_of
 from tplimit.interpreter.ledger import Asked, generic
 from tplimit.interpreter.loop import evaluate
 from tplimit.interpreter.spaces import Spaces
-from tplimit.matrices import matrices
+from tplimit.matrices import placed
 from tplimit.program import numerics
 from tplimit.program.equations import Program
 from tplimit.values.fields import COMMON, PAIRS, map_arrays
@@ -86,7 +86,7 @@ def interpreted(ctx: Context, program: Program, values: Sequence[Value]) -> list
 
 def _leaving(ctx: Context, value: Value) -> Value:
     if isinstance(value, Matrices):
-        return matrices.absorbed(ctx, value)
+        return placed.absorbed(ctx, value)
     if not isinstance(value, Tensor) or value.finite:
         return value
     return knowing(replace(value, space=ctx.spaces.left(value.space)), **value.facts._asdict())

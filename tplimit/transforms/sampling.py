@@ -21,6 +21,7 @@ from tplimit.algebra import expansion
 from tplimit.arguments import Deferred, inf
 from tplimit.caching.store import kept
 from tplimit.declare.initialisers import declarations
+from tplimit.declare.joined import put_together
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width, as_scale
 from tplimit.errors import LimitError, LimitWarning, WidthError, warn
@@ -161,7 +162,8 @@ def drawn(
             _dense(leaf, jax.random.fold_in(key, i), sizes) if is_parameter(leaf) else leaf
             for i, leaf in zip(_first_tied(leaves), leaves, strict=True)
         ]
-    return jax.tree.unflatten(tree, values)
+    out = jax.tree.unflatten(tree, values)
+    return out if is_limit(width) else put_together(out)
 
 
 def is_limit(width: Any) -> bool:

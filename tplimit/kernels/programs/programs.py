@@ -23,6 +23,7 @@ from jax import Array
 from tplimit import arguments
 from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
+from tplimit.declare.joined import of_parts
 from tplimit.declare.parameters import Parameter, is_parameter
 from tplimit.declare.widths import Scale, Width
 from tplimit.errors import LimitError
@@ -158,7 +159,7 @@ def _kernel(
     key: Array | None,
 ) -> KernelMatrix:
     arguments.function("apply", apply, "(theta, x) -> outputs")
-    theta = declarations(theta)
+    apply, theta = of_parts(apply, declarations(theta))
     arguments.one_of("method", method, ("auto", "closed_form", "particles"))
     samples, replicates = arguments.samples(samples), arguments.replicates(replicates)
     key = jax.random.key(0) if key is None else arguments.key(key)
