@@ -49,7 +49,16 @@ class _Explained(Exception):
             lines.append(f"at: {location}")
         if advice is not None:
             lines.append(advice)
+        lines.append(f"documentation: {self.entry()}")
         super().__init__("\n".join(lines))
+
+    @classmethod
+    def entry(cls) -> str:
+        """Where the documentation has this class: a page of it, and the section of that name.
+
+        The address is within the pages, wherever they are: on the web or in `docs/_build`.
+        """
+        return f"errors.html#{cls.__name__.lower()}"
 
     def at(self, location: Location | None) -> Self:
         """The same at another place, without the traceback of an earlier raise."""
