@@ -143,7 +143,7 @@ def test_the_examples_of_figures() -> None:
     written = {path.name for path in Path().iterdir()}
     page = (DOCS / "figures.md").read_text()
     assert written == set(re.findall(r'savefig\("(.*\.png)"\)', page))
-    assert len(PAGES.figures(DOCS / "figures.md")) == 3
+    assert len(PAGES.figures(DOCS / "figures.md")) == 7
 
 
 def test_the_examples_of_regimes(capsys: pytest.CaptureFixture[str]) -> None:
