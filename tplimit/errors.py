@@ -160,8 +160,8 @@ CANCELLATION_ADVICE = (
     "independent of the features, as in the NTK parameterization. " + NEXT_TERM_ADVICE
 )
 DIVERGENCE_ADVICE = (
-    "The parameterization is unstable here: rescale the initialisation or the learning rate with "
-    "the width, or use tp.leading to see coefficient and exponent."
+    "A power of the width is missing: in what is asked for (a mean where a sum stands), in the "
+    "initial values, or in a learning rate. tp.leading shows coefficient and exponent."
 )
 RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width."
 COMPLEX_ADVICE = "Keep real and imaginary parts as two real arrays."

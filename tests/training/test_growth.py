@@ -90,7 +90,7 @@ def test_what_is_no_part_of_a_network_has_the_general_advice():
         tp.DivergenceError, match=r"observations at step 0 grows like n\^1"
     ) as caught:
         tp.train(step, theta, [BATCH], width=tp.inf, observe=observe, **HOW)
-    assert "rescale the initialisation or the learning rate" in str(caught.value)
+    assert "A power of the width is missing" in str(caught.value)
 
 
 def test_compare_says_so_too():
