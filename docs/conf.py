@@ -1,7 +1,11 @@
 """Sphinx configuration: `make docs` builds the pages with warnings as errors, and no network."""
 
 import re
+from pathlib import Path
 from typing import Any
+
+from docutils import nodes
+from PIL import Image
 
 project = "tplimit"
 author = "The tplimit authors"
@@ -52,6 +56,17 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = found
 
 
+def wide(app: Any, doctree: nodes.document) -> None:
+    """Pictures of several panels side by side are a class of their own, see `pages.css`."""
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image["uri"])
+        if path.suffix == ".png" and path.exists():
+            with Image.open(path) as picture:
+                if picture.width > 2 * picture.height:
+                    image["classes"].append("wide")
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-read", wide)
     # Before napoleon, which reads the sections of a docstring.
     app.connect("autodoc-process-docstring", as_written, priority=400)

@@ -143,7 +143,7 @@ def test_the_examples_of_figures() -> None:
     written = {path.name for path in Path().iterdir()}
     page = (DOCS / "figures.md").read_text()
     assert written == set(re.findall(r'savefig\("(.*\.png)"\)', page))
-    assert len(PAGES.figures(DOCS / "figures.md")) == 3
+    assert len(PAGES.figures(DOCS / "figures.md")) == 7
 
 
 def test_the_examples_of_regimes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,10 @@ def test_names_that_pages_mention_exist() -> None:
 
 
 def test_errors_have_their_entries() -> None:
-    """A section each with a program that raises it, and a line in the table of messages."""
+    """A section each with a program that raises it, and a line in the table of messages.
+
+    The last line of every message names the section, by the anchor that a heading has on the page.
+    """
     text = (DOCS / "errors.md").read_text()
     kinds = {
         name: kind
@@ -221,9 +224,15 @@ def test_errors_have_their_entries() -> None:
     assert set(tp.__all__) & set(kinds) == set(kinds) - {"OpaqueAttributeError"}
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     table = "".join(re.findall(r"^\|.*\n", text, re.M))
-    for name in kinds:
+    for name, kind in kinds.items():
         assert f"`{name}`" in table
-        section = sections["LimitError" if name == "OpaqueAttributeError" else name]
+        section = sections[name]
+        page, anchor = kind.entry().split("#")
+        assert (page, anchor) == ("errors.html", name.lower())
+        assert str(kind("why", advice="what")).splitlines()[1:] == [
+            "what",
+            f"documentation: {page}#{anchor}",
+        ]
         assert "```python" in section
         shown = "looks like" if name == "LimitWarning" else f"{name}: "
         assert any(shown in text for text in re.findall(r"```text\n(.*?)```", section, re.S))

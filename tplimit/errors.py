@@ -49,7 +49,16 @@ class _Explained(Exception):
             lines.append(f"at: {location}")
         if advice is not None:
             lines.append(advice)
+        lines.append(f"documentation: {self.entry()}")
         super().__init__("\n".join(lines))
+
+    @classmethod
+    def entry(cls) -> str:
+        """Where the documentation has this class: a page of it, and the section of that name.
+
+        The address is within the pages, wherever they are: on the web or in `docs/_build`.
+        """
+        return f"errors.html#{cls.__name__.lower()}"
 
     def at(self, location: Location | None) -> Self:
         """The same at another place, without the traceback of an earlier raise."""
@@ -151,8 +160,8 @@ CANCELLATION_ADVICE = (
     "independent of the features, as in the NTK parameterization. " + NEXT_TERM_ADVICE
 )
 DIVERGENCE_ADVICE = (
-    "The parameterization is unstable here: rescale the initialisation or the learning rate with "
-    "the width, or use tp.leading to see coefficient and exponent."
+    "A power of the width is missing: in what is asked for (a mean where a sum stands), in the "
+    "initial values, or in a learning rate. tp.leading shows coefficient and exponent."
 )
 RESCALE_ADVICE = "Rescale the initialisation or the learning rate with the width."
 LOGITS_ADVICE = (

@@ -102,6 +102,19 @@ def test_what_does_not_move_is_named():
         regime.mended(features=True)
 
 
+def test_a_large_readout_has_to_shrink_before_layers_move():
+    """What is advised of the initial scale n^-1/2 of a readout leads to feature learning."""
+    step, theta, _ = program((0, -1), init=N**-0.5)
+    regime = tp.classify_step(step, theta, BATCH, **SMALL)
+    assert regime.kernel
+    text = regime.explain()
+    assert "the outputs would grow like n^(1/2), by the initial values of theta['v']: " in text
+    assert "lower these by n^(-1/2) and classify again" in text and "raise" not in text
+    step, theta, _ = program((0, -1))  # with the rate of U raised by n^1 it is muP
+    text = tp.classify_step(step, theta, BATCH, **SMALL).explain()
+    assert "theta['U'] does not move its layer in the limit, it adds n^(-1): raise its " in text
+
+
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
     [

@@ -90,7 +90,7 @@ def test_what_is_no_part_of_a_network_has_the_general_advice():
         tp.DivergenceError, match=r"observations at step 0 grows like n\^1"
     ) as caught:
         tp.train(step, theta, [BATCH], width=tp.inf, observe=observe, **HOW)
-    assert "rescale the initialisation or the learning rate" in str(caught.value)
+    assert "A power of the width is missing" in str(caught.value)
 
 
 def test_compare_says_so_too():
@@ -98,3 +98,38 @@ def test_compare_says_so_too():
     with pytest.warns(tp.LimitWarning, match=r"lower its learning rate by n\^\(-1/2\)"):
         result = tp.compare(step, theta, [BATCH] * 2, widths=[16, 64], seeds=2, replicates=1, **HOW)
     assert "theta['v']" in result.error.advice
+
+
+@pytest.mark.parametrize("power", [-1, -0.5])
+def test_what_was_refused_with_one_term_is_told_with_two(power):
+    """A readout of n^-1/2 has gradients of n^-1/2, exactly 0 in units that no point finds alive.
+
+    Beside an eps of 1/n they are divided by 0, by one of their own power they are not.
+    """
+    x = BATCH[0]
+    theta = {
+        "U": tp.normal((3, N)),
+        "W": tp.normal((N, N), std=N**-0.5),
+        "v": tp.normal((N,), std=N**-0.5),
+    }
+
+    def step(t, _):
+        n = t["v"].shape[0]
+        f = lambda t: jax.nn.relu(jax.nn.relu(x @ t["U"]) @ t["W"]) @ t["v"] / n**0.5
+        g = jax.grad(lambda t: 0.5 * jnp.mean((f(t) - BATCH[1]) ** 2))(t)
+        rates = {"U": 1, "W": 1 / n, "v": n**-0.5}
+        eps = {"U": 1 / n, "W": 1 / n, "v": n**power}
+        sign = {k: g[k] / (jnp.abs(g[k]) + 1e-8 * eps[k]) for k in t}
+        new = {k: t[k] - 0.1 * rates[k] * sign[k] for k in t}
+        return new, jnp.mean((f(new) - BATCH[1]) ** 2)
+
+    run = lambda: tp.train(step, theta, [None] * 2, width=tp.inf, **HOW | {"samples": 128})
+    if power == -0.5:
+        loss = run().outputs
+        assert loss[1] < loss[0] < jnp.mean(BATCH[1] ** 2)
+        return
+    with pytest.raises(tp.CancellationError) as caught:
+        run()
+    text = str(caught.value)
+    assert text.startswith("A division needs the leading term")
+    assert "With one term it was: Division by a value whose leading coefficient is zero" in text

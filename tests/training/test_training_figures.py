@@ -152,6 +152,18 @@ def test_what_is_below_the_noise_has_no_point():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["slope −1/2", "outputs"]
 
 
+def test_outputs_beside_observations():
+    """The loss of a run that has observed something is asked for by name."""
+    loss = np.array([[3.0, 2.0, 1.0], [3.0, 2.5, 2.0]])
+    run = Trajectory(Records(loss, {"f": np.zeros((2, 4))}), Records(0, {"f": 0}), 64)
+    assert tp.plot_curves(run).get_ylabel() == "f"
+    axes = tp.plot_curves(run, "outputs")
+    (curve,) = (line for line in axes.lines if len(line.get_xdata()))
+    np.testing.assert_allclose(curve.get_ydata(), loss.mean(axis=0))
+    with pytest.raises(ValueError, match="pass 'f' or 'outputs'"):
+        tp.plot_curves(run, "loss")
+
+
 def test_refusals(converging):
     run = a_run(tp.inf, f=(2, 2))
     for call, error, text in (

@@ -378,3 +378,14 @@ def test_error_of_a_deferred_network_names_the_line() -> None:
     theta = tp.sample(PARAMETERS, jax.random.key(0), width=tp.Deferred(64))
     error = error_of(tp.NoLimitError, tp.limit(sort), theta)
     assert f"{__file__}:{line_of(sort)}" in str(error)
+
+
+def test_equal_programs_have_lines_of_their_own(theta: Theta) -> None:
+    """A program that was read and refused before is refused at the line where it stands now."""
+
+    def again(t: Theta) -> Any:
+        return jnp.sort(t["v"]).mean()  # here
+
+    for function in (sort, again, sort):
+        error = error_of(tp.NoLimitError, tp.limit(function), theta)
+        assert f"{__file__}:{line_of(function)}" in str(error)

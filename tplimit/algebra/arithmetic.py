@@ -247,7 +247,7 @@ def power(ctx: Context, value: Tensor, p: Fraction, fn: Callable[[Any], Any]) ->
     if p.denominator > 1:
         knowledge.not_negative(ctx, value, "A root of a value that")
     if p < 0:
-        knowledge.known(ctx, value, "Dividing by")
+        knowledge.known(ctx, value, "A division")
         knowledge.not_zero(ctx, value, "Division by")
         # An exact zero gives infinity, as everywhere.
         exponents = value.exponents.map(lambda e: Fraction(0) if e == NEVER else e * p)

@@ -13,7 +13,7 @@ from tplimit.declare.widths import Scale, Sum, Width, as_scale
 from tplimit.errors import LimitError, WidthError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parameter:
     """A declared parameter. Made by ``tp.normal``, ``tp.truncated_normal``, ``tp.uniform``,
     ``tp.rademacher``, ``tp.orthogonal``, ``tp.full``, and by ``tp.declare``.
@@ -27,6 +27,13 @@ class Parameter:
         quantiles: of a law that has no name of its own.
         shift: what is added to scaled quantiles.
         tied: declarations with the same number, in one tree, are one array.
+
+    >>> import tplimit as tp
+    >>> n = tp.Width("n")
+    >>> tp.normal((n, n), std=n**-0.5)
+    Parameter((n, n), normal, std n**-1/2)
+    >>> tp.full((n,), 2)
+    Parameter((n,), full, std 0, mean 2)
     """
 
     tplimit_parameter: ClassVar[bool] = True
@@ -44,6 +51,12 @@ class Parameter:
             "A parameter that was only declared is used as an array.",
             advice="Sample it first: theta = tp.sample(theta, key, width=1024).",
         )
+
+    def __repr__(self) -> str:
+        """What a user looks at: shape, law, standard deviation, and a mean that is not zero."""
+        axes = ", ".join(map(str, self.shape)) + ("," if len(self.shape) == 1 else "")
+        mean = f", mean {self.mean}" if self.mean.coefficient else ""
+        return f"Parameter(({axes}), {self.law}, std {self.std}{mean})"
 
     @property
     def std(self) -> Scale:

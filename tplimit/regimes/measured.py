@@ -225,7 +225,10 @@ def _mended(program: _Program, training: Steps, features: bool) -> Mended:
             raise ValueError(f"the mended program has no known limit: {error.reason}") from error
     regime = _classified(program, training)
     if features and any(row.layer.exponent < 0 for row in regime.rows):
-        raise ValueError("rates of a program that is run are only lowered, not raised")
+        raise ValueError(
+            "rates of a program that is run are only lowered, and some layers do not move: "
+            "explain() says which, and what to change before it is classified again"
+        )
     changes = []
     for name in training.parameters:
         rate = program.rates.get(name, 0)

@@ -237,14 +237,32 @@ def _to_move(stable: Mended, learning: Mended) -> list[str]:
 
 
 def _unmoved(stable: Regime) -> list[str]:
-    """What does not move in a stable regime; that what is advised moves it is not checked."""
-    return [
-        f"{row.parameter} is not trained."
-        if row.layer.exponent == NEVER
-        else f"{row.parameter} does not move its layer in the limit, it adds {row.layer}: raise "
-        f"its learning rate by {in_words(-row.layer.exponent)} and classify again."
-        for row in stable.rows
-        if row.layer.exponent < 0
+    """What does not move in a stable regime; that what is advised moves it is not checked.
+
+    A layer that moves moves the outputs by its factor more. Where they would grow by it that is
+    because of the initial readout, which then comes first.
+    """
+    still = [row for row in stable.rows if row.layer.exponent < 0]
+    lines = [f"{row.parameter} is not trained." for row in still if row.layer.exponent == NEVER]
+    still = [row for row in still if row.layer.exponent != NEVER]
+    outputs = max((row.outputs.exponent - row.layer.exponent for row in still), default=NEVER)
+    readout = [
+        r.parameter for r in stable.rows if r.features is None and r.initial.exponent > NEVER
+    ]
+    told = [
+        f"{row.parameter} does not move its layer in the limit, it adds {row.layer}"
+        for row in still
+    ]
+    if outputs > 0 and readout:
+        return [
+            *lines,
+            *(f"{text}." for text in told),
+            f"If they did the outputs would grow like {in_words(outputs)}, by the initial values "
+            f"of {' and '.join(readout)}: lower these by {in_words(-outputs)} and classify again.",
+        ]
+    return lines + [
+        f"{text}: raise its learning rate by {in_words(-row.layer.exponent)} and classify again."
+        for text, row in zip(told, still, strict=True)
     ]
 
 

@@ -45,7 +45,8 @@ def plot_curves(
     Args:
         runs: one run, several by name, or a comparison: its networks and its limit.
         leaf: which of several records, by its path in the tree, such as "loss" or "kernels/0"; by
-            default the first one of real numbers.
+            default the first one of real numbers. Beside observations an array that the step
+            returned is "outputs".
         entries: indices in that record, such as 3 or (0, 1); by default those that move most and
             differently, four of them, or one of several runs.
         level: of the intervals.
@@ -182,6 +183,12 @@ def _records(run: Trajectory, part: str) -> dict[str, np.ndarray]:
     }
 
 
+def _named_records(run: Trajectory, first: str) -> dict[str, np.ndarray]:
+    """All records by name, what was observed `first`: it goes before outputs of the same name."""
+    found = _records(run, first)
+    return found | {k: v for k, v in _records(run, "outputs").items() if k not in found}
+
+
 def _chosen(records: Mapping[str, np.ndarray], leaf: str | None) -> str:
     """The record of that path, by default the first one of real numbers."""
     if leaf is not None:
@@ -198,10 +205,10 @@ def _chosen(records: Mapping[str, np.ndarray], leaf: str | None) -> str:
 def _same_record(named: Mapping[str, Trajectory], leaf: str | None) -> tuple[str, list[np.ndarray]]:
     """The path of one record, and its arrays (R, T, ...) in all runs."""
     runs = list(named.values())
-    name = _chosen(_records(runs[-1], runs[-1].part), leaf)
+    name = _chosen(_named_records(runs[-1], runs[-1].part), leaf)
     found = []
     for label, run in named.items():
-        records = _records(run, runs[-1].part)
+        records = _named_records(run, runs[-1].part)
         if name not in records:
             raise ValueError(f"{label} has not recorded {name!r}, but {', '.join(records)}")
         found.append(records[name])

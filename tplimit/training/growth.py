@@ -40,12 +40,14 @@ def growing(
         faults = training.faults()
         if faults:
             more = "tp.classify_step(step, theta, batch).explain() tells all that has to be mended."
+            advice = [*map(str, faults), more]
             # What grows is wanted by some: then an unknown coefficient has reasons of its own.
-            other = [] if isinstance(error, DivergenceError) else [error.advice or ""]
+            if error.advice is not None and not isinstance(error, DivergenceError):
+                advice.append(f"Where it is meant to grow: {error.advice}")
             return type(error)(
                 error.reason,
                 operation=error.operation,
                 location=error.location,
-                advice="\n".join([*map(str, faults), more, *other]),
+                advice="\n".join(advice),
             )
     return error

@@ -64,6 +64,7 @@ def train_limit(
         "together": _together(len(keys), options.coordinates),
     }
     decided = checkpoints.decided(first)
+    alone: CancellationError | None = None  # of one term
     watch = Watch(width_label(options.width), options.fluctuations)
     while True:
         now = replace(options, terms=decided["terms"], samples=decided["samples"])
@@ -81,11 +82,24 @@ def train_limit(
                 "samples": FEW, "together": _together(len(keys), FEW),
             }  # fmt: skip
             decided = checkpoints.begin_again(decided | fewer)
-        except CancellationError:
+        except CancellationError as error:
             # Leading terms vanish: the next ones decide, and say so if they do not help.
             if options.terms is not None or now.series or options.deferred:
-                raise
+                raise error if alone is None else _also_alone(error, alone) from None
+            alone = error.with_traceback(None)
             decided = checkpoints.begin_again(decided | {"terms": MORE_TERMS})
+
+
+def _also_alone(error: CancellationError, alone: CancellationError) -> CancellationError:
+    """The error of several terms with that of one, which may be the one to mend."""
+    where = ", ".join(str(part) for part in (alone.operation, alone.location) if part is not None)
+    told = f"With one term it was: {alone.reason}" + (f" ({where})" if where else "")
+    return CancellationError(
+        error.reason,
+        operation=error.operation,
+        location=error.location,
+        advice="\n".join([*([] if error.advice is None else [error.advice]), told]),
+    )
 
 
 class Traced:

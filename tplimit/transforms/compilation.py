@@ -111,7 +111,7 @@ class Evaluator:
         leaves, tree = jax.tree.flatten((args, {}))
         program, _, values, revealed = self._read(beside(leaves), tree)
         axes = _axes(leaves) if replicated else None
-        return plan_for(self.planning(program), values, revealed, axes).revealed
+        return self.plan(program, values, revealed, axes).revealed
 
     def _read(
         self, leaves: list[Any], tree: Any
@@ -166,7 +166,7 @@ class Evaluator:
         """Outputs with their bank, and what their terms depend on."""
         planning = self.planning(program)
         while True:
-            plan = plan_for(planning, values, revealed, call.axes)
+            plan = self.plan(program, values, revealed, call.axes)
             out, refuted = self._run(plan, program, values, revealed, call)
             if not refuted:
                 return out, plan.sources
@@ -218,6 +218,26 @@ class Evaluator:
         for index, count in plan.revealed.items():
             used[index] = used.get(index, 0) + count
         return (out, Revealed(new_bank, Lineage(revealed.lineage), used)), []
+
+    def plan(
+        self,
+        program: Program,
+        values: list[Value],
+        revealed: Revealed | None,
+        axes: tuple[int | None, ...] | None,
+    ) -> Plan:
+        """What a run of the program with such values does.
+
+        Raises:
+            LimitError: already without its numbers the program is known to have no limit.
+        """
+        planning = self.planning(program)
+        try:
+            return plan_for(planning, values, revealed, axes)
+        except LimitError as error:
+            if planning.program is program:
+                raise
+            raise _at_its_line(error, planning.program, program) from None
 
     def planning(self, program: Program) -> Planning:
         if id(program) not in self.plannings:
@@ -299,19 +319,13 @@ def _refuted(held: Sequence[Held]) -> list[Name]:
 
 
 def _verify(checks: Sequence[Check], planned: Program, program: Program, records: bool) -> None:
-    """Raise (or warn of) the conditions that did not hold in a run.
-
-    The errors are those of the program that was planned; their lines are those of the equal one
-    that was run.
-    """
+    """Raise (or warn of) the conditions that did not hold in a run."""
     held = jax.device_get([check.ok for check in checks])
     failed = [check for check, ok in zip(checks, held, strict=True) if not np.all(ok)]
     if not failed:
         return
-    places = dict(zip(map(id, planned.locations), program.locations, strict=True))
     for check in sorted(failed, key=lambda check: check.doubt):
-        location = check.error.location
-        error = check.error.at(places.get(id(location), location))
+        error = _at_its_line(check.error, planned, program)
         if check.doubt and records:
             error = LimitWarning(
                 "A record hangs on a decision that is not sure within the sampling error of one "
@@ -323,6 +337,14 @@ def _verify(checks: Sequence[Check], planned: Program, program: Program, records
         if isinstance(error, LimitError):
             raise error
         warn(error)
+
+
+def _at_its_line(
+    error: LimitError | LimitWarning, planned: Program, program: Program
+) -> LimitError | LimitWarning:
+    """An error of the program that was planned, at the line of the equal one that is run."""
+    places = dict(zip(map(id, planned.locations), program.locations, strict=True))
+    return error.at(places.get(id(error.location), error.location))
 
 
 def _lengths(shape: Sequence[Dim], n: int) -> tuple[int, ...]:
