@@ -1,6 +1,6 @@
 """What deferred matrices have been asked, in the course of one run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ class Ledger:
         self.asked = Asked({})
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._once: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def rows(self, value: Tensor) -> Any:
         """Coefficient as rows ``(k, M)``, finite axes first; the same object when asked again."""
@@ -80,6 +81,27 @@ class Ledger:
             flat = moved.reshape(-1, moved.shape[-1])
             self._rows[key] = (value.coefficient, flat)
         return self._rows[key][1]
+
+    def once(self, what: Hashable, of: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """What is computed of some arrays; the same object when asked again."""
+        key = (what, *map(id, of))
+        if key not in self._once:
+            self._once[key] = (of, compute())
+        return self._once[key][1]
+
+    def number(self, array: Any, what: Hashable) -> int:
+        """A number for an array and a use of it: the same for the same ones, and for no other."""
+        count: int = self.once(("number", what), (array,), lambda: len(self._once))
+        return count
+
+    def basis(self, index: int, transposed: bool) -> Any:
+        """The directions that have been revealed, as rows ``(C, M)`` of which those of other kinds
+        are zero."""
+        assert self.bank is not None
+        view = self.bank.view(index, transposed)
+        rows = self.once("basis", (view.X,), lambda: view.X * view.directions[:, None])
+        self.remember(index, transposed, rows, jnp.diag(view.directions.astype(rows.dtype)))
+        return rows
 
     def query(
         self,

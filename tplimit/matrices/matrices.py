@@ -253,7 +253,7 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     """Product entry by entry of matrices whose parts know it."""
     a, b = remainder_everywhere(a), remainder_everywhere(b)
     parts = [_product_of_parts(ctx, x, y) for x in a.parts for y in b.parts]
-    (known, unknown), (other, hidden) = _bounds(a), _bounds(b)
+    (known, unknown), (other, hidden) = bounds(a), bounds(b)
     out = Matrix(
         a.rows,
         a.columns,
@@ -265,7 +265,7 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     return _collected(ctx, out, parts)
 
 
-def _bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
+def bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
     """Exponents of the largest entries that are known, and of what is unknown."""
     known = max((part.level for part in matrix.parts), default=NEVER)
     return known, max([matrix.remainder, *(part.unknown for part in matrix.parts)])
@@ -407,6 +407,7 @@ def relative_error(*factors: Tensor) -> Any:
 __all__ = [
     "absorbed",
     "add",
+    "bounds",
     "constant",
     "crossed",
     "multiply",
