@@ -1,6 +1,7 @@
 """Writes docs/optimizer-table.md: optimizers of optax as they are, limits beside networks.
 
-``python docs/optimizers.py`` takes an hour or two; with names of optimizers it makes their rows alone.
+``python docs/optimizers.py`` takes an hour or two; with names of optimizers it makes their rows
+alone.
 """
 
 import functools
@@ -42,18 +43,19 @@ HEAD = f"""# Optimizers, measured
 
 Optimizers of optax as they are (`python docs/optimizers.py`; what to know of them:
 [](optimizers.md)), on a network of two hidden layers, tanh, {len(X)} points of {X.shape[1]} inputs,
-{STEPS} steps of rate {RATE}. Weights are $(3, n)$, $(n, n)$, $(n, 1)$ with the initial values of muP
-and no multipliers.
+{STEPS} steps of rate {RATE}. Weights are $(3, n)$, $(n, n)$, $(n, 1)$ with the initial values of
+muP and no multipliers.
 
 - *Rates*: "muP" are powers of the width for each layer, such that what the first step adds to
   preactivations and outputs is of order one; `eps` is a thousandth of the size of gradients. With
   "constant" rates all layers have one rate; such a row has exponents alone if one is above 0.
-- *Exponents*: powers of the width in what the update of the input, hidden and output matrix adds, in
-  the first step, to what comes after the matrix: of the limit, and in brackets as fitted to
-  networks of widths {" to ".join(map(str, (min(SEEDS), max(SEEDS))))}. A dash: the limit knows the power, and not the
-  coefficient.
+- *Exponents*: powers of the width in what the update of the input, hidden and output matrix adds,
+  in the first step, to what comes after the matrix: of the limit, and in brackets as fitted to
+  networks of widths {min(SEEDS)} to {max(SEEDS)}. A dash: not known in the limit, within the
+  sampling error.
 - *Slope*: of the logarithm of the distance of single networks from the limit, over all steps,
-  {", ".join(f"{count} networks of width {width}" for width, count in SEEDS.items())}; -1/2 is what theory has.
+  {", ".join(f"{count} networks of width {width}" for width, count in SEEDS.items())};
+  theory has -1/2.
 - *z*: the largest difference of the mean of networks from the limit, in standard errors of both
   (Student's, as normal deviates), of {len(X) * STEPS} numbers at width {max(SEEDS)}.
 - *Pairs*: memory of functions of pairs of coordinates in the state, {SAMPLES} particles.

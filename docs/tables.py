@@ -11,7 +11,10 @@ Name = tuple[str, ...]
 
 
 def made(
-    page: Path, head: str, columns: Sequence[str], trials: Mapping[Name, Callable[[], Sequence[str]]]
+    page: Path,
+    head: str,
+    columns: Sequence[str],
+    trials: Mapping[Name, Callable[[], Sequence[str]]],
 ) -> None:
     """Write a page, again after every trial. Those named on the command line (by any of the cells
     that name them) are tried, without names all; the rows of others stay as they were."""
@@ -35,11 +38,8 @@ def _written(page: Path, trials: Mapping[Name, object]) -> dict[Name, Sequence[s
     """The rows that the page has."""
     text = page.read_text() if page.exists() else ""
     cells = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    known = {name for name in trials}
-    lengths = {len(name) for name in known}
-    return {
-        name: row for row in cells for size in lengths if (name := tuple(row[:size])) in known
-    }
+    lengths = {len(name) for name in trials}
+    return {name: row for row in cells for size in lengths if (name := tuple(row[:size])) in trials}
 
 
 def refused(error: tp.LimitError) -> str:

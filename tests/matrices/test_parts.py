@@ -17,6 +17,7 @@ from tplimit.errors import UnsupportedOperationError
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.loop import Context
 from tplimit.matrices import matrices, products
+from tplimit.matrices.composed import Composed
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.pairs import Pairs
 from tplimit.matrices.parts import Matrix, Part
@@ -75,11 +76,20 @@ def _update(ctx: Context) -> Part:
     return part.absorbed(ctx, home)
 
 
+def _composed(ctx: Context) -> Part:
+    """Between the vectors of a matrix of low rank and the bases of a store."""
+    a, b = _low_rank(ctx), _update(ctx)
+    product = products.product(ctx, whole(ctx, a, b), whole(ctx, b.T), WIDTH)
+    (part,) = matrices.scale(ctx, product, number(*ctx.scale(1.0, Fraction(-1)))).parts
+    return part
+
+
 #: An example of each kind, of order one in a context; a new kind is entered here.
 EXAMPLES: dict[type[Part], Callable[[Context], Part]] = {
     ScaledGaussian: lambda ctx: ScaledGaussian(number(1.5), 0),
     ProjectedUpdate: _update,
     LowRank: _low_rank,
+    Composed: _composed,
     Pairs: lambda ctx: Pairs(jnp.tanh(rows(2, N, N)), Fraction(0)),
 }
 

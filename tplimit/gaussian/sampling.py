@@ -73,8 +73,8 @@ def error_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Arra
 
 
 def deviations_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, "g r s"]:
-    """Errors of ``<a, b>`` with their signs, as each group has them: as many as ``GROUPS``, of which
-    the root mean square is the spread in the standard error."""
+    """Errors of ``<a, b>`` with their signs, as groups have them: ``GROUPS`` of them, of which the
+    root mean square is the spread in the standard error."""
     x, y = grouped(a, 1), grouped(b, 1)
     groups = x.shape[1]
     means = jnp.einsum("rgm,sgm->grs", x, y) / x.shape[2]

@@ -89,9 +89,10 @@ class Ledger:
             self._once[key] = (of, compute())
         return self._once[key][1]
 
-    def number(self, array: Any, what: Hashable) -> int:
-        """A number for an array and a use of it: the same for the same ones, and for no other."""
-        count: int = self.once(("number", what), (array,), lambda: len(self._once))
+    def number(self, arrays: Sequence[Any], what: Hashable) -> int:
+        """A number for some arrays, in any order, and a use of them: the same for the same ones."""
+        arrays = tuple(sorted(arrays, key=id))
+        count: int = self.once(("number", what), arrays, lambda: len(self._once))
         return count
 
     def basis(self, index: int, transposed: bool) -> Any:

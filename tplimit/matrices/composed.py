@@ -30,8 +30,9 @@ from tplimit.values.fields import ALONG, FINITE, STATIC
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
 
-#: Relative error from which a direction is not told from nothing.
-_HIDDEN = 0.5
+#: Error, relative to the largest direction, from which one is not told from nothing. Of one that is
+#: hidden half of an ensemble has nothing, and singular values of Muon's are 0.7 to 1.2.
+_HIDDEN = 1 / 3
 
 #: Rows and columns at which it is asked whether a sum cancels.
 _SOME = 64
@@ -42,8 +43,8 @@ _SOME = 64
 class Composed(Part):
     """``n^exponent R^T K C``: blocks of rows ``(k, M)`` on either side, a core between them.
 
-    ``core`` is ``(1 + D, r, c)``: the core itself, and ``D`` that are off by their errors; at finite
-    width ``D`` is 0. Parts with the same vectors, as objects, add up to one.
+    ``core`` is an ensemble ``(1 + D, r, c)``: the core itself, and others that are off by their
+    errors. Parts with the same vectors, as objects, add up to one.
     """
 
     rows: tuple[Any, ...] = field(metadata=ALONG)
@@ -104,7 +105,7 @@ class Composed(Part):
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["Composed", Exponent]:
         core, level = self.core * factor.coefficient, self.exponent + factor.exponents.value
         share = bounded_share(factor.stderr, jnp.abs(jnp.asarray(factor.coefficient)))
-        core = core * ensembles.factors(ctx, share, (1, 1), core.dtype)
+        core = core * ensembles.factors(ctx, share, [factor.stderr], (1, 1), core.dtype)
         return replace(self, core=core, exponent=level), self.exponent + factor.remainder.max()
 
     def image(self, ctx: Context, rows: Rows) -> Image:
@@ -141,7 +142,7 @@ class Composed(Part):
         """A core in the bases of a store, whose rank does not grow with every update.
 
         Raises (when the run is over):
-            CancellationError: directions have been enlarged that are hidden in their errors.
+            CancellationError: a direction that is hidden in its error is as large as others.
         """
         self._require_known(ctx)
         home = home_of(ctx, matrix, self.rows, self.columns)
@@ -161,18 +162,15 @@ class Composed(Part):
         if len(self.core) == 1:
             return
         error, size = (_mean_square(stack, *self._grams) for stack in (self._errors, self.core[:1]))
-        # What is hidden as a whole is known to be: its images are.
-        whole = jnp.sqrt(jnp.trace(error) / jnp.maximum(jnp.trace(size), jnp.finfo(size).tiny))
         refused = ctx.error(
-            "A product of matrices enlarges directions that are zero within the sampling error "
-            "until they are as large as those that are not.",
+            "A product of matrices has directions that are zero within the sampling error, and no "
+            "smaller than those that are not.",
             CancellationError,
             "More samples tell more directions. Newton and Schulz's iteration, of Muon, enlarges "
-            "all that is not exactly zero: with an eps of the size of what shall count, added to "
-            "the norm, or fewer ns_steps it does so less.",
+            "all that is not exactly zero to order one; an eps of the size of what shall count, or "
+            "fewer ns_steps, keep small what is small.",
         )
-        ok = (whole >= _HIDDEN) | (jnp.sqrt(_spectral(error) / _spectral(size)) < _HIDDEN)
-        ctx.check(ok, refused)
+        ctx.check(_spectral(error) < _HIDDEN**2 * _spectral(size), refused)
 
 
 def _either(a: Any, b: Any) -> Any:
@@ -205,14 +203,46 @@ def between(ctx: Context, matrix: Matrix) -> list[Composed] | None:
     """A matrix of low rank as one part for each order; None if it has parts of other kinds."""
     parts = []
     for part in matrix.parts:
-        found = part.between(ctx)
+        found = _as_composed(ctx, part)
         if found is None:
             return None
-        rows, columns, core = found
-        masks = part.row_mask, part.column_mask
-        parts.append(Composed(rows, columns, core, part.level, *masks))
+        parts.append(found)
     levels = sorted({part.level for part in parts}, reverse=True)
     return [_joined(ctx, [part for part in parts if part.level == level]) for level in levels]
+
+
+def gathered(ctx: Context, parts: Sequence[Part]) -> list[Part]:
+    """Parts of which those between vectors that another one has join it.
+
+    Of the sum ``3 X - 2 X X^T X`` the error is that of all of it: summands know only their own.
+    """
+    left = list(parts)
+    for one in [part for part in parts if isinstance(part, Composed)]:
+        others = {id(part): part for part in left if part is not one and part.level == one.level}
+        within = [
+            (part, found)
+            for part in others.values()
+            if (found := _as_composed(ctx, part)) is not None
+            and _ids(found.rows) <= _ids(one.rows)
+            and _ids(found.columns) <= _ids(one.columns)
+        ]
+        if within and any(part is one for part in left):
+            gone = {id(part) for part, _ in within} | {id(one)}
+            left = [part for part in left if id(part) not in gone]
+            left.append(_joined(ctx, [one, *(found for _, found in within)]))
+    return left
+
+
+def _ids(blocks: Sequence[Any]) -> set[int]:
+    return {id(block) for block in blocks}
+
+
+def _as_composed(ctx: Context, part: Part) -> Composed | None:
+    found = part.between(ctx)
+    if found is None:
+        return None
+    rows, columns, core = found
+    return Composed(rows, columns, core, part.level, part.row_mask, part.column_mask)
 
 
 def _joined(ctx: Context, parts: Sequence[Composed]) -> Composed:
@@ -228,7 +258,7 @@ def _joined(ctx: Context, parts: Sequence[Composed]) -> Composed:
     masks = parts[0].row_mask, parts[0].column_mask
     for part in parts[1:]:
         masks = _either(masks[0], part.row_mask), _either(masks[1], part.column_mask)
-    return Composed(*sides, core, level, *masks)
+    return Composed(sides[0], sides[1], core, level, *masks)
 
 
 def _union(sides: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:

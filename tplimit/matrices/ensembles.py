@@ -21,15 +21,21 @@ from tplimit.gaussian.sampling import GROUPS, deviations_of_inner
 from tplimit.interpreter.context import Context
 
 
-def factors(ctx: Context, share: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def factors(
+    ctx: Context, share: Any, source: Sequence[Any], shape: tuple[int, ...], dtype: Any
+) -> Any:
     """Numbers 1 that are off, each for itself, by a relative error (None: by nothing).
 
-    The same error, as an object, has the same signs wherever it enters.
+    The same source, arrays as objects, has the same signs wherever it enters: what becomes of
+    ``3 x - 2 x`` is that of ``x``.
     """
     if ctx.exact or share is None:
         return jnp.ones((1 if ctx.exact else 1 + GROUPS, *shape), dtype)
-    key = jax.random.key(ctx.ledger.number(share, shape))
-    signs = jax.random.rademacher(key, (GROUPS, *shape), dtype)
+    key = jax.random.key(ctx.ledger.number(source, shape))
+    # As many of either sign: what is hidden is nothing in half of the ensemble.
+    halves = jnp.where(jnp.arange(GROUPS) % 2 == 0, 1, -1).astype(dtype)
+    each = jnp.broadcast_to(halves.reshape(-1, *[1] * len(shape)), (GROUPS, *shape))
+    signs = jax.random.permutation(key, each, independent=True)
     return 1 + share * jnp.concatenate([jnp.zeros((1, *shape), dtype), signs])
 
 

@@ -100,11 +100,10 @@ class LowRank(Part):
 
     def between(self, ctx: Context) -> Between:
         """Each of its terms is off by its share."""
-        scale, (rank, _), dtype = self.scale, self.rows.shape, self.rows.dtype
-        known = (scale.coefficient, scale.stderr)
-        share = ctx.ledger.once("share", known, lambda: self.share)
-        diagonal = scale.coefficient * ensembles.factors(ctx, share, (rank, 1), dtype)
-        return Between((self.rows,), (self.columns,), diagonal * jnp.eye(rank, dtype=dtype))
+        (rank, _), vectors = self.rows.shape, [self.rows, self.columns]
+        off = ensembles.factors(ctx, self.share, vectors, (rank, 1), self.rows.dtype)
+        core = self.scale.coefficient * off * jnp.eye(rank, dtype=self.rows.dtype)
+        return Between((self.rows,), (self.columns,), core)
 
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         return (self.rows[:, rows].T * self.scale.coefficient) @ self.columns[:, columns]

@@ -16,6 +16,7 @@ import numpy as np
 from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import MATRIX_ADVICE
 from tplimit.interpreter.context import Context
+from tplimit.matrices import composed
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Matrix, Part
 from tplimit.values import patches
@@ -125,8 +126,9 @@ def _collected(ctx: Context, matrix: Matrix, parts: Iterable[Part]) -> Matrix:
     # As low rank, what is dropped acts at its order.
     _, gain = ctx.scale(1.0, Part.gain)
     remainder = max([matrix.remainder, *(order - gain for order in orders - {*kept})])
-    own = tuple(part for part in summed.values() if part.level != NEVER)
-    gone = [part for part in summed.values() if part.level == NEVER]
+    left = composed.gathered(ctx, list(summed.values()))
+    own = tuple(part for part in left if part.level != NEVER)
+    gone = [part for part in left if part.level == NEVER]
     lost = [
         part.remainder(part.unknown) for part in (*matrix.parts, *gone) if part.unknown != NEVER
     ]

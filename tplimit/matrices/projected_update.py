@@ -143,7 +143,10 @@ class ProjectedUpdate(Part):
         sides = not self.transposed, self.transposed
         rows, columns = (ctx.ledger.basis(self.store, side) for side in sides)
         shapes = (len(rows), 1), (1, len(columns))
-        off = [ensembles.factors(ctx, self.share, shape, rows.dtype) - 1 for shape in shapes]
+        off = [
+            ensembles.factors(ctx, self.share, [self.share], shape, rows.dtype) - 1
+            for shape in shapes
+        ]
         return Between((rows,), (columns,), self.kernel * (1 + (off[0] + off[1]) / 2**0.5))
 
     def fitted(self, capacity: int) -> "ProjectedUpdate":
