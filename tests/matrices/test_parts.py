@@ -78,9 +78,10 @@ def _update(ctx: Context) -> Part:
 
 def _composed(ctx: Context) -> Part:
     """Between the vectors of a matrix of low rank and the bases of a store."""
-    a, b = _low_rank(ctx), _update(ctx)
-    product = products.product(ctx, whole(ctx, a, b), whole(ctx, b.T), WIDTH)
-    (part,) = matrices.scale(ctx, product, number(*ctx.scale(1.0, Fraction(-1)))).parts
+    low, update = whole(ctx, _low_rank(ctx)), whole(ctx, _update(ctx))
+    square = products.product(ctx, matrices.sum_of(ctx, low, update), update.T, WIDTH)
+    cube = products.product(ctx, square, low, WIDTH)
+    (part,) = matrices.scale(ctx, cube, number(*ctx.scale(1.0, Fraction(-2)))).parts
     return part
 
 

@@ -184,11 +184,22 @@ def home_of(
     recall = ctx.ledger.recall
     for index in range(0 if ctx.bank is None else len(ctx.bank.stores)):
         for side in (False, True):
+            if not _lies_in(ctx, matrix, index, side):
+                continue
             if any(recall(index, side, block) is not None for block in columns):
                 return index, side
             if any(recall(index, not side, block) is not None for block in rows):
                 return index, side
     return None
+
+
+def _lies_in(ctx: Context, matrix: Matrix, index: int, transposed: bool) -> bool:
+    """Whether the widths are those of a store: ``X X^T`` has one of them twice."""
+    assert ctx.bank is not None
+    own = [matrix.row_space, matrix.column_space]
+    other = ctx.bank.store_spaces[index][:: -1 if transposed else 1]
+    same = lambda x, y: x is None or ctx.spaces.find(x) == ctx.spaces.find(y)
+    return all(map(same, own, other))
 
 
 def _either(a: Any, b: Any) -> Any:
