@@ -164,7 +164,8 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
 def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``A B``, one of the two being of low rank, or both functions of pairs."""
     ctx.spaces.unify(a.column_space, b.row_space)
-    left, right = composed.between(ctx, a), composed.between(ctx, b)
+    left = composed.between(ctx, a)
+    right = None if left is None else composed.between(ctx, b)
     if left is not None and right is not None:
         return _composed(ctx, a, left, b, right, inner_size)
     factors = [part.factors for part in b.parts]
