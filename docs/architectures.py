@@ -2,12 +2,11 @@
 
 Every module is read by ``tp.declare`` from its own initialiser. What is compared is the mean square
 over the width of what it returns (of outputs without a width the square), in the limit and averaged
-over finite networks. ``python docs/architectures.py`` takes some minutes; with a word behind it
-only the modules with this word in their name are tried, and the other rows stay.
+over finite networks. ``python docs/architectures.py`` takes some minutes; with names of modules
+it makes their rows alone.
 """
 
 import functools
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
 from flax import nnx
 
 import tplimit as tp
@@ -292,7 +292,7 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
         drawn = functools.partial(tp.sample, declared, width=tp.inf, samples=SAMPLES)
         limit = tp.leading(squares)(drawn(jax.random.key(5)))
     except tp.LimitError as error:
-        return f"refused: {' '.join(error.reason.split())}", f"{time.perf_counter() - start:.0f} s"
+        return tables.refused(error), f"{time.perf_counter() - start:.0f} s"
     seconds = time.perf_counter() - start
     power = float(np.max(np.asarray(limit.exponent, float)))
     order = f", of order n^{power:g}" if power else ""
@@ -318,33 +318,13 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
     return f"{verdict}, z = {z:.1f}{order}", f"{seconds:.0f} s"
 
 
-def rows() -> dict[tuple[str, str], str]:
-    """Those of the page, by module and library."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.split(" | ")] for line in lines[2:]]
-    return {
-        (task[2:], library): line
-        for (task, library, *_), line in zip(cells, lines[2:], strict=True)
-    }
-
-
-def main(word: str = "") -> None:
-    """Try all modules, or some, and write the page."""
+def main() -> None:
+    """Try modules, and write the page."""
     warnings.simplefilter("ignore")
-    before = rows()
-    lines = [
-        "| module | library | limit beside networks | first answer |",
-        "| --- | --- | --- | --- |",
-    ]
-    for (task, library), (make, apply) in TABLE.items():
-        if word not in task and (task, library) in before:
-            lines.append(before[task, library])
-            continue
-        outcome, seconds = tried(make, apply)
-        lines.append(f"| {task} | {library} | {outcome} | {seconds} |")
-        print(lines[-1], flush=True)
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n")
+    columns = ["module", "library", "limit beside networks", "first answer"]
+    trials = {name: functools.partial(tried, *one) for name, one in TABLE.items()}
+    tables.made(PAGE, HEAD, columns, trials)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

@@ -17,6 +17,7 @@ from tplimit.errors import UnsupportedOperationError
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.loop import Context
 from tplimit.matrices import matrices, products
+from tplimit.matrices.composed import Composed
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.pairs import Pairs
 from tplimit.matrices.parts import Matrix, Part
@@ -85,11 +86,21 @@ def _placed(ctx: Context) -> Part:
     return Placed(ScaledGaussian(number(1.5), 0), rows, Span.whole(WIDTH))
 
 
+def _composed(ctx: Context) -> Part:
+    """Between the vectors of a matrix of low rank and the bases of a store."""
+    low, update = whole(ctx, _low_rank(ctx)), whole(ctx, _update(ctx))
+    square = products.product(ctx, matrices.sum_of(ctx, low, update), update.T, WIDTH)
+    cube = products.product(ctx, square, low, WIDTH)
+    (part,) = matrices.scale(ctx, cube, number(*ctx.scale(1.0, Fraction(-2)))).parts
+    return part
+
+
 #: An example of each kind, of order one in a context; a new kind is entered here.
 EXAMPLES: dict[type[Part], Callable[[Context], Part]] = {
     ScaledGaussian: lambda ctx: ScaledGaussian(number(1.5), 0),
     ProjectedUpdate: _update,
     LowRank: _low_rank,
+    Composed: _composed,
     Pairs: lambda ctx: Pairs(jnp.tanh(rows(2, N, N)), Fraction(0)),
     Placed: _placed,
 }

@@ -45,11 +45,19 @@ OPTIMIZERS = {
     ),
     "lion": lambda rate, g: optax.lion(rate),
     "sign_sgd": lambda rate, g: optax.sign_sgd(rate),
+    "adafactor": lambda rate, g: optax.adafactor(
+        rate, multiply_by_parameter_scale=False, eps=1e-6 * g**2
+    ),
+    "muon": lambda rate, g: optax.contrib.muon(rate / g, eps=0.0),
     "clipped": lambda rate, g: optax.chain(
         optax.clip(0.3 * g), optax.sgd(2 * rate / g, momentum=0.5)
     ),
     "clipped by norm": lambda rate, g: optax.sgd(16 * rate / g),
 }
+#: What is for matrices between widths alone has another one for vectors.
+VECTORS = {"muon": OPTIMIZERS["adam"]}
+#: Newton and Schulz's iteration takes long in networks.
+WIDTHS = {"muon": (64, 256, 1024)}
 #: What acts on all gradients together, of which those of matrices have a norm of order one.
 BEFORE = {"clipped by norm": optax.clip_by_global_norm(0.05)}
 
@@ -58,7 +66,8 @@ def run(name, hidden, width, replicates, **options):
     def optimizer(theta):
         size = theta["v"].shape[0]
         make = OPTIMIZERS[name]
-        kinds = {"matrix": make(0.1 / size, 1 / size), "vector": make(0.1, 1 / size)}
+        others = VECTORS.get(name, make)
+        kinds = {"matrix": make(0.1 / size, 1 / size), "vector": others(0.1, 1 / size)}
         labels = {key: "matrix" if key[0] == "W" else "vector" for key in theta}
         return optax.chain(BEFORE.get(name, optax.identity()), optax.partition(kinds, labels))
 
@@ -90,26 +99,26 @@ def run(name, hidden, width, replicates, **options):
         (name, hidden)
         for name in OPTIMIZERS
         for hidden in (1, 2, 3)
-        if name not in BEFORE or hidden > 1
+        if name not in {*BEFORE, *VECTORS} or hidden > 1
     ],
 )
 def test_beside_networks(name, hidden):
     """Distance of single networks like ``n^(-1/2)``; their mean within the errors, at a level of
     10^-4 for the 16 numbers of the last steps together."""
     limit = run(name, hidden, tp.inf, 4, samples=2048)
-    distances = []
-    for width in (128, 512, 2048):
+    distances, widths = [], WIDTHS.get(name, (128, 512, 2048))
+    for width in widths:
         networks = run(name, hidden, width, 8)
         records = networks.replicates.observations - limit.observations
         distances.append(np.sqrt(np.mean(records[:, 1:] ** 2)))
-    slope = np.polyfit(np.log([128, 512, 2048]), np.log(distances), 1)[0]
+    slope = np.polyfit(np.log(widths), np.log(distances), 1)[0]
     assert slope == pytest.approx(-0.5, abs=0.2)
     moved = np.sqrt(np.mean((limit.observations[-1] - limit.observations[0]) ** 2))
     assert moved > 0.1 and distances[-1] < 0.1 * moved
     last = networks.observations[1:] - limit.observations[1:]
     error = np.hypot(networks.stderr.observations[1:], limit.stderr.observations[1:])
     # Student's t of 7 degrees of freedom, and a bias of order 1/n.
-    assert np.all(np.abs(last) < 7.5 * error + 4 / 2048)
+    assert np.all(np.abs(last) < 7.5 * error + 4 / widths[-1])
 
 
 NATURAL = {

@@ -72,6 +72,18 @@ def error_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Arra
     return error_of_product(a, b, (((1,), (1,)), ((), ())), (1, 1))
 
 
+def deviations_of_inner(a: Float[Array, "r m"], b: Float[Array, "s m"]) -> Float[Array, "g r s"]:
+    """Errors of ``<a, b>`` with their signs, as groups have them: ``GROUPS`` of them, of which the
+    root mean square is the spread in the standard error."""
+    x, y = grouped(a, 1), grouped(b, 1)
+    groups = x.shape[1]
+    means = jnp.einsum("rgm,sgm->grs", x, y) / x.shape[2]
+    if groups == 1:
+        return jnp.zeros((GROUPS, *means.shape[1:]), means.dtype)
+    off = (means - jnp.mean(means, 0)) * np.sqrt(GROUPS / (groups * (groups - 1))).item()
+    return jnp.pad(off, ((0, GROUPS - groups), (0, 0), (0, 0)))
+
+
 #: Rows from which a relative error is told that all rows have in common.
 _FEW = 64
 

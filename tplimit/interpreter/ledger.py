@@ -1,7 +1,7 @@
 """What deferred matrices have been asked, in the course of one run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class Ledger:
         self.sides = {(index, bool(side)) for side, stores in earlier for index in stores}
         self._answers: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._rows: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._moved: dict[tuple[int, Span], tuple[Any, Any]] = {}
+        self._once: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def rows(self, value: Tensor) -> Any:
         """Coefficient as rows ``(k, M)``, finite axes first; the same object when asked again."""
@@ -92,16 +92,35 @@ class Ledger:
             self._rows[key] = (value.coefficient, flat)
         return self._rows[key][1]
 
+    def once(self, what: Hashable, of: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """What is computed of some arrays; the same object when asked again."""
+        key = (what, *map(id, of))
+        if key not in self._once:
+            self._once[key] = (of, compute())
+        return self._once[key][1]
+
+    def number(self, arrays: Sequence[Any], what: Hashable) -> int:
+        """A number for some arrays, in any order, and a use of them: the same for the same ones."""
+        arrays = tuple(sorted(arrays, key=id))
+        count: int = self.once(("number", what), arrays, lambda: len(self._once))
+        return count
+
+    def basis(self, index: int, transposed: bool) -> Any:
+        """The directions that have been revealed, as rows ``(C, M)`` of which those of other kinds
+        are zero."""
+        assert self.bank is not None
+        view = self.bank.view(index, transposed)
+        rows = self.once("basis", (view.X,), lambda: view.X * view.directions[:, None])
+        self.remember(index, transposed, rows, jnp.diag(view.directions.astype(rows.dtype)))
+        return rows
+
     def moved(self, rows: Any, span: Span) -> Any:
         """Rows, or a mask of coordinates, at another place along their width; the same object when
         asked again."""
         if span.is_whole:
             return rows
-        key = (id(rows), span)
-        if key not in self._moved:
-            n = 1 if self.bank is None else self.bank.n
-            self._moved[key] = (rows, span.moved(rows, n))
-        return self._moved[key][1]
+        n = 1 if self.bank is None else self.bank.n
+        return self.once(span, (rows,), lambda: span.moved(rows, n))
 
     def query(
         self,

@@ -11,8 +11,9 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_inner
 from tplimit.interpreter import zeros
 from tplimit.interpreter.context import Context
-from tplimit.matrices.parts import Image, Matrix, Part, Rows, bounded_share
-from tplimit.matrices.projected_update import ProjectedUpdate
+from tplimit.matrices import ensembles
+from tplimit.matrices.parts import Between, Image, Matrix, Part, Rows, bounded_share
+from tplimit.matrices.projected_update import ProjectedUpdate, home_of
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, NESTED, SPACES, STATIC
 from tplimit.values.parity import UNKNOWN, Marginal, Parity
@@ -98,6 +99,13 @@ class LowRank(Part):
             self.row_parity.marginal, self.column_parity.marginal, len(self.rows)
         )
 
+    def between(self, ctx: Context) -> Between:
+        """Each of its terms is off by its share."""
+        (rank, _), vectors = self.rows.shape, [self.rows, self.columns]
+        off = ensembles.factors(ctx, self.share, vectors, (rank, 1), self.rows.dtype)
+        core = self.scale.coefficient * off * jnp.eye(rank, dtype=self.rows.dtype)
+        return Between((self.rows,), (self.columns,), core)
+
     def entries_of(self, ctx: Context, rows: slice, columns: slice) -> Any:
         return (self.rows[:, rows].T * self.scale.coefficient) @ self.columns[:, columns]
 
@@ -149,7 +157,7 @@ class LowRank(Part):
 
     def absorbed(self, ctx: Context, matrix: Matrix) -> Part:
         """Written in the bases of a store, whose rank does not grow with every update."""
-        home = self._home(ctx, matrix)
+        home = home_of(ctx, matrix, (self.rows,), (self.columns,))
         if home is None:
             return self
         store, transposed = home
@@ -159,19 +167,6 @@ class LowRank(Part):
         core = core.T if transposed else core
         masks = self.row_mask, self.column_mask
         return ProjectedUpdate(core, self.level, store, transposed, *masks, self.share)
-
-    def _home(self, ctx: Context, matrix: Matrix) -> tuple[int, bool] | None:
-        """The store of the matrix itself, else one that has been asked for these vectors."""
-        for part in matrix.parts:
-            if part.home is not None:
-                return part.home
-        for index in range(0 if ctx.bank is None else len(ctx.bank.stores)):
-            for transposed in (False, True):
-                if ctx.ledger.recall(index, transposed, self.columns) is not None:
-                    return index, transposed
-                if ctx.ledger.recall(index, not transposed, self.rows) is not None:
-                    return index, transposed
-        return None
 
 
 def _placed_side(

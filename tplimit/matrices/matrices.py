@@ -16,6 +16,7 @@ import numpy as np
 from tplimit.algebra import arithmetic, expansion
 from tplimit.errors import MATRIX_ADVICE
 from tplimit.interpreter.context import Context
+from tplimit.matrices import composed
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.parts import Matrix, Part
 from tplimit.values import patches
@@ -125,8 +126,9 @@ def _collected(ctx: Context, matrix: Matrix, parts: Iterable[Part]) -> Matrix:
     # As low rank, what is dropped acts at its order.
     _, gain = ctx.scale(1.0, Part.gain)
     remainder = max([matrix.remainder, *(order - gain for order in orders - {*kept})])
-    own = tuple(part for part in summed.values() if part.level != NEVER)
-    gone = [part for part in summed.values() if part.level == NEVER]
+    left = composed.gathered(ctx, list(summed.values()))
+    own = tuple(part for part in left if part.level != NEVER)
+    gone = [part for part in left if part.level == NEVER]
     lost = [
         part.remainder(part.unknown) for part in (*matrix.parts, *gone) if part.unknown != NEVER
     ]
@@ -253,7 +255,7 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     """Product entry by entry of matrices whose parts know it."""
     a, b = remainder_everywhere(a), remainder_everywhere(b)
     parts = [_product_of_parts(ctx, x, y) for x in a.parts for y in b.parts]
-    (known, unknown), (other, hidden) = _bounds(a), _bounds(b)
+    (known, unknown), (other, hidden) = bounds(a), bounds(b)
     out = Matrix(
         a.rows,
         a.columns,
@@ -265,7 +267,7 @@ def _hadamard(ctx: Context, a: Matrix, b: Matrix) -> Matrix:
     return _collected(ctx, out, parts)
 
 
-def _bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
+def bounds(matrix: Matrix) -> tuple[Exponent, Exponent]:
     """Exponents of the largest entries that are known, and of what is unknown."""
     known = max((part.level for part in matrix.parts), default=NEVER)
     return known, max([matrix.remainder, *(part.unknown for part in matrix.parts)])
@@ -407,6 +409,7 @@ def relative_error(*factors: Tensor) -> Any:
 __all__ = [
     "absorbed",
     "add",
+    "bounds",
     "constant",
     "crossed",
     "multiply",

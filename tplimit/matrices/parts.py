@@ -79,6 +79,15 @@ class Image(NamedTuple):
         return self._replace(mean=self.mean[place], change=change, parity=parity, stderr=stderr)
 
 
+class Between(NamedTuple):
+    """A matrix ``n^level R^T K C`` of low rank: blocks of rows ``(k, M)`` on either side, and the
+    ensemble of the core ``(1 + D, r, c)`` between them (``ensembles.py``)."""
+
+    rows: tuple[Any, ...]
+    columns: tuple[Any, ...]
+    core: Any
+
+
 class Part(ABC):
     """A summand of a ``Matrix``. A kind of matrix is one class in one file.
 
@@ -159,6 +168,10 @@ class Part(ABC):
     @property
     def factors(self) -> tuple[Any, Any, Tensor] | None:
         """``rows``, ``columns`` and ``scale`` of a part that is ``scale * rows^T columns``."""
+        return None
+
+    def between(self, ctx: Any) -> Between | None:
+        """Where it is a matrix of low rank, the vectors that span it, and what is between them."""
         return None
 
     def entries_of(self, ctx: Any, rows: slice, columns: slice) -> Any:

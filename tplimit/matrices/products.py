@@ -1,5 +1,6 @@
 """Products of matrices with vectors, and with matrices of low rank."""
 
+import functools
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -11,9 +12,10 @@ from tplimit.algebra import arithmetic, expansion
 from tplimit.gaussian import noise
 from tplimit.gaussian.sampling import error_of_mean, share_of_averages
 from tplimit.interpreter.context import Context
-from tplimit.matrices import pairs
+from tplimit.matrices import composed, pairs
+from tplimit.matrices.composed import Composed
 from tplimit.matrices.low_rank import LowRank
-from tplimit.matrices.matrices import order_of, relative_error, remainder_everywhere, sum_of
+from tplimit.matrices.matrices import bounds, order_of, relative_error, remainder_everywhere, sum_of
 from tplimit.matrices.parts import Image, Matrix, Rows
 from tplimit.values import patches
 from tplimit.values.exponents import EXACT_ZERO, HALF, NEVER, Exponents, Size
@@ -177,6 +179,10 @@ def _row_exponents(exponents: Exponents, x: Tensor) -> Exponents:
 def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
     """``A B``, one of the two being of low rank, or both functions of pairs."""
     ctx.spaces.unify(a.column_space, b.row_space)
+    left = composed.between(ctx, a)
+    right = None if left is None else composed.between(ctx, b)
+    if left is not None and right is not None:
+        return _composed(ctx, a, left, b, right, inner_size)
     factors = [part.factors for part in b.parts]
     if any(factor is None for factor in factors):
         if any(part.factors is None for part in a.parts):
@@ -201,6 +207,22 @@ def product(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:
         one = tensor(scale.coefficient, image.exponents, image.remainder, stderr=error)
         parts.append(LowRank(image.coefficient, columns, one))
     return Matrix(a.rows, b.columns, a.row_space, b.column_space, tuple(parts), remainder)
+
+
+def _composed(
+    ctx: Context, a: Matrix, left: list[Composed], b: Matrix, right: list[Composed], size: Size
+) -> Matrix:
+    """The product of two matrices of low rank."""
+    factor, gain = arithmetic.width_factor(ctx, size)
+    empty = Matrix(a.rows, b.columns, a.row_space, b.column_space)
+    parts = [composed.product(ctx, x, y, factor, gain) for x in left for y in right]
+    pieces = [replace(empty, parts=(part,)) for part in parts]
+    (known, unknown), (other, hidden) = bounds(a), bounds(b)
+    lost = [known + hidden, unknown + other, unknown + hidden]
+    if not ctx.exact:
+        lost += [x.level + y.level - HALF for x in left for y in right]
+    total = functools.reduce(functools.partial(sum_of, ctx), pieces, empty)
+    return replace(total, remainder=max([total.remainder, *(order + gain for order in lost)]))
 
 
 def _product_of_pairs(ctx: Context, a: Matrix, b: Matrix, inner_size: Size) -> Matrix:

@@ -1,5 +1,6 @@
 """Trained updates of a deferred Gaussian matrix, kept as small cores in its bases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,16 @@ from tplimit.gaussian import noise
 from tplimit.gaussian.deferred import core_product
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
-from tplimit.matrices.parts import Image, Part, Rows, bounded_share, share_of_sum
+from tplimit.matrices import ensembles
+from tplimit.matrices.parts import (
+    Between,
+    Image,
+    Matrix,
+    Part,
+    Rows,
+    bounded_share,
+    share_of_sum,
+)
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC, STORE
 from tplimit.values.parity import UNKNOWN
@@ -124,16 +134,20 @@ class ProjectedUpdate(Part):
         assert ctx.bank is not None
         view = ctx.bank.view(self.store, self.transposed)
         right = self.kernel @ (view.X[:, columns] * view.directions[:, None])
-        left = view.Y[:, rows]
-        # Of entries that vanish, such as those of units that are never alive at one point, the
-        # bases leave round-off, which a quotient or a sign would take for a value.
-        array = left.T @ right
-        sizes = jnp.sqrt(jnp.sum(left**2, 0))[:, None] * jnp.sqrt(jnp.sum(right**2, 0))
-        least = _ROUND_OFF * jnp.finfo(array.dtype).eps * sizes
-        array = jnp.where(jnp.abs(array) > least, array, 0)
-        if self.row_mask is not None:
-            array = jnp.where(self.row_mask[rows, None], array, 0)
-        return array if self.column_mask is None else jnp.where(self.column_mask[columns], array, 0)
+        masks = self.row_mask, self.column_mask
+        return without_round_off(view.Y[:, rows], right, *masks, rows, columns)
+
+    def between(self, ctx: Context) -> Between:
+        """Off by shares of its rows and columns: what has been revealed last may be far smaller
+        than what came first, and is known as well."""
+        sides = not self.transposed, self.transposed
+        rows, columns = (ctx.ledger.basis(self.store, side) for side in sides)
+        shapes = (len(rows), 1), (1, len(columns))
+        off = [
+            ensembles.factors(ctx, self.share, [self.share], shape, rows.dtype) - 1
+            for shape in shapes
+        ]
+        return Between((rows,), (columns,), self.kernel * (1 + (off[0] + off[1]) / 2**0.5))
 
     def fitted(self, capacity: int) -> "ProjectedUpdate":
         extra = capacity - self.core.shape[-1]
@@ -141,6 +155,51 @@ class ProjectedUpdate(Part):
             return self
         room = [(0, 0)] * (self.core.ndim - 2) + [(0, extra)] * 2
         return replace(self, core=jnp.pad(self.core, room))
+
+
+def without_round_off(
+    left: Any, right: Any, row_mask: Any, column_mask: Any, rows: slice, columns: slice
+) -> Any:
+    """``left^T right`` at these places, with exact zeros where there is nothing.
+
+    Of entries that vanish, such as those of units that are never alive at one point, bases leave
+    round-off, which a quotient or a sign would take for a value.
+    """
+    array = left.T @ right
+    sizes = jnp.sqrt(jnp.sum(left**2, 0))[:, None] * jnp.sqrt(jnp.sum(right**2, 0))
+    least = _ROUND_OFF * jnp.finfo(array.dtype).eps * sizes
+    array = jnp.where(jnp.abs(array) > least, array, 0)
+    if row_mask is not None:
+        array = jnp.where(row_mask[rows, None], array, 0)
+    return array if column_mask is None else jnp.where(column_mask[columns], array, 0)
+
+
+def home_of(
+    ctx: Context, matrix: Matrix, rows: Sequence[Any], columns: Sequence[Any]
+) -> tuple[int, bool] | None:
+    """The store of the matrix itself, else one that has been asked for some of these vectors."""
+    for part in matrix.parts:
+        if part.home is not None:
+            return part.home
+    recall = ctx.ledger.recall
+    for index in range(0 if ctx.bank is None else len(ctx.bank.stores)):
+        for side in (False, True):
+            if not _lies_in(ctx, matrix, index, side):
+                continue
+            if any(recall(index, side, block) is not None for block in columns):
+                return index, side
+            if any(recall(index, not side, block) is not None for block in rows):
+                return index, side
+    return None
+
+
+def _lies_in(ctx: Context, matrix: Matrix, index: int, transposed: bool) -> bool:
+    """Whether the widths are those of a store: ``X X^T`` has one of them twice."""
+    assert ctx.bank is not None
+    own = [matrix.row_space, matrix.column_space]
+    other = ctx.bank.store_spaces[index][:: -1 if transposed else 1]
+    same = lambda x, y: x is None or ctx.spaces.find(x) == ctx.spaces.find(y)
+    return all(map(same, own, other))
 
 
 def _either(a: Any, b: Any) -> Any:

@@ -19,7 +19,8 @@ from tplimit._jax import primitives as p
 from tplimit.algebra import arithmetic, expansion
 from tplimit.gaussian.sampling import error_of_averages
 from tplimit.interpreter.context import Context
-from tplimit.matrices import products
+from tplimit.matrices import composed, products
+from tplimit.matrices.composed import Composed
 from tplimit.matrices.low_rank import LowRank
 from tplimit.matrices.pairs import EVERY
 from tplimit.matrices.parts import Image, Matrix, Part, Rows
@@ -161,6 +162,9 @@ def _inner(ctx: Context, a: Matrix, x: Part, b: Matrix, y: Part) -> Tensor:
     if gaussians:
         # Of the conditional mean of the initial matrix, given what is revealed.
         return _nothing(x.level + y.level + 1 + HALF)
+    both = [composed.between(ctx, replace(m, parts=(part,))) for m, part in ((a, x), (b, y))]
+    if both[0] and both[1]:
+        return _composed(ctx, a, both[0][0], both[1][0])
     return _of_entries(ctx, a, x, y)
 
 
@@ -200,8 +204,18 @@ def over_width(ctx: Context, vector: Tensor, size: Size) -> Tensor:
     return expansion.total(ctx, [*parts, unknown])
 
 
+def _composed(ctx: Context, a: Matrix, x: Composed, y: Composed) -> Tensor:
+    """By the vectors that span them."""
+    rows, columns = (arithmetic.width_factor(ctx, size) for size in (a.rows, a.columns))
+    factor, level = rows[0] * columns[0], x.level + y.level + rows[1] + columns[1]
+    total, error = composed.inner(ctx, x, y)
+    error = None if error is None else abs(factor) * error
+    unknown = EXACT_ZERO if ctx.exact else Exponents(level - HALF)
+    return tensor(factor * total, Exponents(level), unknown, stderr=error)
+
+
 def _of_entries(ctx: Context, a: Matrix, x: Part, y: Part) -> Tensor:
-    """The average over pairs, or over the revealed bases of two trained updates."""
+    """The average over pairs."""
     slab = EVERY, slice(ctx.few(a.columns))
     entries = x.entries_of(ctx, *slab) * y.entries_of(ctx, *slab)
     factor, gain = arithmetic.width_factor(ctx, a.columns)
