@@ -491,7 +491,15 @@ ERRORS = {
         "one random key",
     ),
     "sums of draws": (lambda n: {"w": jax.random.normal(KEY, (n, 9)).sum(1)}, "reduce_sum"),
-    "a number beside a width": (lambda n: {"w": jnp.zeros((n + 3, n))}, r"\['w'\].*lengths"),
+    "less than a width": (lambda n: {"w": jnp.zeros((n - 3, n))}, r"\['w'\].*lengths"),
+    "two numbers beside widths": (
+        lambda n: {"w": jnp.zeros((n + 3, n + 3))},
+        r"\['w'\] of make.n. has the shape 3 \+ n",
+    ),
+    "an orthogonal matrix beside a number": (
+        lambda n: {"w": initializers.orthogonal()(KEY, (n + 3, n))},
+        r"\['w'\].*3 \+ n, n",
+    ),
     "a table along a width": (lambda n: {"w": jnp.arange(1.0 * n)}, "different numbers"),
     "rarer and rarer": (
         lambda n: {"w": 1.0 * jax.random.bernoulli(KEY, 20 / n, (n,))},

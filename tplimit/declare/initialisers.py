@@ -28,7 +28,7 @@ from tplimit.declare.parameters import (
     orthogonal,
 )
 from tplimit.declare.walk import PARTS, Entries, Opaque, Run, run
-from tplimit.declare.widths import Scale, Width
+from tplimit.declare.widths import Scale, Sum, Width
 from tplimit.errors import LimitWarning, UnsupportedOperationError, WidthError, warn
 from tplimit.program.beside import offset
 from tplimit.program.powers import Fitted, Misfit, fit_constant, fit_dim
@@ -270,6 +270,12 @@ class _Leaf:
         if any(law.name != name or not alike(law.quantiles, quantiles) for law in laws):
             raise UnsupportedOperationError(
                 f"The law of the leaf {path} of make(n) changes with the width."
+            )
+        sums = [dim for dim in shape if isinstance(dim, Sum)]
+        if len(sums) > 1 or (sums and name == "orthogonal"):
+            raise WidthError(
+                f"The leaf {path} of make(n) has the shape {', '.join(map(str, shape))}: of a "
+                "matrix that is not orthogonal one axis may be an integer and a width side by side."
             )
         others = [law_of(value.chain) for value in doubled]
         mean = self._scale(path, [x.mean for x in laws], [x.mean for x in others])
