@@ -294,3 +294,9 @@ def test_shares_of_too_few_particles_are_refused():
     run = lambda t: jnp.sum(t["v"].reshape(16, -1), 1) / len(t["v"]) ** 0.5
     with pytest.raises(tp.WidthError, match="4 independent multipliers"):
         tp.limit(run)(sampled(2, samples=64))
+
+
+def test_what_a_saturated_softmax_makes_of_random_logits_is_random():
+    """So large that the largest takes nearly all for most draws."""
+    run = lambda t: jnp.sum(jax.nn.softmax(20 * logits(t)) ** 2, -1)
+    assert tp.leading(run)(sampled(2, samples=512)).random

@@ -216,7 +216,8 @@ class Ledger:
         if self.dry:
             half = generic((period // 2,), np.float32, self.spaces.find(space), 3)
             weights = np.concatenate([half, -half, np.zeros(period % 2, np.float32)])  # of zero sum
-            return np.tile(weights, size // period) * (1.0 + self.drawn)
+            # Where others are tried, next to nothing: large logits stay where a softmax saturates.
+            return np.tile(weights, size // period) * jnp.exp(-200.0 * jnp.asarray(self.drawn))
         if unit is not None and period < _FEWEST:
             raise WidthError(
                 f"A width of {size} particles is divided into so many shares that central-limit "
