@@ -9,6 +9,8 @@ That iteration enlarges what is small of ``X`` up to hundreds of times and leave
 order one, by terms that cancel: cores are ensembles (``ensembles.py``).
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,9 +32,11 @@ from tplimit.values.fields import ALONG, FINITE, STATIC
 from tplimit.values.parity import UNKNOWN
 from tplimit.values.tensors import Tensor, tensor
 
-#: Error, relative to the largest direction, from which one is not told from nothing. Of one that is
-#: hidden half of an ensemble has nothing, and singular values of Muon's are 0.7 to 1.2.
-_HIDDEN = 1 / 3
+#: Relative error from which something is zero within it: errors are bounded below that, or all.
+_HIDDEN = 0.5
+#: Error, relative to the largest direction, from which what is hidden has become as large. Half of
+#: an ensemble has nothing of it, and singular values of Muon's are 0.7 to 1.2.
+_LARGE = 1 / 3
 
 #: Rows and columns at which it is asked whether a sum cancels.
 _SOME = 64
@@ -44,13 +48,15 @@ class Composed(Part):
     """``n^exponent R^T K C``: blocks of rows ``(k, M)`` on either side, a core between them.
 
     ``core`` is an ensemble ``(1 + D, r, c)``: the core itself, and others that are off by their
-    errors. Parts with the same vectors, as objects, add up to one.
+    errors. Parts with the same vectors, as objects, add up to one. ``hidden`` tells whether some of
+    what it is made of is zero within its error.
     """
 
     rows: tuple[Any, ...] = field(metadata=ALONG)
     columns: tuple[Any, ...] = field(metadata=ALONG)
     core: Any = field(metadata=FINITE)
     exponent: Exponent = field(metadata=STATIC)
+    hidden: Any = field(metadata=FINITE)
     row_mask: Any = field(default=None, metadata=ALONG)
     column_mask: Any = field(default=None, metadata=ALONG)
 
@@ -59,7 +65,7 @@ class Composed(Part):
     @property
     def T(self) -> "Composed":
         return Composed(
-            self.columns, self.rows, jnp.swapaxes(self.core, 1, 2), self.exponent,
+            self.columns, self.rows, jnp.swapaxes(self.core, 1, 2), self.exponent, self.hidden,
             self.column_mask, self.row_mask,
         )  # fmt: skip
 
@@ -98,6 +104,7 @@ class Composed(Part):
         return replace(
             self,
             core=self.core + other.core,
+            hidden=self.hidden | other.hidden,
             row_mask=_either(self.row_mask, other.row_mask),
             column_mask=_either(self.column_mask, other.column_mask),
         )
@@ -170,7 +177,8 @@ class Composed(Part):
             "all that is not exactly zero to order one; an eps of the size of what shall count, or "
             "fewer ns_steps, keep small what is small.",
         )
-        ctx.check(_spectral(error) < _HIDDEN**2 * _spectral(size), refused)
+        large = _spectral(error) >= _LARGE**2 * _spectral(size)
+        ctx.check(~(self.hidden & large), refused)
 
 
 def _either(a: Any, b: Any) -> Any:
@@ -241,8 +249,11 @@ def _as_composed(ctx: Context, part: Part) -> Composed | None:
     found = part.between(ctx)
     if found is None:
         return None
-    rows, columns, core = found
-    return Composed(rows, columns, core, part.level, part.row_mask, part.column_mask)
+    if isinstance(part, Composed):
+        return part
+    hidden = jnp.asarray(False if part.share is None else part.share >= _HIDDEN)
+    masks = part.row_mask, part.column_mask
+    return Composed(found.rows, found.columns, found.core, part.level, hidden, *masks)
 
 
 def _joined(ctx: Context, parts: Sequence[Composed]) -> Composed:
@@ -258,7 +269,8 @@ def _joined(ctx: Context, parts: Sequence[Composed]) -> Composed:
     masks = parts[0].row_mask, parts[0].column_mask
     for part in parts[1:]:
         masks = _either(masks[0], part.row_mask), _either(masks[1], part.column_mask)
-    return Composed(sides[0], sides[1], core, level, *masks)
+    hidden = functools.reduce(operator.or_, [part.hidden for part in parts])
+    return Composed(sides[0], sides[1], core, level, hidden, *masks)
 
 
 def _union(sides: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -283,7 +295,8 @@ def product(ctx: Context, a: Composed, b: Composed, factor: float, gain: Any) ->
     """``A B`` over a width: a sum over it is ``factor n^gain`` times the average."""
     core = factor * (a.core @ ensembles.averages(ctx, a.columns, b.rows) @ b.core)
     level = a.level + b.level + gain
-    return Composed(a.rows, b.columns, core, level, a.row_mask, b.column_mask)
+    hidden = a.hidden | b.hidden
+    return Composed(a.rows, b.columns, core, level, hidden, a.row_mask, b.column_mask)
 
 
 def inner(ctx: Context, a: Composed, b: Composed) -> tuple[Any, Any]:
