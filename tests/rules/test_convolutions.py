@@ -323,8 +323,8 @@ def padding_alone(t):
 REFUSED = {
     along_a_width: (tp.NoLimitError, "no order|have none"),
     pooled_width: (tp.NoLimitError, "no order|have none"),
-    groups_in_training: (tp.NoLimitError, "A width is reshaped"),
-    several_outputs_for_each_channel: (tp.NoLimitError, "A width is reshaped"),
+    groups_in_training: (tp.NoLimitError, "dealt out to an axis behind it"),
+    several_outputs_for_each_channel: (tp.NoLimitError, "dealt out to an axis behind it"),
     own_function: (tp.UnsupportedOperationError, "function of one's own"),
     padding_alone: (tp.NoLimitError, "padding alone"),
 }

@@ -181,16 +181,6 @@ def one_coordinate_set(t: Theta) -> Any:
     return t["v"].at[0].set(0.0).mean()  # here
 
 
-@bad(tp.NoLimitError)
-def one_coordinate_added(t: Theta) -> Any:
-    return jnp.mean(jnp.concatenate([t["v"], jnp.ones(1)]))  # here
-
-
-@bad(tp.NoLimitError)
-def padded_width(t: Theta) -> Any:
-    return jnp.pad(t["v"], 1).mean()  # here
-
-
 @bad(tp.UnsupportedOperationError)
 def fourier_transform(t: Theta) -> Any:
     return jnp.abs(jnp.fft.fft(t["v"])).mean()  # here

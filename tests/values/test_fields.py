@@ -22,6 +22,7 @@ from tplimit.transforms import opaque, sharding
 from tplimit.values import fields, parity, tensors
 from tplimit.values.exponents import ORDER_ONE, Exponent, Exponents, Size
 from tplimit.values.parity import Parity
+from tplimit.values.spans import Span
 from tplimit.values.tensors import Tensor
 
 N = tp.Width("n")
@@ -111,7 +112,8 @@ def content(field, hint, counter):
 def static(field, hint):
     if field.default is not dataclasses.MISSING:
         return field.default
-    known = {Exponents: ORDER_ONE, Exponent: Fraction(0), Size: Size(Fraction(1)), bool: False}
+    known = {Exponents: ORDER_ONE, Exponent: Fraction(0), Size: Size(Fraction(1)), bool: False,
+        Span: Span.whole(Size(Fraction(1)))}  # fmt: skip
     return known[hint]
 
 

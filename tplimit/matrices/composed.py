@@ -52,8 +52,8 @@ class Composed(Part):
     what it is made of is zero within its error.
     """
 
-    rows: tuple[Any, ...] = field(metadata=ALONG)
-    columns: tuple[Any, ...] = field(metadata=ALONG)
+    rows: tuple[Array, ...] = field(metadata=ALONG)
+    columns: tuple[Array, ...] = field(metadata=ALONG)
     core: Any = field(metadata=FINITE)
     exponent: Exponent = field(metadata=STATIC)
     hidden: Any = field(metadata=FINITE)
