@@ -300,3 +300,45 @@ def test_what_a_saturated_softmax_makes_of_random_logits_is_random():
     """So large that the largest takes nearly all for most draws."""
     run = lambda t: jnp.sum(jax.nn.softmax(20 * logits(t)) ** 2, -1)
     assert tp.leading(run)(sampled(2, samples=512)).random
+
+
+def fluctuation(x, t):
+    return jnp.sum(x) / t["v"].shape[0] ** 0.5
+
+
+@pytest.mark.parametrize("name", "uvw")
+def test_sums_of_an_earlier_call_are_the_same_where_a_width_has_been_combined_since(name):
+    """Whichever of two spaces stands for both: the sum of one call is that of the other."""
+    theta = sampled(terms=2, samples=1024)
+    theta, before = tp.limit(lambda t: (t, fluctuation(t[name], t)))(theta)
+    other = "w" if name == "v" else "v"
+    joint = lambda t: (fluctuation(t[name], t), fluctuation(t[name] * t[other], t))
+    after, _ = tp.limit(joint)(theta)
+    assert abs(float(before)) > 1e-3
+    np.testing.assert_allclose(after, before, rtol=1e-4)
+
+
+DIVIDED = {
+    "the whole": lambda t: t["v"],
+    "a half": lambda t: t["v"].reshape(2, -1)[0],
+    "a quarter": lambda t: t["v"].reshape(4, -1)[1],
+}
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.permutations(DIVIDED, 2))
+def test_a_width_that_is_divided_otherwise_since_is_refused(first, second):
+    """Multipliers of an earlier call were others: a number would be that of independent sums. What
+    was divided once stays so."""
+    theta = sampled(terms=2, samples=1024)
+    theta, before = tp.limit(lambda t: (t, fluctuation(DIVIDED[first](t), t)))(theta)
+    later = tp.limit(lambda t: fluctuation(DIVIDED[second](t), t))
+    if second == "the whole" or (first, second) == ("a quarter", "a half"):
+        both = lambda t: tuple(fluctuation(DIVIDED[name](t), t) for name in (first, second))
+        together = tp.limit(both)(sampled(terms=2, samples=1024))
+        np.testing.assert_allclose([before, later(theta)], together, rtol=1e-4)
+        return
+    with pytest.raises(
+        tp.NoLimitError, match="An earlier call has drawn sums over a width"
+    ) as error:
+        later(theta)
+    assert "test_shares.py" in str(error.value)

@@ -120,7 +120,7 @@ def static(field, hint):
 #: How fields that hold labels are called; ``Bank.spaces`` is their number.
 LABELS = {
     "space", "row_space", "column_space", "store_spaces", "anchor_spaces", "classes", "store",
-    "odd", "unknown", "store_sources", "divided", "asked",
+    "odd", "unknown", "store_sources", "divided", "asked", "drawn",
 }  # fmt: skip
 
 

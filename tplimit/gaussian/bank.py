@@ -44,6 +44,8 @@ class Bank:
         classes: pairs (space, space it was combined with), a forest with roots the classes.
         divided: spaces whose widths are divided into shares.
         units: for each of these the length, over ``n``, that all shares are multiples of.
+        drawn: spaces by which earlier calls have drawn multipliers of central-limit terms.
+        drawn_units: for each of these the unit of its width then, None where it was whole.
         initial: numbers of noise rows that the initial vectors have used.
         n: the width: particles per common ``n`` in the limit, the true ``n`` when ``law.exact``.
         law: how fresh rows are drawn.
@@ -69,6 +71,8 @@ class Bank:
     classes: tuple[tuple[int, int], ...] = field(default=(), metadata=SPACES)
     divided: tuple[int, ...] = field(default=(), metadata=SPACES)
     units: tuple[Fraction, ...] = field(default=(), metadata=STATIC)
+    drawn: tuple[int, ...] = field(default=(), metadata=SPACES)
+    drawn_units: tuple[Fraction | None, ...] = field(default=(), metadata=STATIC)
     initial: int = field(default=0, metadata=STATIC)
     spaces: int = field(default=0, metadata=STATIC)
     n: int = field(default=1, metadata=STATIC)
@@ -161,6 +165,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
     shifts = []
     classes: list[tuple[int, int]] = []
     divided: list[int] = []
+    drawn: list[int] = []
     asked: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
     spaces = 0
     for bank in banks:
@@ -174,6 +179,7 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         anchor_spaces.extend(bank.anchor_spaces)
         classes.extend(bank.classes)
         divided.extend(bank.divided)
+        drawn.extend(bank.drawn)
         asked = asked[0] | bank.asked[0], asked[1] | bank.asked[1]
         spaces += bank.spaces
     whole = replace(
@@ -188,6 +194,8 @@ def merged(banks: list[Bank]) -> tuple[Bank, list[tuple[int, int]]]:
         divided=tuple(divided),
         asked=asked,
         units=tuple(unit for bank in banks for unit in bank.units),
+        drawn=tuple(drawn),
+        drawn_units=tuple(unit for bank in banks for unit in bank.drawn_units),
         initial=max(bank.initial for bank in banks),
         spaces=spaces,
     )

@@ -306,7 +306,8 @@ def spaces_of(bank: Bank | None) -> Spaces:
     """What earlier calls know of the widths."""
     if bank is None:
         return Spaces()
-    return Spaces(bank.classes, zip(bank.divided, bank.units, strict=True))
+    units = zip(bank.divided, bank.units, strict=True)
+    return Spaces(bank.classes, units, zip(bank.drawn, bank.drawn_units, strict=True))
 
 
 def _array(value: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import WidthError
+from tplimit.errors import NoLimitError, WidthError
 from tplimit.gaussian import deferred, noise
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter.spaces import Spaces
@@ -211,10 +211,18 @@ class Ledger:
         assert self.bank is not None
         if not self.bank.fluctuating:
             return jnp.zeros(size)
-        unit = self.spaces.unit(space)
+        found = self.spaces.multiplied(space)
+        if found is None:
+            raise NoLimitError(
+                "An earlier call has drawn sums over a width that is put together or divided in "
+                "another way here: how they fluctuate together is not known.",
+                advice="Compute both sums in one function, or let the earlier call divide the "
+                "width, and combine its vectors, as this one does.",
+            )
+        label, unit = found
         period = size if unit is None else math.gcd(size, int(unit * self.bank.n))
         if self.dry:
-            half = generic((period // 2,), np.float32, self.spaces.find(space), 3)
+            half = generic((period // 2,), np.float32, label, 3)
             weights = np.concatenate([half, -half, np.zeros(period % 2, np.float32)])  # of zero sum
             # Where others are tried, next to nothing: large logits stay where a softmax saturates.
             return np.tile(weights, size // period) * jnp.exp(-200.0 * jnp.asarray(self.drawn))
@@ -224,7 +232,7 @@ class Ledger:
                 f"terms have {period} independent multipliers.",
                 advice="Raise samples=, or let shares begin at multiples of their length.",
             )
-        return self.bank.multipliers(self.spaces.find(space), size, period)
+        return self.bank.multipliers(label, size, period)
 
     def closed(self) -> Bank | None:
         """The bank as it leaves the call, knowing which spaces have been combined."""
@@ -232,12 +240,15 @@ class Ledger:
             return None
         stores = lambda transposed: frozenset(i for i, side in self.sides if side == transposed)
         units = sorted(self.spaces.lasting_units().items())
+        drawn = sorted(self.spaces.lasting_multiplied().items())
         return replace(
             self.bank,
             asked=(stores(False), stores(True)),
             classes=tuple(sorted(self.spaces.lasting().items())),
             divided=tuple(space for space, _ in units),
             units=tuple(unit for _, unit in units),
+            drawn=tuple(space for space, _ in drawn),
+            drawn_units=tuple(unit for _, unit in drawn),
         )
 
     def remember(self, index: int, transposed: bool, rows: Any, coordinates: Any) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tplimit.errors import COMPLEX_ADVICE, NoLimitError, UnsupportedOperationError, WidthError
+from tplimit.errors import (
+    COMPLEX_ADVICE,
+    LimitError,
+    NoLimitError,
+    UnsupportedOperationError,
+    WidthError,
+)
 from tplimit.interpreter import doubts, layers, zeros
 from tplimit.interpreter.context import Context, Place
 from tplimit.interpreter.table import RULES, Form
@@ -93,9 +99,9 @@ def _once(ctx: Context, equation: Equation, values: Sequence[Value]) -> list[Val
         with doubts.shown(ctx, many):
             outputs = form(ctx, *values, **equation.params)
             many += outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    except WidthError as error:
+    except LimitError as error:
         if error.location is None:
-            ctx.fail(error.reason, WidthError, error.advice or "")
+            ctx.fail(error.reason, type(error), error.advice or "")
         raise
     if ctx.terms > 1 and not ctx.exact and not isinstance(ctx.kind, Control):
         one = RULES.form("one", equation.primitive, ctx.kind)

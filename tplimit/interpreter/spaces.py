@@ -23,20 +23,25 @@ class Spaces:
         classes: for each label that has been unified another one of its class.
         units: for each label of which there are shares a length, over ``n``, that divides theirs
             and that of the width.
+        drawn: for each label by which an earlier call has drawn multipliers, the unit that its
+            width had.
     """
 
     def __init__(
         self,
         classes: Mapping[int, int] | Iterable[tuple[int, int]] = (),
         units: Mapping[int, Fraction] | Iterable[tuple[int, Fraction]] = (),
+        drawn: Mapping[int, Fraction | None] | Iterable[tuple[int, Fraction | None]] = (),
     ) -> None:
         self.classes = dict(classes)
         self.units = dict(units)
+        self.drawn = dict(drawn)
+        self._drawing: dict[int, Fraction | None] = {}
         self._draws: dict[Hashable, int] = {}
 
     def copied(self) -> "Spaces":
-        """Another one that knows the same."""
-        return Spaces(self.classes, self.units)
+        """Another one that knows the same, but for the multipliers of this call."""
+        return Spaces(self.classes, self.units, self.drawn)
 
     def of_draw(self, width: Hashable) -> int:
         """The label of the axis of draws along a width.
@@ -47,7 +52,7 @@ class Spaces:
         return self._draws.setdefault(width, _DRAWS + len(self._draws))
 
     @property
-    def drawn(self) -> bool:
+    def has_draws(self) -> bool:
         """Whether anything has been drawn along a width."""
         return bool(self._draws)
 
@@ -79,6 +84,22 @@ class Spaces:
         root = self.find(space)
         found = [unit for label, unit in self.units.items() if self.find(label) == root]
         return _common_measure(found) if found else None
+
+    def multiplied(self, space: int) -> tuple[int, Fraction | None] | None:
+        """The label and the unit by which multipliers of a width are drawn, those of earlier calls;
+        None if what these have drawn does not fit what is known now."""
+        root, unit = self.find(space), self.unit(space)
+        before = {label: was for label, was in self.drawn.items() if self.find(label) == root}
+        if len(before) > 1 or any(was != unit for was in before.values()):
+            return None
+        label = next(iter(before), root)
+        self._drawing[label] = unit
+        return label, unit
+
+    def lasting_multiplied(self) -> dict[int, Fraction | None]:
+        """``drawn`` for later calls."""
+        drawn = self.drawn | self._drawing
+        return {label: unit for label, unit in drawn.items() if label < _DRAWS}
 
     def roots(self) -> dict[int, int]:
         """For each label that is known to have another, the one that stands for it."""

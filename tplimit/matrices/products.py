@@ -148,7 +148,7 @@ def _image_stderr(ctx: Context, x: Tensor, image: Any) -> Any:
     particles are drawn inside of the program or are a share of those of a width.
     """
     shared = x.space is not None and ctx.spaces.unit(x.space) is not None
-    apart = ctx.spaces.drawn or x.space is None or shared
+    apart = ctx.spaces.has_draws or x.space is None or shared
     apart = apart or any(term.parity.marginal.mixed for term in x.terms)
     unmatched = apart and not ctx.exact
     if x.stderr is None and not unmatched:
