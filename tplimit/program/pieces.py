@@ -107,13 +107,18 @@ def _bound(equation: Any, *arrays: Any, **changed: Any) -> Any:
 def _entrywise(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     axis = next(value.axis for value in operands if isinstance(value, Pieces))
     marks = marks_of(*operands)
-    parts = [cut(v, axis, marks).arrays if jnp.ndim(_first(v)) else None for v in operands]
+    # What has length one along the axis stands beside every piece.
+    parts = [cut(v, axis, marks).arrays if _varies(v, axis) else None for v in operands]
     count = next(len(part) for part in parts if part is not None)
     arrays = [
         _bound(equation, *(v if x is None else x[i] for v, x in zip(operands, parts, strict=True)))
         for i in range(count)
     ]
     return [Pieces(axis, tuple(arrays))]
+
+
+def _varies(value: Any, axis: int) -> bool:
+    return isinstance(value, Pieces) or (jnp.ndim(value) > axis and value.shape[axis] != 1)
 
 
 def _first(value: Any) -> Any:
