@@ -377,19 +377,21 @@ def recurrent_step(params, _):
     return jax.tree.map(lambda w, g: w - rate(g) * g, params, grads), value
 
 
+def trained_beside_networks(step, make, seeds):
+    """Three steps in the limit, within 5 standard errors of networks of width 256 and 4 / n."""
+    options = {"key": KEY, "progress": False}
+    limit = tp.train(step, make, [None] * 3, width=tp.inf, samples=2**10, replicates=4, **options)
+    networks = tp.train(step, make, [None] * 3, width=256, replicates=seeds, **options)
+    error = np.hypot(limit.stderr.outputs, networks.stderr.outputs)
+    assert np.all(np.abs(limit.outputs - networks.outputs) < 5 * error + 4 / 256)
+    return limit
+
+
 def test_a_recurrent_cell_trains_from_its_own_initialiser():
     """Three steps, within 5 standard errors of networks of width 256 and 4 / n; several stacks of
     orthogonal matrices are drawn at a time, which decompositions on CPUs may not survive."""
     make = lambda n: Recurrent(n).init(KEY, jnp.zeros((4, 5, 3)))
-    runs = [
-        tp.train(recurrent_step, make, [None] * 3, key=KEY, progress=False, **options)
-        for options in (
-            {"width": tp.inf, "samples": 2**10, "replicates": 4},
-            {"width": 256, "replicates": 8},
-        )
-    ]
-    gap = np.abs(runs[0].outputs - runs[1].outputs)
-    assert np.all(gap < 5 * np.hypot(*(run.stderr.outputs for run in runs)) + 4 / 256)
+    trained_beside_networks(recurrent_step, make, 8)
 
 
 def unrolled(cell, x, n):
@@ -445,16 +447,8 @@ def test_a_cell_of_matrices_side_by_side_trains(name):
         rate = lambda g: 0.3 * (n if g.ndim == 1 or g.shape[0] == 3 else 1)
         return jax.tree.map(lambda w, g: w - rate(g) * g, params, grads), out
 
-    runs = [
-        tp.train(step, make, [None] * 3, key=KEY, progress=False, **options)
-        for options in (
-            {"width": tp.inf, "samples": 2**10, "replicates": 4},
-            {"width": 256, "replicates": 48},
-        )
-    ]
-    gap = np.abs(runs[0].outputs - runs[1].outputs)
-    assert np.all(gap < 5 * np.hypot(*(run.stderr.outputs for run in runs)) + 4 / 256)
-    assert np.max(np.abs(runs[0].outputs[-1])) > 0.03  # it learns
+    limit = trained_beside_networks(step, make, 48)
+    assert np.max(np.abs(limit.outputs[-1])) > 0.03  # it learns
 
 
 # --- errors

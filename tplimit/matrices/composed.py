@@ -25,7 +25,15 @@ from tplimit.gaussian import noise
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.matrices import ensembles
-from tplimit.matrices.parts import Between, Image, Matrix, Part, Rows, bounded_share
+from tplimit.matrices.parts import (
+    Between,
+    Image,
+    Matrix,
+    Part,
+    Rows,
+    bounded_share,
+    either_mask,
+)
 from tplimit.matrices.projected_update import ProjectedUpdate, home_of, without_round_off
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC
@@ -105,8 +113,8 @@ class Composed(Part):
             self,
             core=self.core + other.core,
             hidden=self.hidden | other.hidden,
-            row_mask=_either(self.row_mask, other.row_mask),
-            column_mask=_either(self.column_mask, other.column_mask),
+            row_mask=either_mask(self.row_mask, other.row_mask),
+            column_mask=either_mask(self.column_mask, other.column_mask),
         )
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["Composed", Exponent]:
@@ -179,11 +187,6 @@ class Composed(Part):
         )
         large = _spectral(error) >= _LARGE**2 * _spectral(size)
         ctx.check(~(self.hidden & large), refused)
-
-
-def _either(a: Any, b: Any) -> Any:
-    """Mask of a sum; None is everywhere."""
-    return None if a is None or b is None else a | b
 
 
 def _mean_square(
@@ -268,7 +271,7 @@ def _joined(ctx: Context, parts: Sequence[Composed]) -> Composed:
     level = NEVER if gone is not None and gone.all() else parts[0].level
     masks = parts[0].row_mask, parts[0].column_mask
     for part in parts[1:]:
-        masks = _either(masks[0], part.row_mask), _either(masks[1], part.column_mask)
+        masks = either_mask(masks[0], part.row_mask), either_mask(masks[1], part.column_mask)
     hidden = functools.reduce(operator.or_, [part.hidden for part in parts])
     return Composed(sides[0], sides[1], core, level, hidden, *masks)
 

@@ -233,6 +233,11 @@ def _size(array: Any) -> Any:
     return jnp.sqrt(jnp.mean(jnp.square(array), axis=(-2, -1)))
 
 
+def either_mask(a: Any, b: Any) -> Any:
+    """Where a sum may differ from 0, of masks of its summands; None is everywhere."""
+    return None if a is None or b is None else a | b
+
+
 def bounded_share(error: Any, size: Any) -> Any:
     """A bounded error relative to the size; None if there is none."""
     if error is None:

@@ -21,6 +21,7 @@ from tplimit.matrices.parts import (
     Part,
     Rows,
     bounded_share,
+    either_mask,
     share_of_sum,
 )
 from tplimit.values.exponents import NEVER, Exponent
@@ -89,8 +90,8 @@ class ProjectedUpdate(Part):
             self,
             core=core,
             share=share_of_sum((self.share, other.share), (self.core, other.core), core),
-            row_mask=_either(self.row_mask, other.row_mask),
-            column_mask=_either(self.column_mask, other.column_mask),
+            row_mask=either_mask(self.row_mask, other.row_mask),
+            column_mask=either_mask(self.column_mask, other.column_mask),
         )
 
     def scaled(self, ctx: Context, factor: Tensor) -> tuple["ProjectedUpdate", Exponent]:
@@ -200,8 +201,3 @@ def _lies_in(ctx: Context, matrix: Matrix, index: int, transposed: bool) -> bool
     other = ctx.bank.store_spaces[index][:: -1 if transposed else 1]
     same = lambda x, y: x is None or ctx.spaces.find(x) == ctx.spaces.find(y)
     return all(map(same, own, other))
-
-
-def _either(a: Any, b: Any) -> Any:
-    """Mask of a sum; None is everywhere."""
-    return None if a is None or b is None else a | b

@@ -5,7 +5,10 @@ how its results are cut where the equation itself does not tell. ``beside.py`` s
 for.
 """
 
+import functools
 import itertools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -185,11 +188,11 @@ def _reshape(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     if equation.params["dimensions"] is not None or not isinstance(value, Pieces):
         raise Refusal("An axis of the form k + n that is split or merged.")
     old, total = _first(value).shape, sum(value.lengths)
-    before = _count(old[: value.axis])
+    before = math.prod(old[: value.axis])
     places = [
         axis
         for axis, length in enumerate(shape)
-        if length == total and _count(shape[:axis]) == before
+        if length == total and math.prod(shape[:axis]) == before
     ]
     if not places:
         raise Refusal("An axis of the form k + n that is split or merged.")
@@ -199,13 +202,6 @@ def _reshape(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
         axis,
         lambda a: lax.reshape(a, (*shape[:axis], a.shape[value.axis], *shape[axis + 1 :])),
     )
-
-
-def _count(lengths: Sequence[int]) -> int:
-    count = 1
-    for length in lengths:
-        count *= length
-    return count
 
 
 def _squeeze(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
@@ -280,15 +276,8 @@ def _sum(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
     (value,), axes = operands, equation.params["axes"]
     sums = [_bound(equation, array) for array in value.arrays]
     if value.axis in axes:
-        return [_added(sums)]
+        return [functools.reduce(operator.add, sums)]
     return [Pieces(value.axis - sum(1 for one in axes if one < value.axis), tuple(sums))]
-
-
-def _added(arrays: Sequence[Any]) -> Any:
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return total
 
 
 def _contraction(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]:
@@ -307,7 +296,11 @@ def _contraction(equation: Any, operands: Sequence[Any], outs: Any) -> list[Any]
         marks = marks_of(a, b)
         pairs = zip(cut(a, i, marks).arrays, cut(b, j, marks).arrays, strict=True)
         found = [_bound(equation, x, y) for x, y in pairs]
-        return [_added(found) if mine is ca else Pieces(tuple(mine).index(i), tuple(found))]
+        return [
+            functools.reduce(operator.add, found)
+            if mine is ca
+            else Pieces(tuple(mine).index(i), tuple(found))
+        ]
     if isinstance(a, Pieces) and isinstance(b, Pieces):
         raise Refusal("An array with two axes of the form k + n.")
     one, contracted, batch = (a, ca, ba) if isinstance(a, Pieces) else (b, cb, bb)
