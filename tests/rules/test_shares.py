@@ -318,6 +318,23 @@ def test_sums_of_an_earlier_call_are_the_same_where_a_width_has_been_combined_si
     np.testing.assert_allclose(after, before, rtol=1e-4)
 
 
+def test_products_of_sums_leave_their_widths_apart():
+    """As those of attention weights, sums over keys, with their gradients, sums over values."""
+    theta = sampled(terms=2, samples=1024)
+
+    def logits(t):
+        return (jnp.dot(t["v"], t["u"]) / t["v"].shape[0] ** 0.5, fluctuation(t["w"], t))
+
+    def product(t):
+        v, w = logits(t)
+        return v, w, v * jnp.dot(t["w"], t["w"]) / t["w"].shape[0]
+
+    theta, *before = tp.limit(lambda t: (t, *logits(t)))(theta)
+    *after, both = tp.limit(product)(theta)
+    np.testing.assert_allclose(after, before, rtol=1e-4)
+    np.testing.assert_allclose(both, before[0], rtol=0.05)
+
+
 DIVIDED = {
     "the whole": lambda t: t["v"],
     "a half": lambda t: t["v"].reshape(2, -1)[0],

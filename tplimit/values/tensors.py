@@ -266,8 +266,9 @@ def tensor(
     stderr: Any = None,
     zeros: Any = None,
 ) -> Tensor:
-    """A ``Tensor`` with one term."""
+    """A ``Tensor`` with one term; a finite array, such as a sum over a width, belongs to no space."""
     parity = EVEN if axis is None else UNKNOWN
+    space = None if axis is None else space
     return Tensor((Term(coefficient, exponents, stderr, zeros, parity),), remainder, axis, space)
 
 
