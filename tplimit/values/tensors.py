@@ -266,7 +266,7 @@ def tensor(
     stderr: Any = None,
     zeros: Any = None,
 ) -> Tensor:
-    """A ``Tensor`` with one term; a finite array, such as a sum over a width, belongs to no space."""
+    """A ``Tensor`` with one term; finite arrays, such as sums over a width, have no space."""
     parity = EVEN if axis is None else UNKNOWN
     space = None if axis is None else space
     return Tensor((Term(coefficient, exponents, stderr, zeros, parity),), remainder, axis, space)
