@@ -92,27 +92,49 @@ def test_initial_values_that_are_too_large_are_named():
     assert mended.regime.stable
 
 
-def test_what_does_not_move_is_named():
+def test_what_does_not_move_is_raised():
     step, theta, _ = program((HALF, -1))
     regime = tp.classify_step(step, theta, BATCH, **SMALL)
     assert regime.kernel
     text = regime.explain()
     assert "theta['U'] does not move its layer in the limit, it adds n^(-1/2): raise its " in text
-    with pytest.raises(ValueError, match="only lowered"):
-        regime.mended(features=True)
+    assert text.count("classify again") == 0
+    mended = regime.mended(features=True)
+    assert [change[1:] for change in mended.changes] == [(0, HALF, HALF), (0, 0, 0)]
+    assert (mended.regime.name, mended.faults) == ("mean-field", ())
 
 
 def test_a_large_readout_has_to_shrink_before_layers_move():
-    """What is advised of the initial scale n^-1/2 of a readout leads to feature learning."""
+    """From the initial scale n^-1/2 of a readout, as in most scripts, to muP."""
     step, theta, _ = program((0, -1), init=N**-0.5)
     regime = tp.classify_step(step, theta, BATCH, **SMALL)
     assert regime.kernel
+    mended = regime.mended(features=True)
+    assert [change[1:] for change in mended.changes] == [(0, 1, 1), (-HALF, 0, 0)]
+    assert mended.regime.name == "mean-field"
     text = regime.explain()
-    assert "the outputs would grow like n^(1/2), by the initial values of theta['v']: " in text
-    assert "lower these by n^(-1/2) and classify again" in text and "raise" not in text
-    step, theta, _ = program((0, -1))  # with the rate of U raised by n^1 it is muP
-    text = tp.classify_step(step, theta, BATCH, **SMALL).explain()
-    assert "theta['U'] does not move its layer in the limit, it adds n^(-1): raise its " in text
+    assert "theta['v'] moves, its initial values make something grow" in text
+    assert "raise its learning rate by n^1" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scaling", "depth"), [("ntk", 1), ("ntk", 2), ("standard", 2)])
+def test_programs_are_mended_as_by_counting(scaling, depth):
+    """The same factors, up to those by which a parameter and its rate can be written otherwise."""
+    p, model = getattr(scalings, scaling), tp.mlp(depth, inputs=3)
+    run = tp.classify_step(p.step(model, "mse", 0.5), p.theta(model), BATCH, **SMALL)
+    counted = tp.classify(p, model).mended(features=True)
+    mended = run.mended(features=True)
+    assert [c[1:] for c in mended.changes] == [c[1:] for c in counted.changes]
+    assert mended.regime.name == counted.regime.name
+
+
+def test_what_needs_a_first_step_of_its_own_is_named():
+    """The readout moves what is below only once it has moved itself."""
+    step, theta, _ = program((1, -1), init=0.0)
+    moved = tp.classify_step(step, theta, BATCH, samples=128, steps=1)
+    text = moved.explain()
+    assert "theta['U'] is not trained." in text
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,20 @@ from tplimit.arguments import inf
 from tplimit.declare.initialisers import declarations
 from tplimit.declare.parameters import Parameter
 from tplimit.errors import LimitError
-from tplimit.regimes.regime import Change, Mended, Regime, regime_of
+from tplimit.regimes.regime import (
+    Change,
+    Mended,
+    Regime,
+    excess,
+    initial_readouts,
+    regime_of,
+)
 from tplimit.transforms.compilation import Evaluator
 from tplimit.transforms.forward import Pass, largest
 from tplimit.transforms.growth import Fault, Row, Steps, difference, greatest, leaves_of, moved
 from tplimit.transforms.opaque import aval_of
 from tplimit.transforms.sampling import sample
-from tplimit.values.exponents import Exponent, Size
+from tplimit.values.exponents import NEVER, Exponent, Size
 from tplimit.values.powers import Power
 
 __all__ = ["classify_step"]
@@ -164,6 +171,11 @@ class _Program(NamedTuple):
         after, out = self.step(state, batch)
         return self._scaled(after, self.rates, origin=state), out
 
+    def has_width(self, parameter: str) -> bool:
+        """Whether it has entries along a width, as readouts have, and biases of outputs not."""
+        shape = aval_of(leaves_of(self.state)[parameter.removeprefix(self.root)]).shape
+        return any(isinstance(length, Size) for length in shape)
+
     def _width(self, state: Any) -> float:
         """The width, up to a constant, of a state at any width."""
         for path, leaf in leaves_of(self.state).items():
@@ -205,9 +217,21 @@ def _classified(program: _Program, training: Steps | None = None) -> Regime:
 def _mended(program: _Program, training: Steps, features: bool) -> Mended:
     """The program with initial values and updates times powers of the width, run again each time.
 
-    What grows is lowered. Nothing can be raised: of a small update beside a large value two terms
-    do not say what is left of it in the difference.
+    What grows is lowered. With `features` what does not move is raised besides.
     """
+    program, training, met = _settled(program, training)
+    if features:
+        program, training, found = _moving(program, training)
+        met += found
+    changes = []
+    for name in training.parameters:
+        rate = program.rates.get(name, 0)
+        changes.append(Change(name, program.initial.get(name, 0), rate, rate))
+    return Mended(tuple(changes), _classified(program, training), tuple(met))
+
+
+def _settled(program: _Program, training: Steps) -> tuple[_Program, Steps, list[Fault]]:
+    """The program without growth, its training, and what grew."""
     met: list[Fault] = []
     while training.grows:
         found = training.faults()
@@ -219,21 +243,49 @@ def _mended(program: _Program, training: Steps, features: bool) -> Mended:
         if not found or len(met) > _MOST:
             raise ValueError("what grows is not the doing of one of the parameters")
         program = program._replace(initial=initial, rates=rates)
-        try:
-            training = program.run()
-        except LimitError as error:
-            raise ValueError(f"the mended program has no known limit: {error.reason}") from error
-    regime = _classified(program, training)
-    if features and any(row.layer.exponent < 0 for row in regime.rows):
-        raise ValueError(
-            "rates of a program that is run are only lowered, and some layers do not move: "
-            "explain() says which, and what to change before it is classified again"
-        )
-    changes = []
-    for name in training.parameters:
-        rate = program.rates.get(name, 0)
-        changes.append(Change(name, program.initial.get(name, 0), rate, rate))
-    return Mended(tuple(changes), regime, tuple(met))
+        training = _run_again(program)
+    return program, training, met
+
+
+def _moving(program: _Program, training: Steps) -> tuple[_Program, Steps, list[Fault]]:
+    """A stable program with which every parameter that is trained moves its layer.
+
+    Where a layer that moved would make the outputs grow, initial readouts are lowered first. Then
+    rates are raised by what is missing in a layer; should they have been raised too far, since
+    gradients have grown with other layers, something grows, and they are lowered.
+    """
+    met: list[Fault] = []
+    seen: list[_Program] = []
+    while True:
+        rows = training.rows()
+        still = [row for row in rows if NEVER < row.layer.exponent < 0]
+        if not still:
+            return program, training, met
+        if program in seen:
+            raise ValueError(
+                "no powers of the width were found that are the same in every step and with which "
+                "every layer moves: explain() says which does not"
+            )
+        seen.append(program)
+        initial, factors = dict(program.initial), dict(program.rates)
+        through = excess(still)
+        readouts = [name for name in initial_readouts(rows) if program.has_width(name)]
+        if through > 0 and readouts:
+            for name in readouts:
+                initial[name] = initial.get(name, 0) - through
+        else:
+            for row in still:
+                factors[row.parameter] = factors.get(row.parameter, 0) - row.layer.exponent
+        program = program._replace(initial=initial, rates=factors)
+        program, training, found = _settled(program, _run_again(program))
+        met += found
+
+
+def _run_again(program: _Program) -> Steps:
+    try:
+        return program.run()
+    except LimitError as error:
+        raise ValueError(f"the mended program has no known limit: {error.reason}") from error
 
 
 def _rows(training: Steps) -> tuple[Row, ...]:

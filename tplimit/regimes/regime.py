@@ -142,8 +142,9 @@ class Regime:
         """What happens and what mends it: sentences, and a table of factors for every parameter.
 
         The factors are those of `mended`: with which nothing grows, and, if `features`, with which
-        the features of every layer move. Of a step that was run (`classify_step`) rates are only
-        lowered: what does not move is named, and what is advised of it is not checked.
+        the features of every layer move. Where no such are found, as where the first step needs
+        rates of its own in a program that is run (`classify_step`), what does not move is named,
+        and what is advised of it is not checked.
 
         >>> import tplimit as tp
         >>> regime = tp.classify(tp.parameterizations.mup(c=(-1, -2, -1)), tp.mlp(2, inputs=3))
@@ -225,7 +226,9 @@ def _to_move(stable: Mended, learning: Mended) -> list[str]:
                 f"Once what is below {row.parameter} moves, its initial values make something "
                 f"grow: lower them by {in_words(lower)}."
             )
-        if row.layer.exponent < 0:
+        if row.layer.exponent == NEVER and wanted[1:] == now[1:]:
+            raised.append(f"{row.parameter} is not trained.")
+        elif row.layer.exponent < 0:
             raised.append(
                 f"{row.parameter} does not move its layer in the limit, it adds {row.layer}: "
                 + _rates(wanted.first - now.first, wanted.rate - now.rate)
@@ -245,10 +248,7 @@ def _unmoved(stable: Regime) -> list[str]:
     still = [row for row in stable.rows if row.layer.exponent < 0]
     lines = [f"{row.parameter} is not trained." for row in still if row.layer.exponent == NEVER]
     still = [row for row in still if row.layer.exponent != NEVER]
-    outputs = max((row.outputs.exponent - row.layer.exponent for row in still), default=NEVER)
-    readout = [
-        r.parameter for r in stable.rows if r.features is None and r.initial.exponent > NEVER
-    ]
+    outputs, readout = excess(still), initial_readouts(stable.rows)
     told = [
         f"{row.parameter} does not move its layer in the limit, it adds {row.layer}"
         for row in still
@@ -264,6 +264,16 @@ def _unmoved(stable: Regime) -> list[str]:
         f"{text}: raise its learning rate by {in_words(-row.layer.exponent)} and classify again."
         for text, row in zip(told, still, strict=True)
     ]
+
+
+def excess(still: Sequence[Row]) -> Exponent:
+    """The power by which outputs would grow if these rows moved their layers by Θ(1)."""
+    return max((row.outputs.exponent - row.layer.exponent for row in still), default=NEVER)
+
+
+def initial_readouts(rows: Sequence[Row]) -> list[str]:
+    """Parameters that feed the outputs and do not start at 0."""
+    return [r.parameter for r in rows if r.features is None and r.initial.exponent > NEVER]
 
 
 def _rates(first: Exponent, rate: Exponent) -> str:

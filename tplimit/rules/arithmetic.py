@@ -12,6 +12,7 @@ from jax import lax
 
 from tplimit._jax import one_minus_square_p, primitives as p
 from tplimit.algebra import arithmetic, expansion, functions, knowledge
+from tplimit.algebra.summands import Sums
 from tplimit.errors import NoLimitError
 from tplimit.interpreter.context import Context
 from tplimit.interpreter.table import RULES
@@ -31,12 +32,24 @@ def add(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Sum: the larger exponent leads, equal exponents add, the smaller joins the remainder."""
     if _crossed(a, b):
         return matrices.crossed_sum(ctx, a, b)
-    return arithmetic.add(ctx, a, b)
+    return _series(ctx).combined(a, b, 1, functools.partial(arithmetic.add, ctx))
 
 
 @add.several
-def add_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Any:
-    return matrices.crossed_sum(ctx, a, b) if _crossed(a, b) else linearly(ctx, a, b)
+def add_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
+    if _crossed(a, b):
+        return matrices.crossed_sum(ctx, a, b)
+    return _series(ctx).combined(a, b, 1, functools.partial(_sum_of_series, ctx))
+
+
+def _series(ctx: Context) -> Sums:
+    return Sums(functools.partial(expansion.plus, ctx), expansion.negative, expansion.zero)
+
+
+def _sum_of_series(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+    (out,) = linearly(ctx, a, b)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _crossed(a: Tensor, b: Tensor) -> bool:
@@ -48,7 +61,15 @@ def _crossed(a: Tensor, b: Tensor) -> bool:
 def add_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Matrices:
     # Of a number beside entries of another order it is asked whether it leads in networks.
     by_entries = isinstance(a, Tensor) is not isinstance(b, Tensor) and _of_pairs(a, b)
-    return of_entries(ctx, a, b, **params) if by_entries else matrices.add(ctx, a, b)
+    if by_entries:
+        return of_entries(ctx, a, b, **params)
+    return _of_matrices(ctx).combined(a, b, 1, functools.partial(matrices.add, ctx))
+
+
+def _of_matrices(ctx: Context) -> Sums:
+    zero = lambda m: m.map(lambda matrix: matrices.zero(matrix.rows, matrix.columns))
+    plus, negative = (functools.partial(f, ctx) for f in (matrices.add, matrices.negative))
+    return Sums(plus, negative, zero)
 
 
 def _of_pairs(*values: Value) -> bool:
@@ -62,7 +83,7 @@ def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     """Difference; ``x - x`` of one variable is exactly zero."""
     if _crossed(a, b):
         return matrices.crossed_sum(ctx, a, expansion.negative(b))
-    return arithmetic.add(ctx, a, b, sign=-1)
+    return _series(ctx).combined(a, b, -1, functools.partial(arithmetic.add, ctx, sign=-1))
 
 
 @subtract.several
@@ -71,14 +92,13 @@ def subtract_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
         return matrices.crossed_sum(ctx, a, expansion.negative(b))
     if a is b or a.dtype.kind in "iub":
         return leading_of(ctx, a, b)
-    return expansion.minus(ctx, a, b)
+    return _series(ctx).combined(a, b, -1, functools.partial(expansion.minus, ctx))
 
 
 @subtract.matrices
 def subtract_matrices(ctx: Context, a: Value, b: Value, **_: Any) -> Matrices:
-    if a is b and isinstance(b, Matrices):
-        return b.map(lambda matrix: matrices.zero(matrix.rows, matrix.columns))
-    return matrices.add(ctx, a, matrices.negative(ctx, b))
+    minus = lambda a, b: matrices.add(ctx, a, matrices.negative(ctx, b))
+    return _of_matrices(ctx).combined(a, b, -1, minus)
 
 
 @RULES(p.mul_p)
@@ -180,17 +200,17 @@ def divide_matrices(ctx: Context, a: Value, b: Value, **params: Any) -> Matrices
 @RULES(p.neg_p)
 def negate(ctx: Context, a: Tensor, **_: Any) -> Tensor:
     """Negation."""
-    return arithmetic.linear(a, lambda x: -x)
+    return _series(ctx).negated(a)
 
 
 @negate.several
 def negate_series(ctx: Context, a: Tensor, **_: Any) -> Tensor:
-    return zero_with(a, expansion.negative(a))
+    return zero_with(a, _series(ctx).negated(a))
 
 
 @negate.matrices
 def negate_matrices(ctx: Context, a: Matrices, **_: Any) -> Value:
-    return matrices.negative(ctx, a)
+    return _of_matrices(ctx).negated(a)
 
 
 # --- powers

@@ -312,29 +312,20 @@ class Trajectory:
         return replace(self, bias=bias)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Write a figure of the observations (of the outputs where nothing was observed).
+        """Write the learning curves of `tplimit.plot_curves`: what was observed, or the outputs.
 
         The suffix of `path` chooses the format; missing folders are made. Bands are 95 % confidence
-        intervals. The figure shows the first floating-point leaf, up to eight of its entries.
+        intervals.
 
         Raises:
             ValueError: there is no floating-point record.
         """
-        from tplimit.output.figures import (  # Matplotlib is slow to import
-            save_figure,
-            trajectory_figure,
-        )
+        from tplimit.output.figures import save_figure  # Matplotlib is slow to import
+        from tplimit.training.figures import plot_curves
 
-        lower, upper = self.interval()
-        part = self.part
-        triple = zip(
-            *(jax.tree.leaves(getattr(r, part)) for r in (self, lower, upper)), strict=True
-        )
-        for middle, low, high in triple:
-            if middle.dtype == np.float64:
-                figure = trajectory_figure(middle, low, high, title=f"{part}, {self.label}")
-                return save_figure(figure, path)
-        raise ValueError("nothing to plot: the run recorded no real number")
+        axes = plot_curves(self)
+        axes.set_title(self.label, loc="left", fontsize=9)
+        return save_figure(axes.figure, path)  # type: ignore[arg-type]
 
     @property
     def label(self) -> str:

@@ -12,11 +12,12 @@ static. A value is a list of terms, mostly of one, and what it leaves out is in 
 Nothing here knows a primitive.
 """
 
+import copy
 import functools
 import operator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,13 @@ class Layer(NamedTuple):
     arrays: tuple[Any, ...]
 
 
+class Summand(NamedTuple):
+    """A value with the sign (1 or -1) that it has in a sum."""
+
+    sign: int
+    value: "Value"
+
+
 class Facts(NamedTuple):
     """What a program tells of a value beyond its terms.
 
@@ -152,6 +160,7 @@ class Facts(NamedTuple):
         zero_with: a vector where it is 0 this value is 0, too (a mask: changes).
         positive_part_of: the vector whose positive part it is (a mask: whose sign it tells).
         stacked: the values that it is a stack of, along its first axis.
+        summands: the values that it is a sum of, as the program has written it.
         extremum_of: the values of which it is the larger (1) or the smaller (-1) one, entry by
             entry, or along finite axes that it has with length one.
         otherwise: what it is for other outcomes of decisions that are not sure.
@@ -166,6 +175,7 @@ class Facts(NamedTuple):
     zero_with: "Tensor | None" = None
     positive_part_of: "Tensor | None" = None
     stacked: "tuple[Value, ...] | None" = None
+    summands: tuple[Summand, ...] | None = None
     extremum_of: "Extremum | None" = None
     otherwise: "Doubt | None" = None
     alike: bool = False
@@ -272,9 +282,12 @@ def tensor(
     return Tensor((Term(coefficient, exponents, stderr, zeros, parity),), remainder, axis, space)
 
 
-def knowing(value: Tensor, **facts: Any) -> Tensor:
+_V = TypeVar("_V", Tensor, "Matrices")
+
+
+def knowing(value: _V, **facts: Any) -> _V:
     """The same value, of which these ``Facts`` are known besides."""
-    out = replace(value)
+    out = copy.copy(value)
     object.__setattr__(out, "facts", value.facts._replace(**facts))
     return out
 
@@ -375,7 +388,6 @@ class Matrices:
         axes: positions of the two width axes; each item has its rows along the first.
     """
 
-    __slots__ = ("axes", "items")
     items: np.ndarray
     axes: tuple[int, int]
 
@@ -407,7 +419,6 @@ class Matrices:
 class MaskOfMatrices(Matrices):
     """Truth values of all entries of matrices, which are the same in the limit too."""
 
-    __slots__ = ()
     facts: ClassVar[Facts] = Facts(alike=True)
 
 
