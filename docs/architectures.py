@@ -34,6 +34,7 @@ X = jax.random.normal(jax.random.key(1), (2, 4, 3))
 TOKENS = jax.random.randint(jax.random.key(2), (2, 4), 0, 7)
 IMAGES = jax.random.normal(jax.random.key(3), (2, 6, 6, 3))
 WIDE = jax.random.normal(jax.random.key(4), (5, 3))
+SENTENCE = jax.random.randint(jax.random.key(2), (1, 8), 0, 7)
 SERIES = jax.random.normal(jax.random.key(7), (4, 5, 3))
 PIXELS, LABELS = (jnp.asarray(array[:4]) for array in load_digits(return_X_y=True))
 DIGITS = PIXELS.astype(float).reshape(4, 1, 8, 8) / 8 - 1
@@ -324,21 +325,21 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
 
 
 #: Networks of each width that are trained: single ones are compared, and their distances scatter.
-TRAINED_SEEDS = {128: 32, 256: 16, 512: 8, 1024: 8}
-TRAINED_SAMPLES, REPLICATES = 2**11, 4
+TRAINED_SEEDS = {128: 48, 256: 32, 512: 16, 1024: 8}
+REPLICATES = 4
 
 TRAINING = f"""## Training
 
 The same modules and others from the initialisers of their libraries, trained in muP with optax: a
 readout of the usual scale is divided by $n^{{1/2}}$, and every leaf has a power of the width as its
-rate. The limit is that of {TRAINED_SAMPLES} particles and {REPLICATES} replicates.
+rate. The limit is that of {REPLICATES} replicates.
 
 - *Slope*: of the logarithm of the distance of single networks from the limit, over all steps,
   {", ".join(f"{count} networks of width {width}" for width, count in TRAINED_SEEDS.items())};
   theory has -1/2.
 - *z*: the largest difference of the mean of networks from the limit, in standard errors of both
   (Student's, as normal deviates), of all outputs after each step, at the largest width.
-- Times of the limit and of all networks, compilation included, on two busy cores.
+- *Seconds*: of the limit, and of all networks, compilation included, on two busy cores.
 
 """
 
@@ -352,6 +353,7 @@ class Trained(NamedTuple):
     kind: Callable[[str, Any], str]
     optimizers: Callable[[int], dict[str, optax.GradientTransformation]]
     steps: int = 3
+    samples: int = 2**11
 
 
 def descent(rate: float) -> Callable[[int], dict[str, optax.GradientTransformation]]:
@@ -378,6 +380,30 @@ def classifier(n: int) -> Any:
     ])  # fmt: skip
 
 
+def by_width(query: Any, key: Any, value: Any, **options: Any) -> Any:
+    """Logits divided by d, not by its root: muP."""
+    return nn.dot_product_attention(query / query.shape[-1] ** 0.5, key, value, **options)
+
+
+def predicted(n: int, tokens: Any) -> Any:
+    """Two blocks of causal attention before an MLP, as logits of next tokens."""
+    places = nn.Embed(8, n, embedding_init=nn.initializers.normal(1), name="places")
+    h = nn.Embed(7, n, embedding_init=nn.initializers.normal(1), name="tokens")(tokens)
+    h = h + places(jnp.arange(8))
+    mask = nn.make_causal_mask(tokens)
+    for _ in range(2):
+        attention = nn.MultiHeadDotProductAttention(4, use_bias=False, attention_fn=by_width)
+        h = h + attention(nn.LayerNorm()(h), mask=mask)
+        h = h + nn.Dense(n)(nn.gelu(nn.Dense(4 * n)(nn.LayerNorm()(h))))
+    return nn.Dense(7, use_bias=False, kernel_init=nn.initializers.zeros)(nn.LayerNorm()(h))
+
+
+def adam(rate: float) -> Callable[[int], dict[str, optax.GradientTransformation]]:
+    """Adam in muP, ``eps`` beside gradients of order 1/n."""
+    of = lambda rate, n: optax.adam(rate, eps=1e-3 / n)
+    return lambda n: {"vector": of(rate, n), "sum": of(rate / n, n)}
+
+
 def entropy(labels: Any) -> Callable[[Any], Any]:
     return lambda f: optax.softmax_cross_entropy_with_integer_labels(f, labels).mean()
 
@@ -394,6 +420,14 @@ TO_TRAIN: dict[tuple[str, str, str], Trained] = {
         entropy(LABELS),
         lambda path, leaf: "vector" if leaf.ndim > 2 and leaf.shape[1] == 1 else "sum",
         descent(1.0),
+    ),
+    ("transformer, 2 blocks, 4 heads, logits by d", "linen", "Adam, 2 steps"): Trained(
+        by(predicted, SENTENCE),
+        entropy(jnp.roll(SENTENCE, -1, 1)),
+        lambda path, leaf: "vector" if leaf.ndim == 1 or "embedding" in path else "sum",
+        adam(0.05),
+        steps=2,
+        samples=2**9,
     ),
 }  # fmt: skip
 
@@ -428,11 +462,11 @@ def trained(one: Trained) -> list[str]:
 
     widths = f"{min(TRAINED_SEEDS)} to {max(TRAINED_SEEDS)}"
     try:
-        found = tables.beside(run, TRAINED_SEEDS, samples=TRAINED_SAMPLES, replicates=REPLICATES)
+        found = tables.beside(run, TRAINED_SEEDS, samples=one.samples, replicates=REPLICATES)
     except tp.LimitError as error:
-        return [widths, tables.refused(error), "", ""]
+        return [f"{one.samples}", widths, tables.refused(error), "", ""]
     limit, networks = found.seconds
-    return [widths, found.slope, found.z, f"{limit:.0f} s, {networks:.0f} s"]
+    return [f"{one.samples}", widths, found.slope, found.z, f"{limit:.0f}, {networks:.0f}"]
 
 
 def main() -> None:
@@ -440,7 +474,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     columns = ["module", "library", "limit beside networks", "first answer"]
     trials = {name: functools.partial(tried, *one) for name, one in TABLE.items()}
-    names = ["module", "library", "optimizer", "widths", "slope", "z", "limit, networks"]
+    names = ["module", "library", "optimizer", "particles", "widths", "slope", "z", "seconds"]
     runs = {name: functools.partial(trained, one) for name, one in TO_TRAIN.items()}
     tables.made(PAGE, tables.Table(HEAD, columns, trials), tables.Table(TRAINING, names, runs))
 
