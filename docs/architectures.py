@@ -2,8 +2,8 @@
 
 Every module is read by ``tp.declare`` from its own initialiser. What is compared is the mean square
 over the width of what it returns (of outputs without a width the square), in the limit and averaged
-over finite networks. ``python docs/architectures.py`` takes some minutes; with names of modules
-it makes their rows alone.
+over finite networks; of some, what training makes of their outputs. ``python
+docs/architectures.py`` takes some minutes; with names of modules it makes their rows alone.
 """
 
 import functools
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -19,8 +19,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tables
 from flax import nnx
+from sklearn.datasets import load_digits
 
 import tplimit as tp
 
@@ -32,6 +34,10 @@ X = jax.random.normal(jax.random.key(1), (2, 4, 3))
 TOKENS = jax.random.randint(jax.random.key(2), (2, 4), 0, 7)
 IMAGES = jax.random.normal(jax.random.key(3), (2, 6, 6, 3))
 WIDE = jax.random.normal(jax.random.key(4), (5, 3))
+SENTENCE = jax.random.randint(jax.random.key(2), (1, 8), 0, 7)
+SERIES = jax.random.normal(jax.random.key(7), (4, 5, 3))
+PIXELS, LABELS = (jnp.asarray(array[:4]) for array in load_digits(return_X_y=True))
+DIGITS = PIXELS.astype(float).reshape(4, 1, 8, 8) / 8 - 1
 
 #: A module at a width as a function of its parameters, and what makes these.
 Tried = tuple[Callable[[int], Any], Callable[[Any, int], Any]]
@@ -318,12 +324,159 @@ def tried(make: Callable[[int], Any], apply: Callable[[Any, int], Any]) -> tuple
     return f"{verdict}, z = {z:.1f}{order}", f"{seconds:.0f} s"
 
 
+#: Networks of each width that are trained: single ones are compared, and their distances scatter.
+TRAINED_SEEDS = {128: 48, 256: 32, 512: 16, 1024: 8}
+REPLICATES = 4
+
+TRAINING = f"""## Training
+
+The same modules and others from the initialisers of their libraries, trained in muP with optax: a
+readout of the usual scale is divided by $n^{{1/2}}$, and every leaf has a power of the width as its
+rate. The limit is that of {REPLICATES} replicates.
+
+- *Slope*: of the logarithm of the distance of single networks from the limit, over all steps,
+  {", ".join(f"{count} networks of width {width}" for width, count in TRAINED_SEEDS.items())};
+  theory has -1/2.
+- *z*: the largest difference of the mean of networks from the limit, in standard errors of both
+  (Student's, as normal deviates), of all outputs after each step, at the largest width.
+- *Seconds*: of the limit, and of all networks, compilation included, on two busy cores.
+
+"""
+
+
+class Trained(NamedTuple):
+    """A module with a readout, a loss of its outputs, and an optimizer at a width for every kind
+    of leaf."""
+
+    tried: Tried
+    loss: Callable[[Any], Any]
+    kind: Callable[[str, Any], str]
+    optimizers: Callable[[int], dict[str, optax.GradientTransformation]]
+    steps: int = 3
+    samples: int = 2**11
+
+
+def descent(rate: float) -> Callable[[int], dict[str, optax.GradientTransformation]]:
+    """Gradient descent in muP: vectors along a width, and what sums over one."""
+    return lambda n: {"vector": optax.sgd(rate * n), "sum": optax.sgd(rate)}
+
+
+def recurrent(n: int, x: Any) -> Any:
+    cell = hk.LSTM(n)
+    series = hk.Linear(n)(x.swapaxes(0, 1))
+    states, _ = hk.dynamic_unroll(cell, series, cell.initial_state(len(x)))
+    return hk.Linear(1, with_bias=False)(states[-1])[:, 0] / n**0.5
+
+
+def classifier(n: int) -> Any:
+    keys = jax.random.split(KEY, 3)
+    return eqx.nn.Sequential([
+        eqx.nn.Conv2d(1, n, 3, stride=2, padding=1, key=keys[0]),
+        eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.Conv2d(n, n, 3, stride=2, padding=1, key=keys[1]),
+        eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.Lambda(lambda h: h.mean((1, 2))),
+        eqx.nn.Linear(n, 10, use_bias=False, key=keys[2]),
+    ])  # fmt: skip
+
+
+def by_width(query: Any, key: Any, value: Any, **options: Any) -> Any:
+    """Logits divided by d, not by its root: muP."""
+    return nn.dot_product_attention(query / query.shape[-1] ** 0.5, key, value, **options)
+
+
+def predicted(n: int, tokens: Any) -> Any:
+    """Two blocks of causal attention before an MLP, as logits of next tokens."""
+    places = nn.Embed(8, n, embedding_init=nn.initializers.normal(1), name="places")
+    h = nn.Embed(7, n, embedding_init=nn.initializers.normal(1), name="tokens")(tokens)
+    h = h + places(jnp.arange(8))
+    mask = nn.make_causal_mask(tokens)
+    for _ in range(2):
+        attention = nn.MultiHeadDotProductAttention(4, use_bias=False, attention_fn=by_width)
+        h = h + attention(nn.LayerNorm()(h), mask=mask)
+        h = h + nn.Dense(n)(nn.gelu(nn.Dense(4 * n)(nn.LayerNorm()(h))))
+    return nn.Dense(7, use_bias=False, kernel_init=nn.initializers.zeros)(nn.LayerNorm()(h))
+
+
+def adam(rate: float) -> Callable[[int], dict[str, optax.GradientTransformation]]:
+    """Adam in muP, ``eps`` beside gradients of order 1/n."""
+    of = lambda rate, n: optax.adam(rate, eps=1e-3 / n)
+    return lambda n: {"vector": of(rate, n), "sum": of(rate / n, n)}
+
+
+def entropy(labels: Any) -> Callable[[Any], Any]:
+    return lambda f: optax.softmax_cross_entropy_with_integer_labels(f, labels).mean()
+
+
+TO_TRAIN: dict[tuple[str, str, str], Trained] = {
+    ("LSTM on short series", "haiku", "SGD, 3 steps"): Trained(
+        haiku(recurrent, SERIES),
+        lambda f: jnp.mean((f - jnp.sin(SERIES[..., 0].sum(1))) ** 2),
+        lambda path, leaf: "vector" if leaf.ndim == 1 or leaf.shape[0] == 3 else "sum",
+        descent(0.5),
+    ),
+    ("convolutions on digits", "equinox", "SGD, 3 steps"): Trained(
+        equinox(classifier, lambda net, n: jax.vmap(net)(DIGITS) / n**0.5),
+        entropy(LABELS),
+        lambda path, leaf: "vector" if leaf.ndim > 2 and leaf.shape[1] == 1 else "sum",
+        descent(1.0),
+    ),
+    ("transformer, 2 blocks, 4 heads, logits by d", "linen", "Adam, 2 steps"): Trained(
+        by(predicted, SENTENCE),
+        entropy(jnp.roll(SENTENCE, -1, 1)),
+        lambda path, leaf: "vector" if leaf.ndim == 1 or "embedding" in path else "sum",
+        adam(0.05),
+        steps=2,
+        samples=2**9,
+    ),
+}  # fmt: skip
+
+
+def trained(one: Trained) -> list[str]:
+    """The cells of a row of training."""
+    make, apply = one.tried
+    declared = tp.declare(make)
+    width = width_of(declared)
+
+    def predict(params: Any) -> Any:
+        return apply(params, width(params))
+
+    def optimizer(params: Any) -> optax.GradientTransformation:
+        kinds = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: one.kind(jax.tree_util.keystr(path), leaf), params
+        )
+        return optax.partition(one.optimizers(width(params)), kinds)
+
+    def step(state: Any, _: Any) -> tuple[Any, Any]:
+        params, inner = state
+        loss, grads = jax.value_and_grad(lambda params: one.loss(predict(params)))(params)
+        updates, inner = optimizer(params).update(grads, inner, params)
+        return (optax.apply_updates(params, updates), inner), loss
+
+    def run(width: Any, **options: Any) -> tp.Trajectory:
+        return tp.train(
+            step, declared, [None] * one.steps, width=width, key=KEY, progress=False,
+            init=lambda params: (params, optimizer(params).init(params)),
+            observe=lambda state: predict(state[0]), **options,
+        )  # fmt: skip
+
+    widths = f"{min(TRAINED_SEEDS)} to {max(TRAINED_SEEDS)}"
+    try:
+        found = tables.beside(run, TRAINED_SEEDS, samples=one.samples, replicates=REPLICATES)
+    except tp.LimitError as error:
+        return [f"{one.samples}", widths, tables.refused(error), "", ""]
+    limit, networks = found.seconds
+    return [f"{one.samples}", widths, found.slope, found.z, f"{limit:.0f}, {networks:.0f}"]
+
+
 def main() -> None:
     """Try modules, and write the page."""
     warnings.simplefilter("ignore")
     columns = ["module", "library", "limit beside networks", "first answer"]
     trials = {name: functools.partial(tried, *one) for name, one in TABLE.items()}
-    tables.made(PAGE, HEAD, columns, trials)
+    names = ["module", "library", "optimizer", "particles", "widths", "slope", "z", "seconds"]
+    runs = {name: functools.partial(trained, one) for name, one in TO_TRAIN.items()}
+    tables.made(PAGE, tables.Table(HEAD, columns, trials), tables.Table(TRAINING, names, runs))
 
 
 if __name__ == "__main__":

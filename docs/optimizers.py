@@ -170,11 +170,11 @@ def exponents(one: Tried) -> tuple[str, float]:
     return f"{', '.join(known)} ({', '.join(f'{x:+.2f}' for x in slopes)})", largest
 
 
-def run(one: Tried, width: Any, count: int, **options: Any) -> tp.Trajectory:
+def run(one: Tried, width: Any, **options: Any) -> tp.Trajectory:
     return tp.train(
         functools.partial(step, one), THETA, jnp.zeros(STEPS),
         init=functools.partial(started, one), observe=lambda state: predict(state[0])[:, 0],
-        width=width, key=KEY, replicates=count, progress=False, **options,
+        width=width, key=KEY, progress=False, **options,
     )  # fmt: skip
 
 
@@ -197,21 +197,16 @@ def tried(one: Tried) -> list[str]:
     powers, largest = exponents(one)
     if largest > 0:
         return [powers, "", "", "", ""]
-    seconds = []
+    train = functools.partial(run, one)
     try:
-        for _ in range(2):
-            start = time.perf_counter()
-            limit = run(one, tp.inf, REPLICATES, samples=SAMPLES)
-            seconds.append(time.perf_counter() - start)
+        found = tables.beside(train, SEEDS, samples=SAMPLES, replicates=REPLICATES)
     except tp.LimitError as error:
         return [powers, tables.refused(error), "", "", ""]
-    networks = {width: run(one, width, count) for width, count in SEEDS.items()}
-    compared = tp.Comparison(limit, networks)
-    z = np.nanmax(np.abs(compared.z_scores[1:]))
-    return [
-        powers, f"{compared.slope:.2f} ± {compared.slope_stderr:.2f}", f"{z:.1f}",
-        pair_memory(limit.state), f"{seconds[0] - seconds[1]:.0f} s",
-    ]  # fmt: skip
+    start = time.perf_counter()
+    train(tp.inf, samples=SAMPLES, replicates=REPLICATES)
+    again = time.perf_counter() - start
+    compilation = f"{found.seconds[0] - again:.0f} s"
+    return [powers, found.slope, found.z, pair_memory(found.limit.state), compilation]
 
 
 def main() -> None:
@@ -219,7 +214,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     columns = ["optimizer", "rates", "exponents", "slope", "z", "pairs", "compilation"]
     trials = {name: functools.partial(tried, one) for name, one in TABLE.items()}
-    tables.made(PAGE, HEAD, columns, trials)
+    tables.made(PAGE, tables.Table(HEAD, columns, trials))
 
 
 if __name__ == "__main__":

@@ -404,3 +404,13 @@ def test_what_rounding_adds_is_unknown(theta: Theta) -> None:
         return n * (second(t) * (n // 2 / n) - second(t) / 2)
 
     error_of(tp.CancellationError, tp.limit(gap), theta)
+
+
+def test_a_compiled_function_without_results(theta: Theta) -> None:
+    """Such as the derivative of a rectifier in a scan leaves behind."""
+
+    def program(t: Theta) -> jax.Array:
+        jax.jit(lambda v: ())(t["v"])
+        return second(t)
+
+    assert_allclose(tp.limit(program)(theta), tp.limit(second)(theta))

@@ -417,7 +417,7 @@ class _Builder:
     ) -> None:
         """Functions of JAX that draw coordinates of a width, of which the traces do not tell."""
         name = equations[0].params.get("name")
-        lengths = {variables[0].aval.shape for variables in (e.outvars for e in equations)}
+        lengths = {tuple(var.aval.shape for var in equation.outvars) for equation in equations}
         constants = [operand for operand in operands if isinstance(operand, Constant)]
         grows = any(level > 0 for one in constants for level in one.fitted.exponents.levels())
         if (name == "_shuffle" and len(lengths) > 1) or (name == "_randint" and grows):
