@@ -331,8 +331,8 @@ REPLICATES = 4
 TRAINING = f"""## Training
 
 The same modules and others from the initialisers of their libraries, trained in muP with optax: a
-readout of the usual scale is divided by $n^{{1/2}}$, and every leaf has a power of the width as its
-rate. The limit is that of {REPLICATES} replicates.
+readout of the usual scale is divided by $n^{{1/2}}$ or starts at zero, and every leaf has a
+power of the width as its rate. The limit is that of {REPLICATES} replicates.
 
 - *Slope*: of the logarithm of the distance of single networks from the limit, over all steps,
   {", ".join(f"{count} networks of width {width}" for width, count in TRAINED_SEEDS.items())};
