@@ -391,7 +391,8 @@ class Matrices:
     items: np.ndarray
     axes: tuple[int, int]
 
-    #: No field, as of a ``Tensor``.
+    #: What a checkpoint keeps; facts are known of this object alone, as of a ``Tensor``.
+    _fields: ClassVar[tuple[str, ...]] = ("axes", "items")
     facts: ClassVar[Facts] = NO_FACTS
 
     def __init__(self, items: Any, axes: tuple[int, int]) -> None:
