@@ -86,9 +86,33 @@ def once_of_twice(t, n):
     return jnp.mean((twice - t["u"]) ** 2), 1
 
 
+def of_many(t, n):
+    """A dozen updates, 1 + 2 + ... + 12 = 78."""
+    after = t["v"]
+    for k in range(1, 13):
+        after = after + k * t["u"] ** 2 / n**2
+    return n**2 * jnp.mean(after - t["v"]), 78
+
+
+def in_a_loop(t, n):
+    """Each turn tells its own update."""
+
+    def turn(state, _):
+        after = state + t["u"] ** 2 / n**2
+        return after, n**2 * jnp.mean(after - state)
+
+    return jax.lax.scan(turn, t["v"], None, length=3)[1], [1, 1, 1]
+
+
+def of_integers(t, n):
+    """Bins are counted without round-off."""
+    a, b = (jnp.round(3 * t[name]).astype(jnp.int32) for name in "vu")
+    return jnp.mean(jnp.abs(((a + b) - a) - b).astype(jnp.float32)), 0
+
+
 PROGRAMS = [
     update, updates, in_another_order, of_rows, negations, straight_through, its_derivative,
-    of_averages, nothing, once_of_twice,
+    of_averages, nothing, once_of_twice, of_many, in_a_loop, of_integers,
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tplimit.values.tensors import Matrices, Summand, Tensor, Value, knowing
 
 #: Longer sums are values of their own.
-_MOST = 8
+_MOST = 64
 
 
 class Sums(NamedTuple):

@@ -25,15 +25,7 @@ from tplimit.gaussian import noise
 from tplimit.interpreter.cancellation import of_summands
 from tplimit.interpreter.context import Context
 from tplimit.matrices import ensembles
-from tplimit.matrices.parts import (
-    Between,
-    Image,
-    Matrix,
-    Part,
-    Rows,
-    bounded_share,
-    either_mask,
-)
+from tplimit.matrices.parts import Between, Image, Matrix, Part, Rows, bounded_share, either_mask
 from tplimit.matrices.projected_update import ProjectedUpdate, home_of, without_round_off
 from tplimit.values.exponents import NEVER, Exponent
 from tplimit.values.fields import ALONG, FINITE, STATIC

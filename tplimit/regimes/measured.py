@@ -255,19 +255,19 @@ def _moving(program: _Program, training: Steps) -> tuple[_Program, Steps, list[F
     gradients have grown with other layers, something grows, and they are lowered.
     """
     met: list[Fault] = []
-    seen: list[_Program] = []
+    tried: list[tuple[Mapping[str, Exponent], ...]] = []
     while True:
         rows = training.rows()
         still = [row for row in rows if NEVER < row.layer.exponent < 0]
         if not still:
             return program, training, met
-        if program in seen:
+        if (powers := (program.initial, program.rates)) in tried:
             raise ValueError(
                 "no powers of the width were found that are the same in every step and with which "
                 "every layer moves: explain() says which does not"
             )
-        seen.append(program)
-        initial, factors = dict(program.initial), dict(program.rates)
+        tried.append(powers)
+        initial, rates = dict(program.initial), dict(program.rates)
         through = excess(still)
         readouts = [name for name in initial_readouts(rows) if program.has_width(name)]
         if through > 0 and readouts:
@@ -275,8 +275,8 @@ def _moving(program: _Program, training: Steps) -> tuple[_Program, Steps, list[F
                 initial[name] = initial.get(name, 0) - through
         else:
             for row in still:
-                factors[row.parameter] = factors.get(row.parameter, 0) - row.layer.exponent
-        program = program._replace(initial=initial, rates=factors)
+                rates[row.parameter] = rates.get(row.parameter, 0) - row.layer.exponent
+        program = program._replace(initial=initial, rates=rates)
         program, training, found = _settled(program, _run_again(program))
         met += found
 

@@ -90,7 +90,7 @@ def subtract(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
 def subtract_series(ctx: Context, a: Tensor, b: Tensor, **_: Any) -> Value:
     if _crossed(a, b):
         return matrices.crossed_sum(ctx, a, expansion.negative(b))
-    if a is b or a.dtype.kind in "iub":
+    if a.dtype.kind in "iub":
         return leading_of(ctx, a, b)
     return _series(ctx).combined(a, b, -1, functools.partial(expansion.minus, ctx))
 
