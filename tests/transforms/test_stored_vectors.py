@@ -125,3 +125,27 @@ def test_training_that_has_converged_goes_on(theta):
     for _ in range(60):
         state, value = train(state)
     assert value < 1e-10
+
+
+def test_what_round_off_hides_below_a_leading_term_is_unknown():
+    """The next term of g / (|g| + 1e-8) is 1e-8 / |g| of what round-off leaves of it: that is no
+    reason to refuse, nor is it a number. So Adam has two terms with the `eps` that optax has."""
+    vectors = {"v": tp.normal((n,)), "w": tp.normal((n,))}
+    theta = tp.sample(vectors, jax.random.key(0), width=tp.inf, terms=2)
+
+    def ratio(t, eps):
+        g = 1 + t["v"] ** 2 + t["w"] / t["v"].shape[0] ** 0.5
+        return g / (jnp.abs(g) + eps)
+
+    def next_term(t, eps):
+        g = 1 + t["v"] ** 2
+        return t["v"].shape[0] ** 0.5 * jnp.mean((ratio(t, eps) - g / (g + eps)) * t["w"])
+
+    mean = tp.limit(lambda t: jnp.mean(ratio(t, 1e-8)))(theta)
+    np.testing.assert_allclose(mean, 1, atol=1e-6)
+    with pytest.raises(CancellationError):
+        tp.limit(lambda t: next_term(t, 1e-8))(theta)
+    x, step = np.linspace(-12, 12, 200_001, retstep=True)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    known = step * np.sum(0.1 / (1.1 + x**2) ** 2 * density)
+    np.testing.assert_allclose(tp.limit(lambda t: next_term(t, 0.1))(theta), known, rtol=0.02)

@@ -29,7 +29,7 @@ import numpy as np
 
 from tplimit.algebra import arithmetic, knowledge
 from tplimit.interpreter import doubts
-from tplimit.interpreter.cancellation import Balance, of_summands
+from tplimit.interpreter.cancellation import HIDDEN, Balance, of_summands
 from tplimit.interpreter.context import Context
 from tplimit.values import patches
 from tplimit.values.exponents import (
@@ -91,18 +91,27 @@ def symmetric(piece: Tensor, parity: Parity) -> Tensor:
 
 
 def total(ctx: Context, parts: Sequence[Tensor]) -> Tensor:
-    """Sum of values of one term: equal exponents add, the largest are kept, entry by entry."""
+    """Sum of values of one term: equal exponents add, the largest are kept, entry by entry.
+
+    What cancels is left out; what round-off hides, below others that are kept or have cancelled, is
+    unknown.
+    """
     axis, space = arithmetic.common_axis(ctx, *parts)
     remainder = parts[0].remainder.maximum(*(part.remainder for part in parts[1:]))
     unknown = [(part.remainder, parity_of_unknown(part)) for part in parts]
     left = [part.exponents for part in parts]
     found: list[Patch] = []
     kept: list[tuple[Exponents, list[Tensor]]] = []
+    below = False
     while (top := left[0].maximum(*left[1:])) != EXACT_ZERO:
         those = [part for part, e in zip(parts, left, strict=True) if _meet(e, top)]
-        gone = _cancelled(ctx, those, top, axis)
-        if gone is not None:
-            left = [e.map(lambda x, t, m: NEVER if m and x == t else x, top, gone) for e in left]
+        fate = _cancelled(ctx, those, top, axis, below)
+        below = True
+        if fate is not None:
+            hidden = top.map(lambda t, m: t if m == HIDDEN else NEVER, fate)
+            remainder = remainder.maximum(hidden)
+            unknown += [(hidden, part.parity) for part in those]
+            left = [e.map(lambda x, t, m: NEVER if m and x == t else x, top, fate) for e in left]
             continue
         if len(kept) == ctx.terms:
             dropped = [p for p, e in zip(parts, left, strict=True) if e != EXACT_ZERO]
@@ -143,15 +152,16 @@ def _symmetries(remainder: Exponents, parts: list[tuple[Exponents, Parity]]) -> 
 
 
 def _cancelled(
-    ctx: Context, parts: list[Tensor], top: Exponents, axis: int | None
+    ctx: Context, parts: list[Tensor], top: Exponents, axis: int | None, below: bool
 ) -> Exponents | None:
-    """1 where the sum of the parts that have these exponents cancels, else 0; None if nowhere."""
+    """What becomes of the sum of the parts that have these exponents, `GONE`, `HIDDEN` or 0; None
+    if nothing does."""
     if len(parts) == 1 or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in parts):
         return None
     summands = [arithmetic.at_exponents(part, top) for part in parts]
     sure = all(part.stderr is None for part in parts)
-    mask = ctx.cancelling(lambda: of_summands(summands, axis), axis, sure)
-    return None if mask is None else Exponents(mask.astype(object))
+    found = ctx.left_of(lambda: of_summands(summands, axis), axis, sure, below)
+    return None if found is None else Exponents(found.astype(object))
 
 
 def _lost(

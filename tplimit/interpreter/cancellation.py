@@ -9,7 +9,9 @@ that follows, are then those of the terms that are left.
 Sums are asked about in the order of interpretation, the same in a rehearsal and in the run.
 
 What an earlier call has returned is only numbers: a vector compared with the same one computed anew
-cancels in the run alone, up to round-off. That is noticed there (``round_off``), and refused.
+cancels in the run alone, up to round-off. That is noticed there (``round_off``), and refused. Of a
+term below others that is hidden by the round-off of a run in the rehearsal already, such as the
+next term of ``g / (|g| + 1e-8)``, only the order is known.
 """
 
 import functools
@@ -30,18 +32,27 @@ Name = tuple[int, int]
 #: in half precision than this share.
 _UNITS, _SHARE = 4096, 0.1
 
+#: What becomes of an entry of a sum: it cancels, or the round-off of a run hides what is left.
+GONE, HIDDEN = 1, 2
+
 #: Two ways to compute one vector differ by less than this many units on all of some coordinates; in
 #: half precision by less than this share.
 _ALIKE, _ALIKE_SHARE, _SOME = 16, 0.01, 256
 
 
 class Question(NamedTuple):
-    """A sum, the sum of the absolute values of its summands, and the axis of its width or None."""
+    """A sum, the sum of the absolute values of its summands, and the axis of its width or None.
+
+    Attributes:
+        hidden_share: of the summands, below which round-off hides what is left; -1 where that is
+            of no interest.
+    """
 
     name: Name
     total: Any
     size: Any
     axis: int | None
+    hidden_share: float
 
 
 class Balance(NamedTuple):
@@ -88,9 +99,13 @@ def round_off(balance: Balance, axis: int) -> jax.Array:
     """Whether vectors along an axis add up to round-off, though not to exact zeros."""
     total, size = balance.some
     size = size + jnp.mean(size, axis, keepdims=True)
-    left = min(_ALIKE * float(jnp.finfo(total.dtype).eps), _ALIKE_SHARE)
-    alike = (jnp.abs(total) <= left * size) & jnp.isfinite(size)
+    alike = (jnp.abs(total) <= hidden_share(total.dtype) * size) & jnp.isfinite(size)
     return jnp.any(jnp.all(alike, axis) & jnp.any(total != 0, axis))
+
+
+def hidden_share(dtype: Any) -> float:
+    """What is left of the summands of a sum is hidden below this share by round-off."""
+    return min(_ALIKE * float(jnp.finfo(dtype).eps), _ALIKE_SHARE)
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +121,8 @@ class Sums:
     """The sums of one interpretation.
 
     Attributes:
-        cancelled: masks of the entries of sums that cancel, with length 1 along the width.
+        cancelled: what becomes of the entries of sums of which some are `GONE` or `HIDDEN`, with
+            length 1 along the width.
         questions: all that have been asked about, where a rehearsal wants them; else None.
         held: what the run has to confirm.
     """
@@ -117,20 +133,21 @@ class Sums:
         self.held: list[Held] = []
         self._asked: dict[int, int] = {}
 
-    def cancelling(
-        self, equation: object, balance: Callable[[], Balance], axis: int | None
+    def left_of(
+        self, equation: object, balance: Callable[[], Balance], axis: int | None, hides: bool
     ) -> np.ndarray | None:
-        """Mask of the entries of a sum that are exactly zero though its summands are not; None if
-        there are none."""
+        """What becomes of the entries of a sum; None where its summands leave what they seem to."""
         number = self._asked.get(id(equation), 0)
         self._asked[id(equation)] = number + 1
         name = (id(equation), number)
-        mask = self.cancelled.get(name)
+        found = self.cancelled.get(name)
         if self.questions is not None:
-            self.questions.append(Question(name, *balance().whole, axis))
-        elif mask is not None:
-            self.held.append(Held(_confirmed(mask, *balance().whole, axis), name))
-        return mask
+            total, size = balance().whole
+            share = hidden_share(total.dtype) if hides else -1.0
+            self.questions.append(Question(name, total, size, axis, share))
+        elif found is not None and np.any(gone := found == GONE):
+            self.held.append(Held(_confirmed(gone, *balance().whole, axis), name))
+        return found
 
 
 def _confirmed(mask: np.ndarray, total: Any, size: Any, axis: int | None) -> jax.Array:

@@ -20,7 +20,7 @@ from tplimit.errors import (
 )
 from tplimit.gaussian.bank import Bank
 from tplimit.interpreter import folding, zeros
-from tplimit.interpreter.cancellation import Balance, Sums, round_off
+from tplimit.interpreter.cancellation import GONE, Balance, Sums, round_off
 from tplimit.interpreter.ledger import Ledger
 from tplimit.interpreter.spaces import Spaces
 from tplimit.program.equations import Equation, Operand, Program, Slot
@@ -193,12 +193,21 @@ class Context:
         A sum of vectors that cancels in a run and is not known to is refused, where it is `sure`:
         has no sampling error that would hide what is left.
         """
+        found = self.left_of(balance, axis, sure)
+        return None if found is None else found == GONE
+
+    def left_of(
+        self, balance: Callable[[], Balance], axis: int | None, sure: bool, below: bool = False
+    ) -> np.ndarray | None:
+        """What becomes of the entries of a sum, see `cancelling`: `GONE` or, of one `below` others
+        in a vector, `HIDDEN`; None if they are what they seem to be."""
         if self.sums is None:
             return None
+        asked = sure and axis is not None and not self.exact
         equation = None if self.at is None else self.at.equation
-        mask = self.sums.cancelling(equation, balance, axis)
-        unseen = mask is None and self.sums.questions is None
-        if unseen and sure and axis is not None and not self.exact:
+        found = self.sums.left_of(equation, balance, axis, asked and below)
+        if asked and found is None and self.sums.questions is None:
+            assert axis is not None
             error = self.error(
                 "Vectors that are added up cancel but for round-off, and it is not known whether "
                 "they are the same.",
@@ -207,7 +216,7 @@ class Context:
                 "and compute both in one function.",
             )
             self.check(~round_off(balance(), axis), error)
-        return mask
+        return found
 
     # Numbers without a limit ------------------------------------------------------------------
 

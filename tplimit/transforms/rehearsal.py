@@ -28,7 +28,7 @@ from tplimit import _jax
 from tplimit.errors import LimitError
 from tplimit.gaussian.bank import Bank
 from tplimit.gaussian.deferred import Store
-from tplimit.interpreter.cancellation import Name, Sums
+from tplimit.interpreter.cancellation import GONE, HIDDEN, Name, Sums
 from tplimit.interpreter.context import SEVERAL, Context, Decide, spaces_of
 from tplimit.interpreter.ledger import Asked, generic
 from tplimit.interpreter.loop import evaluate
@@ -142,7 +142,7 @@ class _Course:
 
     learnt: Learnt
     error: LimitError | None
-    names: Sequence[tuple[Name, int | None]]
+    names: Sequence[tuple[Name, int | None, float]]
     without_limit: Sequence[LimitError]
     terms: Sequence[tuple[int, bool]]
 
@@ -187,7 +187,7 @@ class _Traced:
                 error = failure
             asked = [] if sums is None or sums.questions is None else sums.questions
             learnt = Learnt(ctx.spaces, ctx.ledger.asked, cancelled)
-            names = [(question.name, question.axis) for question in asked]
+            names = [(one.name, one.axis, one.hidden_share) for one in asked]
             balances = [(question.total, question.size) for question in asked]
             numbers = [number for value in out for number in _numbers(value)]
             vectors = [value if isinstance(value, Tensor) else None for value in out]
@@ -260,10 +260,17 @@ class _Traced:
         for number, draw in enumerate(draws):
             arrays = iter(self._evaluated(draw))
             masks = {}
-            for name, axis in self.course.names:
-                mask = _round_off(next(arrays), next(arrays), axis, number > 0)
-                if name not in refuted:
-                    masks[name] = mask if number == 0 else mask & found.get(name, False)
+            for name, axis, share in self.course.names:
+                total, size = next(arrays), next(arrays)
+                gone = _round_off(total, size, axis, _ROUND_OFF, number > 0)
+                if name in refuted:
+                    continue
+                if number == 0:
+                    hidden = _round_off(total, size, axis, share, False)
+                    masks[name] = np.where(gone, GONE, np.where(hidden, HIDDEN, 0))
+                elif name in found:
+                    # What cancels for these numbers only is no rule; round-off is that of these.
+                    masks[name] = np.where(~gone & (found[name] == GONE), 0, found[name])
             found = {name: mask for name, mask in masks.items() if np.any(mask)}
             if not found:
                 break
@@ -308,15 +315,17 @@ def _moved(array: Any) -> Any:
     return (1.7 * np.asarray(array) + 0.3).astype(array.dtype) if floating else array
 
 
-def _round_off(total: Any, size: Any, axis: int | None, otherwise: bool) -> np.ndarray:
-    """Entries of a sum that are nothing but round-off for all coordinates along a width.
+def _round_off(
+    total: Any, size: Any, axis: int | None, share: float, otherwise: bool
+) -> np.ndarray:
+    """Entries of a sum that are at most a share of its summands for all coordinates along a width.
 
     What is 0 with its summands, or no number, is none if the numbers are those of the data; for
     other numbers it says nothing.
     """
     # Where summands are small by chance, what they are made of has left larger round-off.
     typical = 0 if axis is None else np.mean(size, axis, keepdims=True)
-    gone = np.abs(total) <= _ROUND_OFF * (size + typical)
+    gone = np.abs(total) <= share * (size + typical)
     if axis is not None:
         gone, size = np.all(gone, axis, keepdims=True), np.max(size, axis, keepdims=True)
     silent = ~(size > 0) | ~np.isfinite(size)
